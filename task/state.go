@@ -1,0 +1,350 @@
+package task
+
+import (
+	"fmt"
+	"time"
+)
+
+// Status is the public state of a task.
+type Status string
+
+// Statuses. The last three are terminal: they never change again.
+const (
+	Queued    Status = "QUEUED"
+	Running   Status = "RUNNING"
+	Completed Status = "COMPLETED"
+	Failed    Status = "FAILED"
+	Cancelled Status = "CANCELLED"
+)
+
+// Terminal reports whether the status is final.
+func (s Status) Terminal() bool { return s == Completed || s == Failed || s == Cancelled }
+
+// Move is a transition of the state machine. There are no others.
+type Move string
+
+// Moves T1 to T9; T10, forgetting a finished task after its retention, leaves no record.
+const (
+	MoveSubmit   Move = "submit"   // T1
+	MoveClaim    Move = "claim"    // T2
+	MoveStart    Move = "start"    // T3, renewals included
+	MoveComplete Move = "complete" // T4
+	MoveFail     Move = "fail"     // T5
+	MoveRequeue  Move = "requeue"  // T6
+	MoveGiveUp   Move = "give up"  // T7
+	MoveExpire   Move = "expire"   // T8
+	MoveCancel   Move = "cancel"   // T9
+)
+
+// phase refines the status: QUEUED is ready (or delayed) while nobody holds the
+// task and offered while a session does and has not said that it started.
+type phase string
+
+const (
+	phaseNone    phase = "none"
+	phaseReady   phase = "ready"
+	phaseOffered phase = "offered"
+	phaseRunning phase = "running"
+	phaseEnded   phase = "ended"
+)
+
+// legal is the table of legal moves: from each phase, where each move leads. A
+// report may settle an offered claim, as the word that it started may be lost.
+var legal = map[phase]map[Move]phase{
+	phaseNone:  {MoveSubmit: phaseReady},
+	phaseReady: {MoveClaim: phaseOffered, MoveExpire: phaseEnded, MoveCancel: phaseEnded},
+	phaseOffered: {
+		MoveStart: phaseRunning, MoveComplete: phaseEnded, MoveFail: phaseEnded, MoveRequeue: phaseReady,
+		MoveGiveUp: phaseEnded, MoveExpire: phaseEnded, MoveCancel: phaseEnded,
+	},
+	phaseRunning: {
+		MoveStart: phaseRunning, MoveComplete: phaseEnded, MoveFail: phaseEnded, MoveRequeue: phaseReady,
+		MoveGiveUp: phaseEnded, MoveExpire: phaseEnded, MoveCancel: phaseEnded,
+	},
+	phaseEnded: {},
+}
+
+func (t *Task) phase() phase {
+	switch {
+	case t.Status == "":
+		return phaseNone
+	case t.Status.Terminal():
+		return phaseEnded
+	case t.Lease == nil:
+		return phaseReady
+	case t.Lease.StartedAt.IsZero():
+		return phaseOffered
+	default:
+		return phaseRunning
+	}
+}
+
+// check is the one place that asks the table.
+func (t *Task) check(m Move) error {
+	if _, ok := legal[t.phase()][m]; !ok {
+		return Errorf(CodeState, string(m), "task %s is %s: the move is not legal from there", t.ID, t.describe())
+	}
+	return nil
+}
+
+func (t *Task) describe() string {
+	if t.Status == Queued {
+		return fmt.Sprintf("%s (%s)", t.Status, t.phase())
+	}
+	return string(t.Status)
+}
+
+// Verdict answers a report or a renewal.
+type Verdict string
+
+// Verdicts.
+const (
+	// VerdictRecorded: the report counts and is durable.
+	VerdictRecorded Verdict = "recorded"
+	// VerdictDuplicate: this very claim was settled before; nothing changed.
+	VerdictDuplicate Verdict = "duplicate"
+	// VerdictStale: the token is not that of the claim in force; nothing changed
+	// and the worker stops the attempt.
+	VerdictStale Verdict = "stale"
+)
+
+// Submit makes a new record QUEUED (T1).
+func (t *Task) Submit(now time.Time, seq uint64) error {
+	if err := t.check(MoveSubmit); err != nil {
+		return err
+	}
+	t.Status, t.CreatedAt, t.Seq = Queued, now, seq
+	return nil
+}
+
+// Claim offers a ready task to a session (T2): the epoch rises and the lease is in
+// force until lease.Until. The task still reads QUEUED.
+func (t *Task) Claim(now time.Time, lease Lease) (Token, error) {
+	if err := t.check(MoveClaim); err != nil {
+		return Token{}, err
+	}
+	if t.NotBefore.After(now) {
+		return Token{}, Errorf(CodeState, string(MoveClaim), "task %s is delayed until %s", t.ID, t.NotBefore)
+	}
+	t.Epoch++
+	lease.ClaimedAt, lease.StartedAt = now, time.Time{}
+	t.Lease = &lease
+	tok, _ := t.Token()
+	return tok, nil
+}
+
+// holds is the fence: epoch and claim id both equal those of the claim in force.
+func (t *Task) holds(tok Token) bool {
+	return t.Lease != nil && t.ID == tok.Task && t.Epoch == tok.Epoch && t.Lease.Claim == tok.Claim
+}
+
+// Renew extends the lease of the claim in force (T3). A startedAt that is not
+// zero says that the attempt runs: the first such word makes the task RUNNING and
+// counts the attempt, later ones change nothing.
+func (t *Task) Renew(tok Token, until, startedAt time.Time) Verdict {
+	if !t.holds(tok) {
+		return VerdictStale
+	}
+	if until.After(t.Lease.Until) {
+		t.Lease.Until = until
+	}
+	if !startedAt.IsZero() {
+		t.start(startedAt)
+	}
+	return VerdictRecorded
+}
+
+// start counts the attempt once.
+func (t *Task) start(at time.Time) {
+	if !t.Lease.StartedAt.IsZero() {
+		return
+	}
+	t.Lease.StartedAt = at
+	t.Status = Running
+	t.AttemptCount++
+	t.Lapses = 0
+	t.Attempts = append(t.Attempts, Attempt{Number: t.AttemptCount, Worker: t.Lease.Worker, StartedAt: at})
+	if drop := len(t.Attempts) - MaxAttemptsKept; drop > 0 {
+		t.Attempts = append([]Attempt(nil), t.Attempts[drop:]...)
+	}
+}
+
+// Settle ends the claim in force with an outcome and decides what becomes of the
+// task (T4 to T7). jitter in [0,1) spreads a retry's delay, see [RetryDelay]. An
+// old token changes nothing.
+func (t *Task) Settle(now time.Time, tok Token, out Outcome, jitter float64) Verdict {
+	if !t.holds(tok) {
+		if t.LastClaim == tok.Claim && !tok.Claim.IsZero() && t.ID == tok.Task {
+			return VerdictDuplicate
+		}
+		return VerdictStale
+	}
+	if ran(out.End) {
+		// The report proves the start, even where the word of it was lost.
+		t.start(now.Add(-max(out.RunTime, 0)))
+	}
+	worker := t.Lease.Worker
+	failure := boundFailure(out, worker)
+	t.endAttempt(now, out.End, failure)
+	t.LastClaim = tok.Claim
+	switch out.End {
+	case EndSucceeded:
+		t.ResultSize, t.ResultEncoding, t.ResultRepr = len(out.Result), out.Encoding, out.Repr
+		t.finish(now, Completed, nil)
+	case EndRaised:
+		t.Failures++
+		if t.Failures > t.FunctionRetries {
+			t.finish(now, Failed, failure)
+			break
+		}
+		t.requeue(now.Add(RetryDelay(t.Failures, jitter)))
+	case EndLost:
+		t.lose(now, failure, jitter)
+	case EndLapsed:
+		t.Lapses++
+		if t.Lapses > MaxLapses {
+			t.Lapses = 0
+			t.lose(now, failure, jitter)
+			break
+		}
+		t.requeue(now)
+	case EndTimedOut, EndExhausted, EndUnreadable:
+		t.finish(now, Failed, failure)
+	default: // EndReturned, and EndCancelled of a task that nobody cancelled.
+		t.requeue(now)
+	}
+	return VerdictRecorded
+}
+
+// lose spends one of max_retries; the loss after the last of them fails the task.
+// The first loss is requeued at once, later ones back off.
+func (t *Task) lose(now time.Time, failure *Failure, jitter float64) {
+	t.Losses++
+	if t.Losses <= t.MaxRetries {
+		var delay time.Duration
+		if t.Losses > 1 {
+			delay = RetryDelay(t.Losses-1, jitter)
+		}
+		t.requeue(now.Add(delay))
+		return
+	}
+	failure.Message = fmt.Sprintf("the task lost its worker %d times (max_retries is %d); the last time: %s",
+		t.Losses, t.MaxRetries, failure.Message)
+	t.finish(now, Failed, failure)
+}
+
+// Expire fails a task whose deadline has passed (T8) and reports whether it did.
+func (t *Task) Expire(now time.Time) bool {
+	if t.Deadline.IsZero() || now.Before(t.Deadline) || t.check(MoveExpire) != nil {
+		return false
+	}
+	f := &Failure{
+		Class:   ClassDeadline,
+		Message: fmt.Sprintf("the deadline %s passed while the task was %s", t.Deadline.UTC().Format(time.RFC3339Nano), t.Status),
+	}
+	t.force(now, Failed, EndTimedOut, f)
+	return true
+}
+
+// Cancel ends an unfinished task at a client's wish (T9) and reports whether it
+// did; a finished task stays as it is.
+func (t *Task) Cancel(now time.Time) bool {
+	if t.check(MoveCancel) != nil {
+		return false
+	}
+	t.force(now, Cancelled, EndCancelled, &Failure{Class: ClassCancelled, Message: "the task was cancelled by a client"})
+	return true
+}
+
+// force ends the task without its holder's word: the epoch rises, so whatever the
+// holder still reports is stale.
+func (t *Task) force(now time.Time, s Status, e End, f *Failure) {
+	if t.Lease != nil {
+		f.Worker = t.Lease.Worker
+	}
+	t.endAttempt(now, e, f)
+	t.Epoch++
+	t.finish(now, s, f)
+}
+
+func (t *Task) requeue(notBefore time.Time) {
+	t.Epoch++
+	t.Status, t.Lease, t.NotBefore = Queued, nil, notBefore
+}
+
+func (t *Task) finish(now time.Time, s Status, f *Failure) {
+	t.Status, t.Lease, t.FinishedAt, t.Failure = s, nil, now, f
+	t.NotBefore = time.Time{}
+}
+
+// endAttempt closes the history entry of an attempt that was started.
+func (t *Task) endAttempt(now time.Time, e End, f *Failure) {
+	if t.phase() != phaseRunning || len(t.Attempts) == 0 {
+		return
+	}
+	a := &t.Attempts[len(t.Attempts)-1]
+	a.FinishedAt, a.End = now, e
+	if f != nil {
+		a.Reason = ClipText(firstLine(f), 256)
+	}
+}
+
+func firstLine(f *Failure) string {
+	s := f.Message
+	if f.Type != "" {
+		s = f.Type + ": " + s
+	}
+	for i := range len(s) {
+		if s[i] == '\n' {
+			return s[:i]
+		}
+	}
+	return s
+}
+
+// ran reports whether an end can only come from an attempt that was started.
+func ran(e End) bool {
+	switch e {
+	case EndSucceeded, EndRaised, EndLost, EndTimedOut, EndExhausted, EndUnreadable:
+		return true
+	default:
+		return false
+	}
+}
+
+// boundFailure returns a private, bounded copy of an outcome's failure with its
+// class and worker filled in; nil for a success.
+func boundFailure(out Outcome, worker string) *Failure {
+	if out.End == EndSucceeded {
+		return nil
+	}
+	var f Failure
+	if out.Failure != nil {
+		f = *out.Failure
+	}
+	if c := ClassOf(out.End); c != "" {
+		f.Class = c
+	}
+	if f.Message == "" {
+		f.Message = "the attempt ended as " + string(out.End)
+	}
+	f.Worker = worker
+	f.Bound()
+	return &f
+}
+
+// Backoff of retries: half a second doubled each time, capped, with full jitter
+// (Brooker, "Exponential Backoff And Jitter").
+const (
+	retryBase = 500 * time.Millisecond
+	retryCap  = 30 * time.Second
+)
+
+// RetryDelay returns the delay before retry n (from 1); jitter is in [0,1).
+func RetryDelay(n int, jitter float64) time.Duration {
+	limit := retryCap
+	if shift := n - 1; shift < 6 {
+		limit = min(retryBase<<shift, retryCap)
+	}
+	return time.Duration(jitter * float64(limit))
+}

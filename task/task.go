@@ -1,0 +1,175 @@
+package task
+
+import "time"
+
+// Limits and defaults that are part of the contract.
+const (
+	DefaultQueue      = "default"
+	DefaultPriority   = 5
+	MinPriority       = 0
+	MaxPriority       = 9
+	DefaultMaxRetries = 3
+	// MaxRetriesLimit bounds both retry budgets of one task.
+	MaxRetriesLimit = 1000
+	// MaxNameLength is counted in characters (Unicode code points).
+	MaxNameLength = 256
+	// MaxQueueLength bounds the name of a queue, in bytes.
+	MaxQueueLength = 128
+	// MaxLapses is how many offers in a row may lapse before a lapse is counted
+	// as a loss, so that a task no worker ever accepts cannot circulate for ever.
+	MaxLapses = 5
+	// MaxErrorText bounds message and traceback in a record, each, in bytes.
+	MaxErrorText = 64 << 10
+	// MaxLog is how much of an attempt's output is kept: its last bytes.
+	MaxLog = 64 << 10
+	// MaxAttemptsKept bounds the history in a record: the first ones are dropped.
+	MaxAttemptsKept = 16
+	// DefaultMaxPayload is the one limit on a payload or a result, decoded, in bytes.
+	DefaultMaxPayload = 64 << 20
+)
+
+// Task is the record of one execution asked for by a client. The arguments and
+// the result are kept beside it by the store, never in it.
+//
+// A Task is a plain value: who holds one may read it freely; only the methods of
+// this package change it.
+type Task struct {
+	ID       ID
+	Function ID
+	// FunctionName, Queue, Runtime, Form and Hash are copied from the function, so
+	// that a claim needs no second look-up.
+	FunctionName string
+	Queue        string
+	Runtime      string
+	Form         Form
+	Hash         [32]byte
+
+	Priority int
+	// Args and Returns say how the arguments are encoded and how the caller wants
+	// the result. Returns falls back to pickle when JSON cannot hold the value.
+	Args    Encoding
+	Returns Encoding
+	// ArgsSize is the size of the arguments in bytes.
+	ArgsSize int
+	// Timeout limits one attempt's run time from its start; 0 means none.
+	Timeout time.Duration
+	// Deadline is absolute and counts waiting too; zero means none.
+	Deadline time.Time
+	// MaxRetries is how many lost workers the task survives.
+	MaxRetries int
+	// FunctionRetries is how often a raised exception is tried again.
+	FunctionRetries int
+	// MemoryLimit bounds one attempt's memory in bytes; 0 means the worker's own limit.
+	MemoryLimit int64
+
+	CreatedAt time.Time
+	// NotBefore delays a requeued task; zero means ready now.
+	NotBefore  time.Time
+	FinishedAt time.Time
+
+	Status Status
+	// Epoch rises on every claim and on every forced exit, so that every claim of a
+	// task has its own. See [Token].
+	Epoch uint64
+	// Losses, Failures and Lapses count what was spent of the budgets.
+	Losses   int
+	Failures int
+	Lapses   int
+
+	// Seq is the order of arrival, given by the store. A requeue keeps it, so a
+	// requeued task stands at the head of its priority again.
+	Seq uint64
+
+	// Lease is the claim in force, or nil.
+	Lease *Lease
+	// LastClaim is the claim whose report ended the last attempt: the same report
+	// sent again is answered like the first time.
+	LastClaim ID
+	// Attempts is the history, oldest first, the last [MaxAttemptsKept] of them. The
+	// attempt in force is its last element while Lease is set and Started.
+	Attempts []Attempt
+	// AttemptCount counts the attempts that were started.
+	AttemptCount int
+
+	// Result describes the stored result of a COMPLETED task.
+	ResultSize     int
+	ResultEncoding Encoding
+	// ResultRepr is a short text of a result that JSON cannot hold, at most 4 KiB.
+	ResultRepr string
+	// Failure is set when the task is FAILED or CANCELLED.
+	Failure *Failure
+}
+
+// Lease is a session's right to one attempt until a moment of store time.
+type Lease struct {
+	Claim   ID
+	Session ID
+	Worker  string
+	// Local marks a lease of the pool inside the store owner's process: it cannot
+	// come back after a restart.
+	Local     bool
+	ClaimedAt time.Time
+	Until     time.Time
+	// StartedAt is zero while the claim is only offered.
+	StartedAt time.Time
+}
+
+// Token fences one attempt: a report is accepted only with the token of the claim
+// in force. The stored record is the authority, never the token.
+type Token struct {
+	Task  ID
+	Epoch uint64
+	// Claim is random: after a store failover that rolled the epoch back two claims
+	// may share a number, never an id.
+	Claim ID
+	// Attempt is the number that this attempt has when it starts, from 1.
+	Attempt int
+}
+
+// Attempt is one started try of a task.
+type Attempt struct {
+	Number     int
+	Worker     string
+	StartedAt  time.Time
+	FinishedAt time.Time
+	// End is what the attempt ended in; EndNone while it runs.
+	End End
+	// Reason is a one-line text of an end other than EndSucceeded.
+	Reason string
+}
+
+// ReadyAt says whether the task may be claimed at now.
+func (t *Task) ReadyAt(now time.Time) bool {
+	return t.Status == Queued && t.Lease == nil && !t.NotBefore.After(now)
+}
+
+// Token returns the token of the claim in force; ok is false when there is none.
+func (t *Task) Token() (tok Token, ok bool) {
+	if t.Lease == nil {
+		return Token{}, false
+	}
+	return Token{Task: t.ID, Epoch: t.Epoch, Claim: t.Lease.Claim, Attempt: t.attemptNumber()}, true
+}
+
+// attemptNumber is the number of the attempt that is running or would start next.
+func (t *Task) attemptNumber() int {
+	if t.Lease != nil && !t.Lease.StartedAt.IsZero() {
+		return t.AttemptCount
+	}
+	return t.AttemptCount + 1
+}
+
+// Clone returns a deep copy, for those who hand a record out of a shared index.
+func (t *Task) Clone() *Task {
+	c := *t
+	if t.Lease != nil {
+		l := *t.Lease
+		c.Lease = &l
+	}
+	if t.Failure != nil {
+		f := *t.Failure
+		c.Failure = &f
+	}
+	c.Attempts = append([]Attempt(nil), t.Attempts...)
+	return &c
+}
