@@ -15,8 +15,8 @@ PATH="$PWD/.tools/bin:$PATH" .tools/node/node_modules/.bin/buf generate
 mkdir -p "$py"
 protos=(proto/treadle/v1/*.proto)
 PATH="$PWD/.tools/pygen/bin:$PATH" python -m grpc_tools.protoc --proto_path=proto \
-  --python_out="$py" --pyi_out="$py" --grpc_python_out="$py" \
-  --mypy_grpc_out=quiet:"$py" "${protos[@]}"
+  --python_out="$py" --grpc_python_out="$py" \
+  --mypy_out=quiet:"$py" --mypy_grpc_out=quiet:"$py" "${protos[@]}"
 
 # protoc writes imports from the proto root ("from treadle.v1 import fabric_pb2"), but
 # the stubs live inside the treadle package: imports within them become relative.
