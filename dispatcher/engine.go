@@ -1,0 +1,594 @@
+// Package dispatcher hands tasks to workers.
+//
+// [Engine] decides: time and events go in, effects come out. It reads no clock,
+// starts no goroutine, takes no lock, writes no log and depends on no map order, so
+// it runs in a simulation as fast as memory allows. [Dispatcher] is the one
+// goroutine around it, with the store's workers and the links.
+//
+// The engine holds sessions, credit and timers only. Which task is next is the
+// store's answer, so any number of dispatchers may share one store.
+package dispatcher
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+const (
+	// wantEvery is the shortest time between two words of one session that it has an
+	// idle slot, and between two recalls of one session.
+	wantEvery = 50 * time.Millisecond
+	// maxSlots bounds what a Hello may announce.
+	maxSlots = 4096
+	// maxListed bounds the queues, runtimes and handlers of a Hello.
+	maxListed = 1024
+	// maxAsked bounds the credit that a pull worker may pile up.
+	maxAsked = 2 * maxSlots
+)
+
+// Engine is the deciding part of a dispatcher. It is not safe for concurrent use.
+type Engine struct {
+	cfg Config
+	now time.Time
+
+	sessions map[task.ID]*session
+	// order lists the sessions as they opened, so that nothing depends on map order.
+	order []task.ID
+	// holders finds the session of a claim when the bell revokes it.
+	holders map[claimKey]task.ID
+
+	pollAt   time.Time
+	stopping bool
+	out      ready
+}
+
+// claimKey names a claim of one task: what a Revoked signal carries.
+type claimKey struct{ task, claim task.ID }
+
+// newEngine returns an engine without sessions; cfg has its defaults filled in.
+func newEngine(cfg Config) *Engine {
+	return &Engine{cfg: cfg, sessions: map[task.ID]*session{}, holders: map[claimKey]task.ID{}}
+}
+
+// step takes one event. The effects gather until take.
+func (e *Engine) step(now time.Time, ev event) {
+	e.now = now
+	switch ev := ev.(type) {
+	case opened:
+		e.sessions[ev.session] = &session{
+			id: ev.session, mode: ev.mode, openedAt: now, state: opening, lastHeard: now, held: map[task.Token]holding{},
+		}
+		e.order = append(e.order, ev.session)
+	case received:
+		if s := e.sessions[ev.session]; s != nil && s.state != lost {
+			e.frame(s, ev.frame)
+		}
+	case closed:
+		if s := e.sessions[ev.session]; s != nil {
+			e.linkEnded(s, ev.reason)
+		}
+	case resumed:
+		e.resumed(ev)
+	case claimed:
+		e.claimed(ev)
+	case renewed:
+		e.renewed(ev)
+	case settled:
+		e.ack(ev.session, link.Ack{Token: ev.token, Verdict: ev.verdict})
+	case loaded:
+		e.loaded(ev)
+	case rung:
+		for _, sig := range ev.signals {
+			e.signal(sig)
+		}
+	case stopping:
+		e.stop(ev.reason)
+	case ticked:
+	}
+}
+
+// take runs what is due, plans the next claims and returns all effects since the
+// last call.
+func (e *Engine) take(now time.Time) ready {
+	e.now = now
+	e.timers()
+	if !e.stopping {
+		e.out.claims = append(e.out.claims, e.plan()...)
+	}
+	out := e.out
+	e.out = ready{}
+	return out
+}
+
+// next returns when take must be called at the latest though nothing happens; zero
+// when nothing is pending.
+func (e *Engine) next() time.Time {
+	var first time.Time
+	at := func(t time.Time) {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	for _, id := range e.order {
+		switch s := e.sessions[id]; s.state {
+		case lost:
+			at(s.lostAt.Add(e.cfg.Grace))
+		case active:
+			at(s.lastHeard.Add(e.silence()))
+			if s.idle && !e.pollAt.IsZero() {
+				at(e.pollAt)
+			}
+		case opening, silent, draining:
+			at(s.lastHeard.Add(e.giveUp()))
+		}
+	}
+	return first
+}
+
+// silence is how long a session may be unheard before it gets no more work, giveUp
+// how long before its link is ended: its leases have run out by then.
+func (e *Engine) silence() time.Duration { return time.Duration(e.cfg.MissedBeats) * e.cfg.Heartbeat }
+func (e *Engine) giveUp() time.Duration  { return 2 * e.cfg.Lease }
+
+func (e *Engine) timers() {
+	poll := !e.pollAt.After(e.now)
+	if poll {
+		e.pollAt = e.now.Add(e.cfg.PollEvery)
+	}
+	for _, id := range slices.Clone(e.order) {
+		s := e.sessions[id]
+		if poll {
+			s.idle = false
+		}
+		unheard := e.now.Sub(s.lastHeard)
+		switch s.state {
+		case lost:
+			if e.now.Sub(s.lostAt) >= e.cfg.Grace {
+				e.abandon(s)
+			}
+		case active:
+			if unheard >= e.silence() {
+				s.state = silent
+				e.note(s, "worker fell silent: no more work until it is heard, its leases run on", nil, len(s.held))
+			}
+		case opening, silent, draining:
+			if unheard >= e.giveUp() {
+				e.hangup(s, fmt.Sprintf("nothing was heard for %s", unheard))
+			}
+		}
+	}
+}
+
+// frame takes one frame of a session's worker. Any frame counts as a beat.
+func (e *Engine) frame(s *session, f link.Frame) {
+	s.lastHeard = e.now
+	if s.state == silent {
+		s.state = active
+		e.note(s, "worker is heard again", nil, len(s.held))
+	}
+	if hello, ok := f.(*link.Hello); ok {
+		e.hello(s, hello)
+		return
+	}
+	if s.hello == nil {
+		e.refuse(s, fmt.Sprintf("the first frame is %T, want Hello", f))
+		return
+	}
+	switch f := f.(type) {
+	case *link.Accepts:
+		items := make([]store.Renewal, len(f.Items))
+		for i, a := range f.Items {
+			s.start(a.Token)
+			items[i] = store.Renewal{Token: a.Token, Until: e.now.Add(e.cfg.Lease), StartedAt: e.now.Add(-max(a.Ago, 0))}
+		}
+		e.out.renews = append(e.out.renews, renew{session: s.id, items: items})
+	case *link.Outcomes:
+		e.outcomes(s, f.Items)
+	case *link.Beat:
+		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})
+	case *link.Want:
+		if s.mode != link.Pull || f.N < 1 {
+			e.refuse(s, fmt.Sprintf("Want of %d under %s: only a pull worker asks, for at least one", f.N, s.mode))
+			return
+		}
+		s.asked = min(s.asked+f.N, maxAsked)
+		s.idle = false
+	case *link.NeedFunction:
+		e.out.loads = append(e.out.loads, load{session: s.id, hash: f.Hash})
+	case *link.Output:
+		e.out.renews = append(e.out.renews, renew{session: s.id, items: []store.Renewal{
+			{Token: f.Token, Until: e.now.Add(e.cfg.Lease), Log: f.Bytes},
+		}})
+	case *link.Drain:
+		if s.state == active {
+			s.state = draining
+			e.note(s, "worker drains: "+f.Reason, nil, len(s.held))
+		}
+	case *link.Bye:
+		e.hangup(s, "the worker said good-bye: "+f.Reason)
+	default:
+		e.refuse(s, fmt.Sprintf("a frame of type %T, which a worker does not send", f))
+	}
+}
+
+// renewals lists everything that the session holds: what the worker names, and
+// offers that are still on their way to it.
+func (e *Engine) renewals(s *session, held []link.Holding) []store.Renewal {
+	until := e.now.Add(e.cfg.Lease)
+	items := make([]store.Renewal, 0, max(len(held), len(s.held)))
+	named := make(map[task.Token]bool, len(held))
+	for _, h := range held {
+		named[h.Token] = true
+		if !h.StartedAt.IsZero() {
+			s.start(h.Token)
+		}
+		items = append(items, store.Renewal{Token: h.Token, Until: until, StartedAt: h.StartedAt})
+	}
+	rest := make([]task.Token, 0, len(s.held))
+	for tok := range s.held {
+		if !named[tok] {
+			rest = append(rest, tok)
+		}
+	}
+	slices.SortFunc(rest, compareTokens)
+	for _, tok := range rest {
+		items = append(items, store.Renewal{Token: tok, Until: until})
+	}
+	return items
+}
+
+func compareTokens(a, b task.Token) int {
+	return slices.Compare(a.Task[:], b.Task[:])
+}
+
+func (e *Engine) hello(s *session, h *link.Hello) {
+	switch {
+	case s.hello != nil:
+		e.refuse(s, "a second Hello")
+		return
+	case h.Version != link.Version:
+		e.refuse(s, fmt.Sprintf("the worker speaks version %d of the protocol, this dispatcher version %d: install the same release on both",
+			h.Version, link.Version))
+		return
+	case h.Worker == "" || len(h.Worker) > 128:
+		e.refuse(s, fmt.Sprintf("a worker id of %d bytes: want 1 to 128", len(h.Worker)))
+		return
+	case h.Slots < 1 || h.Slots > maxSlots:
+		e.refuse(s, fmt.Sprintf("%d slots: want 1 to %d", h.Slots, maxSlots))
+		return
+	case len(h.Queues) > maxListed || len(h.Runtimes) > maxListed || len(h.Handlers) > maxListed:
+		e.refuse(s, fmt.Sprintf("more than %d queues, runtimes or handlers", maxListed))
+		return
+	}
+	s.hello = h
+	s.queues, s.runtimes = set(h.Queues), set(h.Runtimes)
+	for _, id := range slices.Clone(e.order) {
+		if old := e.sessions[id]; old != s && old.hello != nil && old.hello.Worker == h.Worker {
+			// The same worker came back before its old link was seen to end. What it
+			// holds is what it says now.
+			e.forget(old)
+			e.out.hangups = append(e.out.hangups, hangup{session: old.id, reason: "the worker opened a newer session"})
+		}
+	}
+	until := e.now.Add(e.cfg.Lease)
+	r := store.Resumption{Worker: h.Worker, Session: s.id, Until: until}
+	for _, held := range h.Held {
+		r.Held = append(r.Held, store.Renewal{Token: held.Token, Until: until, StartedAt: held.StartedAt})
+	}
+	e.out.resumes = append(e.out.resumes, resume{session: s.id, hello: h, handlers: h.Handlers, request: r})
+}
+
+func set(items []string) map[string]bool {
+	m := make(map[string]bool, len(items))
+	for _, it := range items {
+		m[it] = true
+	}
+	return m
+}
+
+func (e *Engine) resumed(ev resumed) {
+	s := e.sessions[ev.session]
+	if s == nil || s.state != opening {
+		return
+	}
+	if ev.err != nil {
+		e.send(s, &link.Bye{Retry: true, Reason: "the store does not answer: " + ev.err.Error()})
+		e.hangup(s, "resume: "+ev.err.Error())
+		return
+	}
+	s.state = active
+	welcome := &link.Welcome{
+		Session: s.id, Lease: e.cfg.Lease, Heartbeat: e.cfg.Heartbeat, Margin: e.cfg.Margin, MaxPayload: e.cfg.MaxPayload,
+	}
+	for i, h := range ev.held {
+		if ev.verdicts[i] != task.VerdictRecorded {
+			welcome.Stale = append(welcome.Stale, h.Token)
+			continue
+		}
+		e.hold(s, h.Token, holding{started: !h.StartedAt.IsZero()})
+	}
+	e.send(s, welcome)
+	if e.stopping {
+		e.dismiss(s, "this dispatcher stops")
+		return
+	}
+	e.note(s, "worker attached", nil, len(s.held))
+}
+
+func (e *Engine) outcomes(s *session, items []link.Report) {
+	for _, r := range items {
+		if e.release(s, r.Token) {
+			switch r.Outcome.End {
+			case task.EndSucceeded, task.EndRaised:
+				s.window.Observe(r.Outcome.RunTime)
+			case task.EndTimedOut:
+				s.window.Close()
+			}
+			// A claim that came back may be had again, and there is room now.
+			s.idle = s.idle && r.Outcome.End != task.EndReturned
+		}
+		e.settle(s.id, r.Token, r.Outcome, r.Log)
+	}
+}
+
+func (e *Engine) settle(session task.ID, tok task.Token, out task.Outcome, log []byte) {
+	e.out.settles = append(e.out.settles, settle{session: session, settlement: store.Settlement{
+		Token: tok, Outcome: out, Log: log, Jitter: e.cfg.Jitter(),
+	}})
+}
+
+// claimed delivers what a claim brought, or gives it back when the session cannot
+// have it any more.
+func (e *Engine) claimed(ev claimed) {
+	s := e.sessions[ev.request.Session]
+	if s != nil {
+		s.claiming = false
+	}
+	if s == nil || (s.state != active && s.state != silent) {
+		for _, c := range ev.tasks {
+			e.settle(task.ID{}, c.Token, task.Fail(task.EndReturned, "claimed for a session that has ended meanwhile"), nil)
+		}
+		return
+	}
+	s.idle = len(ev.tasks) < ev.request.Max && !s.again
+	if len(ev.tasks) > 0 {
+		offers := &link.Offers{Items: make([]link.Offer, len(ev.tasks))}
+		for i, c := range ev.tasks {
+			e.hold(s, c.Token, holding{queue: c.Task.Queue, runtime: c.Task.Runtime})
+			offers.Items[i] = link.Offer{
+				Token: c.Token, Function: c.Task.Function, FunctionName: c.Task.FunctionName, Runtime: c.Task.Runtime,
+				Form: c.Task.Form, Hash: c.Task.Hash, ArgsEncoding: c.Task.Args, Returns: c.Task.Returns, Args: c.Args,
+				Timeout: c.Task.Timeout, MemoryLimit: c.Task.MemoryLimit,
+			}
+		}
+		if s.mode == link.Pull {
+			s.asked -= min(len(ev.tasks), s.asked)
+		}
+		e.send(s, offers)
+	}
+	if s.idle {
+		e.want(s)
+	}
+}
+
+// want says that s has idle slots and found nothing: offers that wait at other
+// workers are asked back, here and at the other dispatchers of the store.
+func (e *Engine) want(s *session) {
+	slots, _ := s.credit()
+	if slots == 0 || e.now.Sub(s.wantedAt) < wantEvery {
+		return
+	}
+	s.wantedAt = e.now
+	for _, q := range s.hello.Queues {
+		for _, r := range s.hello.Runtimes {
+			e.recall(q, r, slots, s)
+			e.out.rings = append(e.out.rings, store.Signal{Kind: store.Wanted, Queue: q, Runtime: r, From: e.cfg.ID, Count: slots})
+		}
+	}
+}
+
+// recall asks for up to n offers back that were not started.
+func (e *Engine) recall(queue, runtime string, n int, asker *session) {
+	for _, id := range e.order {
+		s := e.sessions[id]
+		if n <= 0 {
+			return
+		}
+		if s == asker || s.hello == nil || s.state == lost || e.now.Sub(s.recalledAt) < wantEvery || !s.serves(queue, runtime) {
+			continue
+		}
+		// What waits for a slot that is about to be filled is not surplus.
+		k := min(n, max(len(s.held)-s.hello.Slots, 0))
+		if k == 0 {
+			continue
+		}
+		n -= k
+		s.recalledAt = e.now
+		s.window.Close()
+		e.send(s, &link.Recall{N: k})
+	}
+}
+
+func (e *Engine) signal(sig store.Signal) {
+	switch sig.Kind {
+	case store.Ready:
+		for _, id := range e.order {
+			if s := e.sessions[id]; s.hello != nil && s.serves(sig.Queue, sig.Runtime) {
+				s.idle, s.again = false, true
+			}
+		}
+	case store.Wanted:
+		if sig.From != e.cfg.ID {
+			e.recall(sig.Queue, sig.Runtime, sig.Count, nil)
+		}
+	case store.Revoked:
+		s := e.sessions[e.holders[claimKey{sig.Task, sig.Claim}]]
+		if s == nil {
+			return
+		}
+		for tok := range s.held {
+			if tok.Task == sig.Task && tok.Claim == sig.Claim {
+				// Credit returns when the worker has let go, not now.
+				e.send(s, &link.Revoke{Tokens: []task.Token{tok}})
+				return
+			}
+		}
+	case store.Done:
+	}
+}
+
+func (e *Engine) renewed(ev renewed) {
+	s := e.sessions[ev.session]
+	if s == nil || s.state == lost || ev.err != nil {
+		return // an unrecorded renewal is not acknowledged: the worker counts on
+	}
+	var stale []task.Token
+	for i, v := range ev.verdicts {
+		// A report that is under way may have settled the claim meanwhile; only what
+		// the session still holds can be stopped.
+		if _, holds := s.held[ev.items[i].Token]; v == task.VerdictStale && holds {
+			stale = append(stale, ev.items[i].Token)
+		}
+	}
+	switch {
+	case ev.seq != 0:
+		e.send(s, &link.BeatAck{Seq: ev.seq, Stale: stale})
+	case len(stale) > 0:
+		e.send(s, &link.Revoke{Tokens: stale})
+	}
+}
+
+func (e *Engine) ack(session task.ID, a link.Ack) {
+	s := e.sessions[session]
+	if s == nil || s.state == lost {
+		return // the worker reports again after its next Hello
+	}
+	if n := len(e.out.sends); n > 0 && e.out.sends[n-1].session == session {
+		if acks, ok := e.out.sends[n-1].frame.(*link.Acks); ok {
+			acks.Items = append(acks.Items, a)
+			return
+		}
+	}
+	e.send(s, &link.Acks{Items: []link.Ack{a}})
+}
+
+func (e *Engine) loaded(ev loaded) {
+	s := e.sessions[ev.session]
+	if s == nil || s.state == lost {
+		return
+	}
+	if ev.err != nil && task.CodeOf(ev.err) != task.CodeNotFound {
+		e.note(s, "could not load a function; the worker asks again", ev.err, 0)
+		return
+	}
+	e.send(s, &link.FunctionBytes{Hash: ev.hash, Bytes: ev.bytes, Missing: ev.err != nil})
+}
+
+// linkEnded starts the grace of a session that holds something.
+func (e *Engine) linkEnded(s *session, reason error) {
+	switch {
+	case s.state == lost:
+	case s.hello == nil || len(s.held) == 0 && !s.claiming:
+		if s.hello != nil {
+			e.note(s, "worker detached", reason, 0)
+		}
+		e.forget(s)
+	default:
+		s.state, s.lostAt = lost, e.now
+		e.note(s, "worker lost: its attempts are requeued unless it returns within the grace", reason, len(s.held))
+	}
+}
+
+// abandon ends the grace: what the worker had goes to others.
+func (e *Engine) abandon(s *session) {
+	tokens := make([]task.Token, 0, len(s.held))
+	for tok := range s.held {
+		tokens = append(tokens, tok)
+	}
+	slices.SortFunc(tokens, compareTokens)
+	for _, tok := range tokens {
+		end, text := task.EndLapsed, "the worker was lost before it started the task"
+		if s.held[tok].started {
+			end, text = task.EndLost, fmt.Sprintf("worker %s was lost while it ran the task (its stream closed and it did not return within %s)",
+				s.hello.Worker, e.cfg.Grace)
+		}
+		e.settle(task.ID{}, tok, task.Fail(end, text), nil)
+	}
+	e.note(s, "worker did not return: its attempts were requeued", nil, len(tokens))
+	e.forget(s)
+}
+
+func (e *Engine) stop(reason string) {
+	e.stopping = true
+	for _, id := range slices.Clone(e.order) {
+		if s := e.sessions[id]; s.state != lost {
+			e.dismiss(s, reason)
+		}
+	}
+}
+
+// dismiss ends a session whose worker keeps what it holds and comes back.
+func (e *Engine) dismiss(s *session, reason string) {
+	e.send(s, &link.Bye{Retry: true, Reason: reason})
+	e.out.hangups = append(e.out.hangups, hangup{session: s.id, reason: reason})
+	e.forget(s)
+}
+
+// refuse ends a session for good: its worker broke the protocol.
+func (e *Engine) refuse(s *session, reason string) {
+	e.note(s, "session refused", errors.New(reason), 0)
+	e.send(s, &link.Bye{Reason: reason})
+	e.hangup(s, reason)
+}
+
+// hangup ends the link; the end comes back as an event.
+func (e *Engine) hangup(s *session, reason string) {
+	e.out.hangups = append(e.out.hangups, hangup{session: s.id, reason: reason})
+}
+
+func (e *Engine) forget(s *session) {
+	for tok := range s.held {
+		delete(e.holders, claimKey{tok.Task, tok.Claim})
+	}
+	delete(e.sessions, s.id)
+	e.order = slices.DeleteFunc(e.order, func(id task.ID) bool { return id == s.id })
+}
+
+func (e *Engine) hold(s *session, tok task.Token, h holding) {
+	s.hold(tok, h)
+	e.holders[claimKey{tok.Task, tok.Claim}] = s.id
+}
+
+func (e *Engine) release(s *session, tok task.Token) bool {
+	delete(e.holders, claimKey{tok.Task, tok.Claim})
+	return s.release(tok)
+}
+
+func (e *Engine) send(s *session, f link.Frame) {
+	e.out.sends = append(e.out.sends, send{session: s.id, frame: f})
+}
+
+func (e *Engine) note(s *session, text string, err error, count int) {
+	n := note{at: e.now, session: s.id, text: text, err: err, count: count}
+	if s.hello != nil {
+		n.worker = s.hello.Worker
+	}
+	e.out.notes = append(e.out.notes, n)
+}
+
+// presence lists the sessions that said Hello.
+func (e *Engine) presence() []store.Presence {
+	out := make([]store.Presence, 0, len(e.order))
+	for _, id := range e.order {
+		if s := e.sessions[id]; s.hello != nil {
+			out = append(out, s.presence())
+		}
+	}
+	return out
+}

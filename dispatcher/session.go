@@ -1,0 +1,126 @@
+package dispatcher
+
+import (
+	"time"
+
+	"github.com/treadle-dev/treadle/internal/window"
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// state of a session, see the table in docs/architecture.md.
+type state string
+
+const (
+	// opening: the link is there, Hello or the store's word on it is not.
+	opening state = "opening"
+	// active: gets work while it has credit.
+	active state = "active"
+	// silent: the link stands but heartbeats are missing; its leases run on.
+	silent state = "silent"
+	// draining: finishes what it holds.
+	draining state = "draining"
+	// lost: the link ended; the grace runs.
+	lost state = "lost"
+)
+
+// holding is one claim that a session has.
+type holding struct {
+	started bool
+	queue   string
+	runtime string
+}
+
+// session is one worker's attachment. Push and pull differ in refill alone.
+type session struct {
+	// Fixed when the link opens.
+	id       task.ID
+	mode     link.Mode
+	openedAt time.Time
+
+	// Fixed by Hello.
+	hello    *link.Hello
+	queues   map[string]bool
+	runtimes map[string]bool
+
+	state     state
+	lastHeard time.Time
+	lostAt    time.Time
+
+	// held is every claim that the worker has or is about to get, until it reports
+	// it. Credit is what is left of slots and window beside it.
+	held    map[task.Token]holding
+	started int
+	window  window.Window
+
+	// asked is the credit that a pull worker has asked for and not got.
+	asked int
+
+	// claiming is set while a claim is under way; again says that the bell rang
+	// meanwhile, idle that the last claim found less than it asked for.
+	claiming bool
+	again    bool
+	idle     bool
+	// wantedAt is when the session last said that it has an idle slot.
+	wantedAt time.Time
+	// recalledAt is when offers were last asked back from it.
+	recalledAt time.Time
+}
+
+// credit returns how many tasks may be claimed for the session now: for free slots,
+// which are filled first everywhere, and ahead of them.
+func (s *session) credit() (slots, ahead int) {
+	if s.state != active || s.claiming {
+		return 0, 0
+	}
+	slots = max(s.hello.Slots-len(s.held), 0)
+	if s.mode == link.Pull {
+		slots = min(slots, s.asked)
+		return slots, s.asked - slots
+	}
+	return slots, min(s.window.Size(), max(s.hello.Slots+s.window.Size()-len(s.held), 0))
+}
+
+// serves reports whether the session takes tasks of that queue and runtime.
+func (s *session) serves(queue, runtime string) bool {
+	return s.queues[queue] && s.runtimes[runtime]
+}
+
+func (s *session) waiting() int { return len(s.held) - s.started }
+
+func (s *session) hold(tok task.Token, h holding) {
+	s.held[tok] = h
+	if h.started {
+		s.started++
+	}
+}
+
+func (s *session) start(tok task.Token) {
+	if h, ok := s.held[tok]; ok && !h.started {
+		h.started = true
+		s.held[tok] = h
+		s.started++
+	}
+}
+
+// release forgets a claim and reports whether the session had it.
+func (s *session) release(tok task.Token) bool {
+	h, ok := s.held[tok]
+	if !ok {
+		return false
+	}
+	delete(s.held, tok)
+	if h.started {
+		s.started--
+	}
+	return true
+}
+
+func (s *session) presence() store.Presence {
+	return store.Presence{
+		Worker: s.hello.Worker, Name: s.hello.Name, Host: s.hello.Host, PID: s.hello.PID, Mode: string(s.mode),
+		State: string(s.state), Queues: s.hello.Queues, Runtimes: s.hello.Runtimes, Version: s.hello.Software,
+		Slots: s.hello.Slots, Running: s.started, Offered: s.waiting(), ConnectedAt: s.openedAt, LastSeen: s.lastHeard,
+	}
+}

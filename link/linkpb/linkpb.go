@@ -1,0 +1,269 @@
+// Package linkpb carries link frames over the gRPC streams of the worker service.
+//
+// [NewDispatcherConn] and [NewWorkerConn] make a [link.Conn] of either end; [Dial]
+// is the worker's way to a dispatcher. Each connection has one goroutine that
+// writes and one that reads, so neither side ever sends from its receive loop and
+// two peers that both send cannot lock each other.
+//
+// Values over 256 KiB leave in chunks, one at a time, and frames without such
+// values go first: a large payload delays a heartbeat by one chunk at most.
+package linkpb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/link"
+)
+
+const (
+	// chunkSize is the largest piece of a value in one message, and the largest value
+	// that travels inside its frame.
+	chunkSize = 256 << 10
+	// batchBytes is where a frame of many items is cut in two.
+	batchBytes = 1 << 20
+	// maxQueued bounds the messages that a peer may leave unread.
+	maxQueued = 1 << 16
+	// flushTime is how long Close waits for a peer to read what was sent before.
+	flushTime = time.Second
+)
+
+// stream is one end of a bidirectional gRPC stream: S is sent, R is received.
+type stream[S, R any] interface {
+	Send(*S) error
+	Recv() (*R, error)
+	Context() context.Context
+}
+
+// codec translates between frames and the messages of one direction each way.
+type codec[S, R any] struct {
+	encode func(link.Frame, *chunker) ([]*S, error)
+	decode func(*R, *assembler) (link.Frame, error)
+	chunk  func(*treadlev1.Chunk) *S
+}
+
+// conn implements link.Conn on a stream.
+type conn[S, R any] struct {
+	stream stream[S, R]
+	codec  codec[S, R]
+	// finish ends the sending direction after the last message, or the whole stream
+	// when abort is set.
+	finish func(abort bool)
+
+	received chan link.Frame
+	recvErr  error // set before received is closed
+
+	mu      sync.Mutex
+	wake    sync.Cond
+	control []*S
+	bulk    []*bulkMessage[S]
+	chunks  chunker
+	closing bool
+	aborted bool
+	written chan struct{} // closed when the writer has ended
+
+	closeOnce sync.Once
+	closed    chan struct{}
+}
+
+// bulkMessage is a message and the chunks that go before it.
+type bulkMessage[S any] struct {
+	chunks  []*treadlev1.Chunk
+	message *S
+}
+
+// NewDispatcherConn makes a Conn of the dispatcher's end of a worker stream. The
+// handler must return soon after Close: that is what ends the stream.
+func NewDispatcherConn(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame]) link.Conn {
+	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, func(bool) {})
+}
+
+// NewWorkerConn makes a Conn of the worker's end. cancel ends the stream's context.
+func NewWorkerConn(s grpc.BidiStreamingClient[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], cancel context.CancelFunc) link.Conn {
+	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, func(abort bool) {
+		if !abort {
+			_ = s.CloseSend() // the error would only say that the stream is over
+		}
+		cancel()
+	})
+}
+
+func newConn[S, R any](s stream[S, R], c codec[S, R], finish func(bool)) *conn[S, R] {
+	cn := &conn[S, R]{
+		stream: s, codec: c, finish: finish,
+		received: make(chan link.Frame, 64),
+		written:  make(chan struct{}),
+		closed:   make(chan struct{}),
+	}
+	cn.wake.L = &cn.mu
+	go cn.write()
+	go cn.read()
+	return cn
+}
+
+// Send implements link.Conn.
+func (c *conn[S, R]) Send(f link.Frame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return link.ErrClosed
+	}
+	if len(c.control)+len(c.bulk) >= maxQueued {
+		c.closing, c.aborted = true, true
+		c.wake.Broadcast()
+		return link.ErrOverrun
+	}
+	before := len(c.chunks.pending)
+	messages, err := c.codec.encode(f, &c.chunks)
+	if err != nil {
+		return fmt.Errorf("encode a frame: %w", err)
+	}
+	_, bye := f.(*link.Bye)
+	switch {
+	case len(c.chunks.pending) > before || bye && len(c.bulk) > 0:
+		// The chunks of all messages go before the first: it is enough that they
+		// precede the message that names them.
+		for i, m := range messages {
+			b := &bulkMessage[S]{message: m}
+			if i == 0 {
+				b.chunks = c.chunks.take()
+			}
+			c.bulk = append(c.bulk, b)
+		}
+	default:
+		c.control = append(c.control, messages...)
+	}
+	c.wake.Signal()
+	return nil
+}
+
+// next waits for what is to be sent next: control messages first, then one chunk.
+// It returns nil when the connection is closing and everything was sent.
+func (c *conn[S, R]) next() []*S {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		if c.aborted {
+			return nil
+		}
+		if len(c.control) > 0 {
+			out := c.control
+			c.control = nil
+			return out
+		}
+		if len(c.bulk) > 0 {
+			head := c.bulk[0]
+			if len(head.chunks) > 0 {
+				out := c.codec.chunk(head.chunks[0])
+				head.chunks = head.chunks[1:]
+				return []*S{out}
+			}
+			c.bulk[0] = nil
+			c.bulk = c.bulk[1:]
+			return []*S{head.message}
+		}
+		if c.closing {
+			return nil
+		}
+		c.wake.Wait()
+	}
+}
+
+func (c *conn[S, R]) write() {
+	defer close(c.written)
+	abort := true
+	defer func() { c.finish(abort) }()
+	for {
+		batch := c.next()
+		if batch == nil {
+			c.mu.Lock()
+			abort = c.aborted
+			c.mu.Unlock()
+			return
+		}
+		for _, m := range batch {
+			if err := c.stream.Send(m); err != nil {
+				c.mu.Lock()
+				c.closing, c.aborted = true, true
+				c.mu.Unlock()
+				return
+			}
+		}
+	}
+}
+
+func (c *conn[S, R]) read() {
+	defer close(c.received)
+	var parts assembler
+	for {
+		m, err := c.stream.Recv()
+		if err != nil {
+			c.recvErr = err
+			if errors.Is(err, io.EOF) {
+				c.recvErr = link.ErrClosed
+			}
+			return
+		}
+		f, err := c.codec.decode(m, &parts)
+		if err != nil {
+			c.recvErr = fmt.Errorf("the peer sent a malformed frame: %w", err)
+			return
+		}
+		if f == nil {
+			continue // a chunk
+		}
+		select {
+		case c.received <- f:
+		case <-c.closed:
+			c.recvErr = link.ErrClosed
+			return
+		}
+	}
+}
+
+// Recv implements link.Conn.
+func (c *conn[S, R]) Recv() (link.Frame, error) {
+	select {
+	case f, ok := <-c.received:
+		if !ok {
+			return nil, c.recvErr
+		}
+		return f, nil
+	case <-c.closed:
+		return nil, link.ErrClosed
+	}
+}
+
+// Close implements link.Conn: without a reason it first lets the peer read what was
+// sent, for a second at most.
+func (c *conn[S, R]) Close(reason error) {
+	c.closeOnce.Do(func() {
+		c.mu.Lock()
+		c.closing = true
+		c.aborted = c.aborted || reason != nil
+		c.wake.Broadcast()
+		c.mu.Unlock()
+		if reason == nil {
+			timer := time.NewTimer(flushTime)
+			defer timer.Stop()
+			select {
+			case <-c.written:
+			case <-c.stream.Context().Done():
+			case <-timer.C:
+			}
+		}
+		c.mu.Lock()
+		c.aborted = true
+		c.wake.Broadcast()
+		c.mu.Unlock()
+		close(c.closed)
+		c.finish(true)
+	})
+}
