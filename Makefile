@@ -1,0 +1,88 @@
+# Everything that a developer or CI runs. `make build` and `make run` need Go, Python 3
+# and make; `make test` installs what else it needs into .tools/ (see tools/install.sh).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# The project's own tools come first; Go is found also where it is only in its usual place.
+export PATH := $(CURDIR)/.tools/bin:$(PATH):/usr/local/go/bin
+
+BUF := .tools/node/node_modules/.bin/buf
+# How long one package's tests may take, under the race detector on two cores.
+TEST_TIMEOUT ?= 10m
+# How long `make fuzz-short` runs each fuzz target.
+FUZZ_TIME ?= 5s
+# Arguments of `make run`: make run ARGS="--slots 8".
+ARGS ?=
+
+.PHONY: build
+build: ## the whole binary, bin/treadle
+	go build -o bin/treadle ./cmd/treadle
+
+.PHONY: run
+run: build ## build, then run everything in one process
+	exec bin/treadle up $(ARGS)
+
+.PHONY: test
+test: lint generate-check build test-go test-python test-typescript fuzz-short ## everything that CI runs
+	@echo "make test: ok"
+
+.PHONY: test-go
+test-go: ## Go tests, under the race detector, in random order
+	tools/install.sh cc gotools python
+	PATH="$(CURDIR)/.tools/python/bin:$$PATH" gotestsum --format pkgname -- \
+		-race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: test-python
+test-python: build ## the Python client: format, lint, types, tests
+	tools/install.sh python
+	tools/test-python.sh
+
+.PHONY: test-typescript
+test-typescript: build ## the TypeScript client: types, tests against bin/treadle
+	tools/install.sh node python typescript
+	cd clients/typescript && PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" npm test
+
+.PHONY: fuzz-short
+fuzz-short: ## every fuzz target for FUZZ_TIME
+	tools/fuzz.sh $(FUZZ_TIME)
+
+.PHONY: lint
+lint: lint-proto lint-go ## all linters
+
+.PHONY: lint-proto
+lint-proto: ## the contract: form, rules, compatibility with the released one
+	tools/install.sh node
+	$(BUF) format --diff --exit-code
+	$(BUF) lint
+	tools/breaking-check.sh
+
+.PHONY: lint-go
+lint-go: ## gofmt, vet, golangci-lint
+	tools/install.sh lint
+	@unformatted="$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l)"; \
+	if [[ -n $$unformatted ]]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	golangci-lint run --allow-serial-runners ./...
+
+.PHONY: generate
+generate: ## write all generated code anew
+	tools/generate.sh
+
+.PHONY: generate-check
+generate-check: ## fail when generated code is not what the generators write
+	tools/generate-check.sh
+
+.PHONY: release
+release: ## declare the contract as it stands released: later changes must be compatible
+	tools/install.sh node
+	$(BUF) build --exclude-source-info --output proto/released.binpb
+
+.PHONY: clean
+clean: ## remove what was built; .tools stays
+	rm -rf bin clients/typescript/dist clients/typescript/node_modules
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 26
