@@ -62,7 +62,7 @@ func (e *Engine) step(now time.Time, ev event) {
 	switch ev := ev.(type) {
 	case opened:
 		e.sessions[ev.session] = &session{
-			id: ev.session, mode: ev.mode, openedAt: now, state: opening, lastHeard: now, held: map[task.Token]holding{},
+			id: ev.session, mode: ev.mode, openedAt: now, state: opening, lastHeard: now, held: map[task.Token]bool{},
 		}
 		e.order = append(e.order, ev.session)
 	case received:
@@ -121,8 +121,11 @@ func (e *Engine) next() time.Time {
 			at(s.lostAt.Add(e.cfg.Grace))
 		case active:
 			at(s.lastHeard.Add(e.silence()))
-			if s.idle && !e.pollAt.IsZero() {
+			if s.idle {
 				at(e.pollAt)
+			}
+			if s.wanting {
+				at(s.wantedAt.Add(wantEvery))
 			}
 		case opening, silent, draining:
 			at(s.lastHeard.Add(e.giveUp()))
@@ -146,6 +149,9 @@ func (e *Engine) timers() {
 		if poll {
 			s.idle = false
 		}
+		if s.wanting {
+			e.want(s)
+		}
 		unheard := e.now.Sub(s.lastHeard)
 		switch s.state {
 		case lost:
@@ -155,6 +161,7 @@ func (e *Engine) timers() {
 		case active:
 			if unheard >= e.silence() {
 				s.state = silent
+				e.show(s, false)
 				e.note(s, "worker fell silent: no more work until it is heard, its leases run on", nil, len(s.held))
 			}
 		case opening, silent, draining:
@@ -170,6 +177,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	s.lastHeard = e.now
 	if s.state == silent {
 		s.state = active
+		e.show(s, false)
 		e.note(s, "worker is heard again", nil, len(s.held))
 	}
 	if hello, ok := f.(*link.Hello); ok {
@@ -208,6 +216,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	case *link.Drain:
 		if s.state == active {
 			s.state = draining
+			e.show(s, false)
 			e.note(s, "worker drains: "+f.Reason, nil, len(s.held))
 		}
 	case *link.Bye:
@@ -311,9 +320,10 @@ func (e *Engine) resumed(ev resumed) {
 			welcome.Stale = append(welcome.Stale, h.Token)
 			continue
 		}
-		e.hold(s, h.Token, holding{started: !h.StartedAt.IsZero()})
+		e.hold(s, h.Token, !h.StartedAt.IsZero())
 	}
 	e.send(s, welcome)
+	e.show(s, false)
 	if e.stopping {
 		e.dismiss(s, "this dispatcher stops")
 		return
@@ -360,7 +370,7 @@ func (e *Engine) claimed(ev claimed) {
 	if len(ev.tasks) > 0 {
 		offers := &link.Offers{Items: make([]link.Offer, len(ev.tasks))}
 		for i, c := range ev.tasks {
-			e.hold(s, c.Token, holding{queue: c.Task.Queue, runtime: c.Task.Runtime})
+			e.hold(s, c.Token, false)
 			offers.Items[i] = link.Offer{
 				Token: c.Token, Function: c.Task.Function, FunctionName: c.Task.FunctionName, Runtime: c.Task.Runtime,
 				Form: c.Task.Form, Hash: c.Task.Hash, ArgsEncoding: c.Task.Args, Returns: c.Task.Returns, Args: c.Args,
@@ -381,10 +391,11 @@ func (e *Engine) claimed(ev claimed) {
 // workers are asked back, here and at the other dispatchers of the store.
 func (e *Engine) want(s *session) {
 	slots, _ := s.credit()
+	s.wanting = slots > 0
 	if slots == 0 || e.now.Sub(s.wantedAt) < wantEvery {
 		return
 	}
-	s.wantedAt = e.now
+	s.wantedAt, s.wanting = e.now, false
 	for _, q := range s.hello.Queues {
 		for _, r := range s.hello.Runtimes {
 			e.recall(q, r, slots, s)
@@ -501,6 +512,7 @@ func (e *Engine) linkEnded(s *session, reason error) {
 		e.forget(s)
 	default:
 		s.state, s.lostAt = lost, e.now
+		e.show(s, false)
 		e.note(s, "worker lost: its attempts are requeued unless it returns within the grace", reason, len(s.held))
 	}
 }
@@ -514,7 +526,7 @@ func (e *Engine) abandon(s *session) {
 	slices.SortFunc(tokens, compareTokens)
 	for _, tok := range tokens {
 		end, text := task.EndLapsed, "the worker was lost before it started the task"
-		if s.held[tok].started {
+		if s.held[tok] {
 			end, text = task.EndLost, fmt.Sprintf("worker %s was lost while it ran the task (its stream closed and it did not return within %s)",
 				s.hello.Worker, e.cfg.Grace)
 		}
@@ -556,12 +568,13 @@ func (e *Engine) forget(s *session) {
 	for tok := range s.held {
 		delete(e.holders, claimKey{tok.Task, tok.Claim})
 	}
+	e.show(s, true)
 	delete(e.sessions, s.id)
 	e.order = slices.DeleteFunc(e.order, func(id task.ID) bool { return id == s.id })
 }
 
-func (e *Engine) hold(s *session, tok task.Token, h holding) {
-	s.hold(tok, h)
+func (e *Engine) hold(s *session, tok task.Token, started bool) {
+	s.hold(tok, started)
 	e.holders[claimKey{tok.Task, tok.Claim}] = s.id
 }
 
@@ -580,6 +593,16 @@ func (e *Engine) note(s *session, text string, err error, count int) {
 		n.worker = s.hello.Worker
 	}
 	e.out.notes = append(e.out.notes, n)
+}
+
+// show tells people of a session's new state.
+func (e *Engine) show(s *session, gone bool) {
+	if s.hello == nil {
+		return
+	}
+	p := s.presence()
+	p.Gone = gone
+	e.out.presence = append(e.out.presence, p)
 }
 
 // presence lists the sessions that said Hello.

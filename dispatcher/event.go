@@ -102,6 +102,8 @@ type ready struct {
 	loads   []load
 	rings   []store.Signal
 	notes   []note
+	// presence is what changed of the workers, for people.
+	presence []store.Presence
 }
 
 type send struct {

@@ -25,13 +25,6 @@ const (
 	lost state = "lost"
 )
 
-// holding is one claim that a session has.
-type holding struct {
-	started bool
-	queue   string
-	runtime string
-}
-
 // session is one worker's attachment. Push and pull differ in refill alone.
 type session struct {
 	// Fixed when the link opens.
@@ -49,8 +42,8 @@ type session struct {
 	lostAt    time.Time
 
 	// held is every claim that the worker has or is about to get, until it reports
-	// it. Credit is what is left of slots and window beside it.
-	held    map[task.Token]holding
+	// it, and whether it was started. Credit is what is left of slots and window.
+	held    map[task.Token]bool
 	started int
 	window  window.Window
 
@@ -62,8 +55,10 @@ type session struct {
 	claiming bool
 	again    bool
 	idle     bool
-	// wantedAt is when the session last said that it has an idle slot.
+	// wantedAt is when the session last said that it has an idle slot; wanting, that
+	// it has more to say as soon as it may.
 	wantedAt time.Time
+	wanting  bool
 	// recalledAt is when offers were last asked back from it.
 	recalledAt time.Time
 }
@@ -89,29 +84,28 @@ func (s *session) serves(queue, runtime string) bool {
 
 func (s *session) waiting() int { return len(s.held) - s.started }
 
-func (s *session) hold(tok task.Token, h holding) {
-	s.held[tok] = h
-	if h.started {
+func (s *session) hold(tok task.Token, started bool) {
+	s.held[tok] = started
+	if started {
 		s.started++
 	}
 }
 
 func (s *session) start(tok task.Token) {
-	if h, ok := s.held[tok]; ok && !h.started {
-		h.started = true
-		s.held[tok] = h
+	if started, ok := s.held[tok]; ok && !started {
+		s.held[tok] = true
 		s.started++
 	}
 }
 
 // release forgets a claim and reports whether the session had it.
 func (s *session) release(tok task.Token) bool {
-	h, ok := s.held[tok]
+	started, ok := s.held[tok]
 	if !ok {
 		return false
 	}
 	delete(s.held, tok)
-	if h.started {
+	if started {
 		s.started--
 	}
 	return true

@@ -1,0 +1,272 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// inboxSize is how many events may wait for the loop before the links are read
+// more slowly; batchSize is how many are taken before effects are carried out.
+const (
+	inboxSize = 4096
+	batchSize = 512
+)
+
+// storeRetry is the pause after a failed call to the store, stopFlush how long a
+// stopping dispatcher goes on trying to record what workers have reported.
+const (
+	storeRetry = 100 * time.Millisecond
+	stopFlush  = 2 * time.Second
+)
+
+// announceEvery is how often the store hears of the sessions; an entry lives three times as long.
+const announceEvery = 2 * time.Second
+
+// Dispatcher drives an [Engine]: one goroutine owns it, a few others carry its
+// wishes to the store and bring the answers back as events.
+type Dispatcher struct {
+	cfg   Config
+	store Backend
+	log   *slog.Logger
+
+	inbox chan event
+	// done is closed when the loop has ended: nobody may wait for the inbox after it.
+	done chan struct{}
+
+	mu    sync.Mutex
+	conns map[task.ID]link.Conn
+
+	claims  *lane[store.ClaimRequest]
+	settles *lane[settle]
+	renews  *lane[renew]
+	shows   *lane[store.Presence]
+
+	// work bounds what helpers do; it outlives the context of Run.
+	work    context.Context
+	helpers sync.WaitGroup
+
+	sessions atomic.Int64
+}
+
+// New returns a dispatcher over a store. Run must be called for it to do anything.
+func New(cfg Config, backend Backend) (*Dispatcher, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	d := &Dispatcher{
+		cfg: cfg, store: backend, log: cfg.Logger,
+		inbox: make(chan event, inboxSize), done: make(chan struct{}),
+		conns: map[task.ID]link.Conn{},
+	}
+	d.claims = newLane(d.doClaims)
+	d.settles = newLane(d.doSettles)
+	d.renews = newLane(d.doRenews)
+	d.shows = newLane(d.doAnnounce)
+	return d, nil
+}
+
+// Attach serves one worker's link until it ends; it returns nil after an orderly
+// end. It may be called by many goroutines, before, during and after Run.
+func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode) error {
+	id := d.cfg.NewID()
+	d.mu.Lock()
+	d.conns[id] = conn
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		delete(d.conns, id)
+		d.mu.Unlock()
+		conn.Close(nil)
+	}()
+	stop := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
+	defer stop()
+	if !d.post(opened{session: id, mode: mode}) {
+		_ = conn.Send(&link.Bye{Retry: true, Reason: "this dispatcher has stopped"})
+		return nil
+	}
+	for {
+		f, err := conn.Recv()
+		if err != nil {
+			d.post(closed{session: id, reason: err})
+			if errors.Is(err, link.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		if !d.post(received{session: id, frame: f}) {
+			return nil
+		}
+	}
+}
+
+// post gives an event to the loop; false means that the loop has ended.
+func (d *Dispatcher) post(ev event) bool {
+	select {
+	case d.inbox <- ev:
+		return true
+	case <-d.done:
+		return false
+	}
+}
+
+// Run works until ctx ends. Then every session is told to come back (its leases
+// stand), what was reported is recorded, and Run returns. It may be called once.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	d.work = work
+	d.helpers.Go(func() { d.claims.run(work) })
+	d.helpers.Go(func() { d.settles.run(work) })
+	d.helpers.Go(func() { d.renews.run(work) })
+	d.helpers.Go(func() { d.shows.run(work) })
+	d.helpers.Go(func() { d.reap(ctx) })
+	silence := d.store.Bell().Listen(d.bell)
+
+	d.loop(ctx)
+
+	silence()
+	d.claims.close()
+	d.settles.close()
+	d.renews.close()
+	d.shows.close()
+	timer := time.AfterFunc(stopFlush, cancel)
+	defer timer.Stop()
+	ended := make(chan struct{})
+	go func() { d.helpers.Wait(); close(ended) }()
+	for {
+		select {
+		case <-d.inbox: // answers that nobody needs any more
+		case <-ended:
+			close(d.done)
+			return nil
+		}
+	}
+}
+
+// help runs f beside the loop; Run waits for it.
+func (d *Dispatcher) help(f func(ctx context.Context)) {
+	d.helpers.Go(func() { f(d.work) })
+}
+
+// bell takes the store's signals. It must not block: a full inbox drops them, and
+// every session looks by itself at the next poll.
+func (d *Dispatcher) bell(signals []store.Signal) {
+	keep := make([]store.Signal, 0, len(signals))
+	for _, s := range signals {
+		if s.Kind != store.Done {
+			keep = append(keep, s)
+		}
+	}
+	if len(keep) == 0 {
+		return
+	}
+	select {
+	case d.inbox <- rung{signals: keep}:
+	default:
+	}
+}
+
+// loop is the one goroutine that touches the engine.
+func (d *Dispatcher) loop(ctx context.Context) {
+	e := newEngine(d.cfg)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	announce := time.NewTicker(announceEvery)
+	defer announce.Stop()
+	for {
+		select {
+		case ev := <-d.inbox:
+			e.step(time.Now(), ev)
+		case <-timer.C:
+			e.step(time.Now(), ticked{})
+		case <-announce.C:
+			d.shows.add(e.presence()...)
+			continue
+		case <-ctx.Done():
+			e.step(time.Now(), stopping{reason: "this dispatcher stops"})
+			d.perform(e.take(time.Now()))
+			return
+		}
+		d.drainInbox(e)
+		d.perform(e.take(time.Now()))
+		d.sessions.Store(int64(len(e.order)))
+		if at := e.next(); !at.IsZero() {
+			timer.Reset(max(time.Until(at), 0))
+		} else {
+			timer.Stop()
+		}
+	}
+}
+
+// drainInbox takes what else has arrived, so that effects leave in batches.
+func (d *Dispatcher) drainInbox(e *Engine) {
+	for range batchSize {
+		select {
+		case ev := <-d.inbox:
+			e.step(time.Now(), ev)
+		default:
+			return
+		}
+	}
+}
+
+// perform carries out effects. Nothing here waits for the store or for a peer.
+func (d *Dispatcher) perform(r ready) {
+	for _, n := range r.notes {
+		d.logNote(n)
+	}
+	d.settles.add(r.settles...)
+	d.renews.add(r.renews...)
+	for _, rs := range r.resumes {
+		d.help(func(ctx context.Context) { d.doResume(ctx, rs) })
+	}
+	for _, l := range r.loads {
+		d.help(func(ctx context.Context) { d.doLoad(ctx, l) })
+	}
+	d.claims.add(r.claims...)
+	for _, s := range r.sends {
+		if conn := d.conn(s.session); conn != nil {
+			if err := conn.Send(s.frame); err != nil && !errors.Is(err, link.ErrClosed) {
+				d.log.Warn("could not send to a worker", "session", s.session, "frame", fmt.Sprintf("%T", s.frame), "error", err)
+				conn.Close(err)
+			}
+		}
+	}
+	for _, h := range r.hangups {
+		if conn := d.conn(h.session); conn != nil {
+			// An orderly close waits for the peer to read; the loop does not.
+			d.help(func(context.Context) { conn.Close(nil) })
+		}
+	}
+	if len(r.rings) > 0 {
+		d.help(func(ctx context.Context) { d.store.Bell().Ring(ctx, r.rings) })
+	}
+	d.shows.add(r.presence...)
+}
+
+func (d *Dispatcher) conn(id task.ID) link.Conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conns[id]
+}
+
+func (d *Dispatcher) logNote(n note) {
+	attrs := []any{"session", n.session, "worker", n.worker, "held", n.count}
+	if n.err != nil {
+		attrs = append(attrs, "reason", n.err)
+	}
+	d.log.Info(n.text, attrs...)
+}
+
+// Sessions counts the attached workers.
+func (d *Dispatcher) Sessions() int { return int(d.sessions.Load()) }

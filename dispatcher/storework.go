@@ -1,0 +1,159 @@
+package dispatcher
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// reapLimit bounds the tasks that one call of Reap ends.
+const reapLimit = 1000
+
+// untilDone repeats a call to the store until it succeeds or ctx ends. Every call
+// made this way is idempotent: by claim id, by token, or by its nature.
+func (d *Dispatcher) untilDone(ctx context.Context, what string, call func(context.Context) error) bool {
+	for first := true; ; first = false {
+		err := call(ctx)
+		if err == nil {
+			return true
+		}
+		if first {
+			d.log.Error("the store does not answer; trying again until it does", "call", what, "error", err)
+		}
+		select {
+		case <-time.After(storeRetry):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (d *Dispatcher) doClaims(ctx context.Context, reqs []store.ClaimRequest) {
+	var results [][]store.Claimed
+	ok := d.untilDone(ctx, "claim", func(ctx context.Context) (err error) {
+		results, err = d.store.Claim(ctx, time.Now(), reqs)
+		return err
+	})
+	if !ok {
+		return // the leases run out, or the workers deny them when they return
+	}
+	for i, req := range reqs {
+		d.post(claimed{request: req, tasks: results[i]})
+	}
+}
+
+func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
+	settlements := make([]store.Settlement, len(items))
+	for i, it := range items {
+		settlements[i] = it.settlement
+	}
+	var verdicts []task.Verdict
+	ok := d.untilDone(ctx, "settle", func(ctx context.Context) (err error) {
+		verdicts, err = d.store.Settle(ctx, time.Now(), settlements)
+		return err
+	})
+	if !ok {
+		return // not acknowledged: the workers report again
+	}
+	for i, it := range items {
+		if verdicts[i] == task.VerdictStale {
+			d.log.Info("stale outcome refused", "task", it.settlement.Token.Task, "attempt", it.settlement.Token.Attempt,
+				"epoch", it.settlement.Token.Epoch, "end", it.settlement.Outcome.End, "session", it.session)
+		}
+		if !it.session.IsZero() {
+			d.post(settled{session: it.session, token: it.settlement.Token, verdict: verdicts[i]})
+		}
+	}
+}
+
+// doRenews is not repeated: the next beat renews everything again.
+func (d *Dispatcher) doRenews(ctx context.Context, batch []renew) {
+	var all []store.Renewal
+	for _, r := range batch {
+		all = append(all, r.items...)
+	}
+	verdicts, err := d.store.Renew(ctx, time.Now(), all)
+	if err != nil {
+		d.log.Warn("leases were not renewed; the next beat tries again", "error", err)
+	}
+	for _, r := range batch {
+		ev := renewed{session: r.session, seq: r.seq, items: r.items, err: err}
+		if err == nil {
+			ev.verdicts, verdicts = verdicts[:len(r.items)], verdicts[len(r.items):]
+		}
+		d.post(ev)
+	}
+}
+
+// doResume makes the worker's Go handlers known, then asks the store what of its
+// claims still stands.
+func (d *Dispatcher) doResume(ctx context.Context, r resume) {
+	ev := resumed{session: r.session, held: r.hello.Held}
+	for _, name := range r.handlers {
+		if ev.err = d.register(ctx, name); ev.err != nil {
+			break
+		}
+	}
+	if ev.err == nil {
+		ev.verdicts, ev.err = d.store.Resume(ctx, time.Now(), r.request)
+	}
+	d.post(ev)
+}
+
+// register records a Go handler as a function of its name, once for ever: workers
+// that come and go must not make new ids.
+func (d *Dispatcher) register(ctx context.Context, name string) error {
+	f := task.Function{
+		ID: d.cfg.NewFunctionID(), Name: name, Queue: task.DefaultQueue, Runtime: task.GoRuntime(name),
+		Form: task.FormNone, Hash: sha256.Sum256(nil), CreatedAt: time.Now(),
+	}
+	key := store.Key{ID: "handler/" + name, Digest: sha256.Sum256([]byte(f.Runtime))}
+	_, err := d.store.PutFunction(ctx, f, nil, key)
+	return err
+}
+
+func (d *Dispatcher) doLoad(ctx context.Context, l load) {
+	b, err := d.store.FunctionPayload(ctx, l.hash)
+	d.post(loaded{session: l.session, hash: l.hash, bytes: b, err: err})
+}
+
+// reap ends what is overdue. After the store was away nothing is reaped until one
+// lease length after its return: workers could not renew meanwhile.
+func (d *Dispatcher) reap(ctx context.Context) {
+	var away bool
+	var notBefore time.Time
+	timer := time.NewTimer(d.cfg.ReapEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		wait := d.cfg.ReapEvery
+		if now := time.Now(); now.After(notBefore) {
+			next, err := d.store.Reap(ctx, now, reapLimit)
+			switch {
+			case err != nil && !away:
+				away = true
+				d.log.Error("the store does not answer; nothing is reaped until it has been back for a lease", "error", err)
+			case err == nil && away:
+				away, notBefore = false, now.Add(d.cfg.Lease)
+			case err == nil && !next.IsZero():
+				wait = min(wait, max(time.Until(next), time.Millisecond))
+			}
+		}
+		timer.Reset(wait)
+	}
+}
+
+// doAnnounce shows workers to people. They are announced in order, so that a
+// worker that left and came back ends as one that is there.
+func (d *Dispatcher) doAnnounce(ctx context.Context, workers []store.Presence) {
+	if err := d.store.Announce(ctx, time.Now().Add(3*announceEvery), workers); err != nil {
+		d.log.Warn("could not announce the workers", "error", err)
+	}
+}

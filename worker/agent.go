@@ -1,0 +1,378 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/treadle-dev/treadle/internal/window"
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Agent runs attempts for a dispatcher. Make one with [New], call [Agent.Run] once.
+//
+// Three kinds of goroutine share the mutex: one per slot takes claims and runs
+// them; the session's goroutine alone talks to the dispatcher; the guard stops
+// attempts whose lease runs out. Whoever has something to report leaves it in the
+// outbox and kicks the session, which sends everything that has gathered.
+type Agent struct {
+	cfg       Config
+	log       *slog.Logger
+	executors map[string]Executor
+	runtimes  []string
+	handlers  []string
+	code      *codeCache
+	// kick wakes the session's goroutine: the outbox has something.
+	kick chan struct{}
+
+	mu sync.Mutex
+	// work wakes slots: the queue has a claim, or the agent ends.
+	work   sync.Cond
+	claims map[task.Token]*claim
+	queue  []*claim
+	active int // waiting and running claims
+	window window.Window
+	// terms are those of the last Welcome.
+	terms link.Welcome
+	// Outbox: what the session sends next.
+	accepts []link.Accept
+	reports []link.Report
+	needs   [][32]byte
+	// asked is the credit that was asked for and not used, under pull.
+	asked    int
+	draining bool
+	ending   bool
+}
+
+// New checks the configuration and returns an agent.
+func New(cfg Config) (*Agent, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger, executors: map[string]Executor{}, code: newCodeCache(cfg.CacheBytes),
+		kick: make(chan struct{}, 1), claims: map[task.Token]*claim{},
+	}
+	a.work.L = &a.mu
+	for _, ex := range cfg.Executors {
+		for _, key := range ex.Runtimes() {
+			if a.executors[key] != nil {
+				return nil, fmt.Errorf("worker: two executors for runtime %q", key)
+			}
+			a.executors[key] = ex
+			a.runtimes = append(a.runtimes, key)
+			if name, ok := task.GoHandler(key); ok {
+				a.handlers = append(a.handlers, name)
+			}
+		}
+	}
+	return a, nil
+}
+
+// Run attaches to a dispatcher, again and again, until ctx ends; then it drains:
+// running attempts get the drain timeout, everything else is handed back. It
+// returns nil after that, or an error when a dispatcher refused the worker for good
+// or an executor could not start.
+func (a *Agent) Run(ctx context.Context) error {
+	for _, ex := range a.cfg.Executors {
+		if err := ex.Start(ctx, a.cfg.Slots); err != nil {
+			return errors.Join(fmt.Errorf("start executor for %v: %w", ex.Runtimes(), err), a.closeExecutors())
+		}
+	}
+	// Attempts outlive ctx: they end by themselves or with the drain.
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var slots, helpers sync.WaitGroup
+	for i := range a.cfg.Slots {
+		slots.Go(func() { a.slot(base, i) })
+	}
+	helpers.Go(func() { a.guard(base) })
+	gone := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { a.drain(gone) })
+	err := a.sessions(base, gone)
+	stop()
+
+	a.mu.Lock()
+	a.ending = true
+	a.work.Broadcast()
+	for _, c := range a.claims {
+		a.halt(c, stopHandBack)
+	}
+	a.mu.Unlock()
+	slots.Wait()
+	cancel()
+	helpers.Wait()
+	return errors.Join(err, a.closeExecutors())
+}
+
+func (a *Agent) closeExecutors() error {
+	var errs []error
+	for _, ex := range a.cfg.Executors {
+		errs = append(errs, ex.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// slot runs claims one after another until the agent ends.
+func (a *Agent) slot(ctx context.Context, n int) {
+	for {
+		c, runCtx := a.next(ctx)
+		if c == nil {
+			return
+		}
+		out := a.run(runCtx, n, c)
+		a.finish(c, out)
+	}
+}
+
+// next waits for a claim and marks it started: the word of it leaves while the
+// executor already runs.
+func (a *Agent) next(ctx context.Context) (*claim, context.Context) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.queue) == 0 {
+		if a.ending {
+			return nil, nil
+		}
+		a.work.Wait()
+	}
+	c := a.queue[0]
+	a.queue[0] = nil
+	a.queue = a.queue[1:]
+	c.phase, c.startedAt = running, time.Now()
+	runCtx, cancel := context.WithCancel(ctx)
+	c.stop = cancel
+	a.accepts = append(a.accepts, link.Accept{Token: c.token})
+	a.nudge()
+	return c, runCtx
+}
+
+func (a *Agent) run(ctx context.Context, slot int, c *claim) (out task.Outcome) {
+	defer func() {
+		if r := recover(); r != nil {
+			a.log.Error("an executor panicked", "task", c.token.Task, "panic", r)
+			out = task.Fail(task.EndLost, fmt.Sprintf("the worker's executor panicked: %v", r))
+		}
+	}()
+	o := c.offer
+	a.mu.Lock()
+	maxResult := a.terms.MaxPayload
+	a.mu.Unlock()
+	return a.executors[o.Runtime].Run(ctx, slot, &Attempt{
+		Token: c.token, Function: o.Function, FunctionName: o.FunctionName, Runtime: o.Runtime, Form: o.Form, Hash: o.Hash,
+		Code: func(ctx context.Context) ([]byte, error) {
+			return a.code.get(ctx, o.Hash, func() { a.need(o.Hash) })
+		},
+		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
+		MaxResult: maxResult, Output: c.output.add,
+	})
+}
+
+func (a *Agent) finish(c *claim, out task.Outcome) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c.stop()
+	out.RunTime = time.Since(c.startedAt)
+	if out.End == task.EndCancelled && c.stopped != notStopped {
+		out = c.stopped.end()
+	}
+	switch out.End {
+	case task.EndSucceeded, task.EndRaised:
+		a.window.Observe(out.RunTime)
+	default:
+		a.window.Close()
+	}
+	a.reportLocked(c, out)
+}
+
+// reportLocked ends a claim: its report waits in the outbox, and is kept after it
+// was sent until the dispatcher acknowledges it.
+func (a *Agent) reportLocked(c *claim, out task.Outcome) {
+	c.phase, c.offer = ended, nil
+	a.active--
+	c.report = &link.Report{Token: c.token, Outcome: out, Log: c.output.take()}
+	a.reports = append(a.reports, *c.report)
+	a.nudge()
+}
+
+// nudge wakes the session's goroutine.
+func (a *Agent) nudge() {
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Agent) need(hash [32]byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.needs = append(a.needs, hash)
+	a.nudge()
+}
+
+// offered takes new claims.
+func (a *Agent) offered(items []link.Offer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked = max(a.asked-len(items), 0)
+	now := time.Now()
+	for i := range items {
+		o := &items[i]
+		if a.claims[o.Token] != nil {
+			continue
+		}
+		c := &claim{token: o.Token, offer: o, leaseFrom: now}
+		a.claims[o.Token] = c
+		a.active++
+		if a.draining || a.executors[o.Runtime] == nil {
+			a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
+			continue
+		}
+		a.queue = append(a.queue, c)
+		if o.Form != task.FormNone {
+			if _, fresh := a.code.entry(o.Hash); fresh {
+				a.needs = append(a.needs, o.Hash)
+				a.nudge()
+			}
+		}
+		a.work.Signal()
+	}
+}
+
+// revoked stops claims that are no longer in force.
+func (a *Agent) revoked(tokens []task.Token) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, tok := range tokens {
+		if c := a.claims[tok]; c != nil {
+			a.halt(c, stopRevoked)
+		}
+	}
+}
+
+// halt ends a claim before its time. A running attempt reports when its executor
+// has let go; a waiting one at once.
+func (a *Agent) halt(c *claim, why stopReason) {
+	switch c.phase {
+	case waiting:
+		a.queue = slices.DeleteFunc(a.queue, func(q *claim) bool { return q == c })
+		out := why.end()
+		if why == stopLease {
+			out = task.Fail(task.EndReturned, "the lease ran out before a slot was free")
+		}
+		a.reportLocked(c, out)
+	case running:
+		if c.stopped == notStopped {
+			c.stopped = why
+			c.stop()
+		}
+	case ended:
+	}
+}
+
+// recalled gives up to n offers back that wait for a slot, the latest first.
+func (a *Agent) recalled(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.window.Close()
+	for ; n > 0 && len(a.queue) > 0; n-- {
+		c := a.queue[len(a.queue)-1]
+		a.queue[len(a.queue)-1] = nil
+		a.queue = a.queue[:len(a.queue)-1]
+		a.reportLocked(c, task.Fail(task.EndReturned, "recalled for a worker with an idle slot"))
+	}
+}
+
+// acknowledged forgets reports that were recorded, or refused.
+func (a *Agent) acknowledged(items []link.Ack) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, ack := range items {
+		if c := a.claims[ack.Token]; c != nil && c.phase == ended {
+			delete(a.claims, ack.Token)
+		}
+		if ack.Verdict == task.VerdictStale {
+			a.log.Info("the dispatcher refused a stale outcome", "task", ack.Token.Task, "attempt", ack.Token.Attempt)
+		}
+	}
+}
+
+// guard stops attempts before their lease ends, when no dispatcher has renewed it:
+// another worker may have the task then.
+func (a *Agent) guard(ctx context.Context) {
+	const period = 100 * time.Millisecond
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		a.mu.Lock()
+		if keep := a.terms.Lease - a.terms.Margin; keep > 0 {
+			for _, c := range a.claims {
+				if c.phase != ended && time.Since(c.leaseFrom) > keep {
+					a.log.Warn("lease ran out: the attempt is stopped", "task", c.token.Task, "attempt", c.token.Attempt)
+					a.halt(c, stopLease)
+				}
+			}
+		}
+		a.mu.Unlock()
+	}
+}
+
+// ackWait is how long a drained agent tries to deliver its last reports.
+const ackWait = 5 * time.Second
+
+// drain hands back what did not start, gives running attempts their time, and then
+// lets the sessions end.
+func (a *Agent) drain(gone chan<- struct{}) {
+	a.mu.Lock()
+	a.draining = true
+	for len(a.queue) > 0 {
+		a.halt(a.queue[0], stopHandBack)
+	}
+	left := a.active
+	a.nudge()
+	a.mu.Unlock()
+	a.log.Info("draining", "running", left, "timeout", a.cfg.DrainTimeout)
+	if left > 0 {
+		time.AfterFunc(max(a.cfg.DrainTimeout, 0), func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for _, c := range a.claims {
+				a.halt(c, stopHandBack)
+			}
+		})
+	}
+	limit := ackWait
+	if left > 0 {
+		limit += max(a.cfg.DrainTimeout, 0)
+	}
+	time.AfterFunc(limit, func() { close(gone) })
+}
+
+// drained reports whether a draining agent has nothing left to say.
+func (a *Agent) drained() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.draining && len(a.claims) == 0
+}
+
+// Status describes the agent for people.
+type Status struct {
+	Running, Waiting, Unreported int
+}
+
+// Status may be called at any time.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return Status{Running: a.active - len(a.queue), Waiting: len(a.queue), Unreported: len(a.claims) - a.active}
+}

@@ -1,0 +1,84 @@
+// Package worker is the agent that runs attempts: it attaches to a dispatcher,
+// keeps its slots busy and reports every outcome until it is acknowledged.
+//
+// The same agent serves push, pull and local mode; they differ in how it dials and
+// in whether it asks for work.
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Config of an agent. The zero value of an optional field means its default.
+type Config struct {
+	// ID is the agent's id, new for each process. Required.
+	ID string
+	// Name is for people. Default the host's name.
+	Name string
+	// Software is the version shown to people.
+	Software string
+	// Mode says who refills the credit. Required.
+	Mode link.Mode
+	// Dial opens a link to a dispatcher; ctx bounds the dialling. Required.
+	Dial func(ctx context.Context) (link.Conn, error)
+	// Slots is how many attempts run at once. Required, 1 to 4096.
+	Slots int
+	// Queues that the agent serves. Default the queue "default".
+	Queues []string
+	// Executors run the attempts; their runtime keys must not overlap. Required.
+	Executors []Executor
+	// DrainTimeout is how long running attempts may go on after the agent was told to
+	// stop, before they are handed back. Default 25 s; negative for none.
+	DrainTimeout time.Duration
+	// Reconnect pauses, doubled from the first to the last, with jitter. Default 20 ms to 1 s.
+	ReconnectFirst, ReconnectLast time.Duration
+	// CacheBytes bounds the functions kept in memory. Default 256 MiB.
+	CacheBytes int
+	Logger     *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "unknown"
+		}
+		c.Name = host
+	}
+	if len(c.Queues) == 0 {
+		c.Queues = []string{task.DefaultQueue}
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 25 * time.Second
+	}
+	if c.ReconnectFirst == 0 {
+		c.ReconnectFirst = 20 * time.Millisecond
+	}
+	if c.ReconnectLast == 0 {
+		c.ReconnectLast = time.Second
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = 256 << 20
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case c.ID == "" || len(c.ID) > 128:
+		return c, fmt.Errorf("worker: an id of %d bytes: want 1 to 128", len(c.ID))
+	case c.Dial == nil:
+		return c, fmt.Errorf("worker: Dial is required")
+	case c.Slots < 1 || c.Slots > 4096:
+		return c, fmt.Errorf("worker: %d slots: want 1 to 4096", c.Slots)
+	case len(c.Executors) == 0:
+		return c, fmt.Errorf("worker: at least one executor is required")
+	}
+	return c, nil
+}

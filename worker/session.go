@@ -1,0 +1,401 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// welcomeWait bounds the wait for a dispatcher's first word.
+const welcomeWait = 10 * time.Second
+
+// errDrained ends the sessions of an agent that has nothing left to say.
+var errDrained = errors.New("drained")
+
+// refusal is a dispatcher's word that the worker need not come back.
+type refusal struct{ reason string }
+
+func (r refusal) Error() string { return "the dispatcher refused this worker: " + r.reason }
+
+// sessions dials and serves until the agent has drained, gone is closed, or a
+// dispatcher refuses the worker for good.
+func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
+	defer cancel()
+	watcher.Go(func() {
+		select {
+		case <-gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	pause := &backoff.ExponentialBackOff{
+		InitialInterval: a.cfg.ReconnectFirst, MaxInterval: a.cfg.ReconnectLast, Multiplier: 2, RandomizationFactor: 0.5,
+	}
+	pause.Reset()
+	for {
+		welcomed, err := a.attach(ctx)
+		var refused refusal
+		switch {
+		case errors.Is(err, errDrained) || a.drained() || ctx.Err() != nil:
+			return nil
+		case errors.As(err, &refused):
+			return err
+		}
+		if welcomed {
+			pause.Reset()
+		}
+		wait := pause.NextBackOff()
+		a.log.Warn("not attached to a dispatcher; dialling again", "error", err, "in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// attach dials once and serves the session until it ends.
+func (a *Agent) attach(ctx context.Context) (welcomed bool, err error) {
+	dialCtx, cancel := context.WithTimeout(ctx, welcomeWait)
+	defer cancel()
+	conn, err := a.cfg.Dial(dialCtx)
+	if err != nil {
+		return false, err
+	}
+	s := &session{agent: a, conn: conn, frames: make(chan link.Frame), ended: make(chan struct{})}
+	var reader sync.WaitGroup
+	reader.Go(s.read)
+	defer reader.Wait()
+	defer close(s.ended)
+	err = s.serve(ctx)
+	conn.Close(nil)
+	return s.welcomed, err
+}
+
+// session is one attachment. Only its goroutine sends.
+type session struct {
+	agent *Agent
+	conn  link.Conn
+	// frames hands over what read received; readErr is set before it is closed.
+	frames  chan link.Frame
+	readErr error
+	ended   chan struct{}
+
+	welcomed  bool
+	drainSent bool
+	seq       uint64
+	// beats remembers what unacknowledged beats renewed, oldest first.
+	beats []beat
+}
+
+type beat struct {
+	seq    uint64
+	sentAt time.Time
+	tokens []task.Token
+}
+
+// maxBeats bounds the beats remembered: later acknowledgements cover the rest.
+const maxBeats = 16
+
+func (s *session) read() {
+	defer close(s.frames)
+	for {
+		f, err := s.conn.Recv()
+		if err != nil {
+			s.readErr = err
+			return
+		}
+		select {
+		case s.frames <- f:
+		case <-s.ended:
+			return
+		}
+	}
+}
+
+func (s *session) serve(ctx context.Context) error {
+	if err := s.hello(); err != nil {
+		return err
+	}
+	period := s.agent.heartbeat()
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case f, ok := <-s.frames:
+			if !ok {
+				return fmt.Errorf("the dispatcher's link ended: %w", s.readErr)
+			}
+			if err := s.frame(f); err != nil {
+				return err
+			}
+			if p := s.agent.heartbeat(); p != period {
+				period = p
+				ticker.Reset(p)
+			}
+		case <-s.agent.kick:
+		case <-ticker.C:
+			if err := s.beat(); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := s.flush(); err != nil {
+			return err
+		}
+		if s.agent.drained() {
+			_ = s.conn.Send(&link.Bye{Reason: "drained"}) // the link ends either way
+			return errDrained
+		}
+	}
+}
+
+// heartbeat is the period that the dispatcher asked for, a second before that.
+func (a *Agent) heartbeat() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.terms.Heartbeat == 0 {
+		return time.Second
+	}
+	return a.terms.Heartbeat
+}
+
+// hello opens the session and waits for the terms.
+func (s *session) hello() error {
+	a := s.agent
+	a.mu.Lock()
+	held := a.heldLocked()
+	a.asked = 0
+	a.mu.Unlock()
+	sentAt := time.Now()
+	err := s.conn.Send(&link.Hello{
+		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: hostname(), PID: os.Getpid(), Software: a.cfg.Software,
+		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: a.cfg.Slots, Held: held,
+	})
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(welcomeWait)
+	defer timer.Stop()
+	select {
+	case f, ok := <-s.frames:
+		if !ok {
+			return fmt.Errorf("no welcome: %w", s.readErr)
+		}
+		switch f := f.(type) {
+		case *link.Welcome:
+			s.welcome(f, sentAt, held)
+			return s.flush()
+		case *link.Bye:
+			return byeError(f)
+		default:
+			return fmt.Errorf("the dispatcher's first frame is %T, want Welcome", f)
+		}
+	case <-timer.C:
+		return fmt.Errorf("no welcome within %s", welcomeWait)
+	}
+}
+
+func hostname() string {
+	h, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return h
+}
+
+func byeError(f *link.Bye) error {
+	if f.Retry {
+		return fmt.Errorf("the dispatcher said good-bye: %s", f.Reason)
+	}
+	return refusal{f.Reason}
+}
+
+// welcome takes the terms and offers every unacknowledged report again.
+func (s *session) welcome(w *link.Welcome, sentAt time.Time, held []link.Holding) {
+	a := s.agent
+	s.welcomed = true
+	a.mu.Lock()
+	a.terms = *w
+	for _, h := range held {
+		if c := a.claims[h.Token]; c != nil {
+			c.leaseFrom = sentAt
+		}
+	}
+	a.reports = a.reports[:0]
+	a.accepts = a.accepts[:0]
+	for _, c := range a.claims {
+		switch {
+		case c.report != nil:
+			a.reports = append(a.reports, *c.report)
+		case c.phase == running:
+			a.accepts = append(a.accepts, link.Accept{Token: c.token})
+		}
+	}
+	a.needs = append(a.needs[:0], a.code.unknown()...)
+	a.mu.Unlock()
+	a.revoked(w.Stale)
+	a.log.Info("attached to a dispatcher", "session", w.Session, "held", len(held), "stale", len(w.Stale))
+}
+
+// heldLocked lists every claim, unacknowledged reports included.
+func (a *Agent) heldLocked() []link.Holding {
+	held := make([]link.Holding, 0, len(a.claims))
+	for _, c := range a.claims {
+		held = append(held, link.Holding{Token: c.token, StartedAt: c.startedAt})
+	}
+	return held
+}
+
+func (s *session) frame(f link.Frame) error {
+	a := s.agent
+	switch f := f.(type) {
+	case *link.Offers:
+		a.offered(f.Items)
+	case *link.Acks:
+		a.acknowledged(f.Items)
+	case *link.BeatAck:
+		s.beatAck(f)
+	case *link.Revoke:
+		a.revoked(f.Tokens)
+	case *link.Recall:
+		a.recalled(f.N)
+	case *link.FunctionBytes:
+		a.code.put(f.Hash, f.Bytes, f.Missing)
+	case *link.Drain:
+		a.log.Info("the dispatcher drains", "reason", f.Reason)
+	case *link.Bye:
+		return byeError(f)
+	default:
+		return fmt.Errorf("the dispatcher sent a frame of type %T", f)
+	}
+	return nil
+}
+
+// beat says what is held, which renews it, and sends what running attempts have
+// printed. It is sent from the goroutine that reads the dispatcher's frames: a
+// worker that no longer listens falls silent too.
+func (s *session) beat() error {
+	a := s.agent
+	a.mu.Lock()
+	held := a.heldLocked()
+	var outputs []*link.Output
+	for _, c := range a.claims {
+		if c.phase == running {
+			if b := c.output.take(); len(b) > 0 {
+				outputs = append(outputs, &link.Output{Token: c.token, Bytes: b})
+			}
+		}
+	}
+	needs := a.code.unknown()
+	a.mu.Unlock()
+	s.seq++
+	b := beat{seq: s.seq, sentAt: time.Now()}
+	for _, h := range held {
+		b.tokens = append(b.tokens, h.Token)
+	}
+	s.beats = append(s.beats, b)
+	if len(s.beats) > maxBeats {
+		s.beats = s.beats[1:]
+	}
+	frames := []link.Frame{&link.Beat{Seq: s.seq, Held: held}}
+	for _, o := range outputs {
+		frames = append(frames, o)
+	}
+	for _, h := range needs {
+		// Asked for before and not answered for a whole beat.
+		frames = append(frames, &link.NeedFunction{Hash: h})
+	}
+	return s.send(frames...)
+}
+
+func (s *session) beatAck(f *link.BeatAck) {
+	a := s.agent
+	for len(s.beats) > 0 && s.beats[0].seq <= f.Seq {
+		b := s.beats[0]
+		s.beats = s.beats[1:]
+		if b.seq != f.Seq {
+			continue
+		}
+		a.mu.Lock()
+		for _, tok := range b.tokens {
+			if c := a.claims[tok]; c != nil {
+				c.leaseFrom = b.sentAt
+			}
+		}
+		a.mu.Unlock()
+	}
+	a.revoked(f.Stale)
+}
+
+// flush sends what has gathered in the outbox.
+func (s *session) flush() error {
+	a := s.agent
+	var frames []link.Frame
+	a.mu.Lock()
+	if a.draining && !s.drainSent {
+		s.drainSent = true
+		frames = append(frames, &link.Drain{Reason: "the worker shuts down"})
+	}
+	for _, h := range a.needs {
+		frames = append(frames, &link.NeedFunction{Hash: h})
+	}
+	a.needs = nil
+	if accepts := a.startedLocked(); len(accepts) > 0 {
+		frames = append(frames, &link.Accepts{Items: accepts})
+	}
+	if len(a.reports) > 0 {
+		frames = append(frames, &link.Outcomes{Items: a.reports})
+		a.reports = nil
+	}
+	if n := a.wantLocked(); n > 0 {
+		frames = append(frames, &link.Want{N: n})
+		a.asked += n
+	}
+	a.mu.Unlock()
+	return s.send(frames...)
+}
+
+// startedLocked takes the starts to announce: those of claims that have a report
+// by now are left out, as a report proves the start.
+func (a *Agent) startedLocked() []link.Accept {
+	now := time.Now()
+	out := make([]link.Accept, 0, len(a.accepts))
+	for _, acc := range a.accepts {
+		if c := a.claims[acc.Token]; c != nil && c.phase == running {
+			out = append(out, link.Accept{Token: acc.Token, Ago: now.Sub(c.startedAt)})
+		}
+	}
+	a.accepts = a.accepts[:0]
+	return out
+}
+
+// wantLocked is the credit to ask for under pull: room for work that is neither
+// here nor asked for.
+func (a *Agent) wantLocked() int {
+	if a.cfg.Mode != link.Pull || a.draining {
+		return 0
+	}
+	return max(a.cfg.Slots+a.window.Size()-a.active-a.asked, 0)
+}
+
+func (s *session) send(frames ...link.Frame) error {
+	for _, f := range frames {
+		if err := s.conn.Send(f); err != nil {
+			return fmt.Errorf("send %T: %w", f, err)
+		}
+	}
+	return nil
+}
