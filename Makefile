@@ -41,7 +41,7 @@ test-python: build ## the Python client: format, lint, types, tests
 
 .PHONY: test-typescript
 test-typescript: build ## the TypeScript client: types, tests against bin/treadle
-	tools/install.sh node python typescript
+	tools/install.sh python typescript
 	cd clients/typescript && PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" npm test
 
 .PHONY: fuzz-short

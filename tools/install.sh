@@ -3,7 +3,7 @@
 # the pins of this folder. Every part carries a stamp of its pins and is installed again
 # only when they change.
 #
-#   tools/install.sh PART...     parts: gotools lint python pygen node cc
+#   tools/install.sh PART...     parts: gotools lint python pygen node typescript cc
 #
 # cc is the one part that is not kept in .tools: a C compiler, which `go test -race` needs.
 set -euo pipefail
@@ -100,6 +100,16 @@ node() {
   stamp node "$want"
 }
 
+# typescript installs the packages of the TypeScript client.
+typescript() {
+  local want dir=clients/typescript
+  want="$(fingerprint tools/python/node.txt $dir/package.json $dir/package-lock.json)"
+  [[ -d $dir/node_modules ]] && fresh typescript "$want" && return
+  say "installing $dir/package-lock.json"
+  PATH="$PWD/.tools/bin:$PATH" .tools/bin/npm ci --prefix "$dir" --no-audit --no-fund --ignore-scripts --loglevel=error >&2
+  stamp typescript "$want"
+}
+
 # cc: libc's headers come in a package of their own.
 cc() {
   command -v gcc >/dev/null || apt gcc libc6-dev
@@ -112,6 +122,7 @@ for part in "$@"; do
     python) venv python tools/python/test.txt ;;
     pygen) venv pygen tools/python/generate.txt ;;
     node) node ;;
+    typescript) node && typescript ;;
     cc) cc ;;
     *) die "no such part: $part" ;;
   esac

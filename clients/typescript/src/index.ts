@@ -1,0 +1,141 @@
+/**
+ * TypeScript client of Treadle: register a function once, execute it by id any
+ * number of times, watch its tasks and fetch their results.
+ *
+ * {@link createClient} gives every method of the contract's FabricService, typed from
+ * the contract itself; {@link encodeJson} and {@link resultOf} translate between values
+ * and the JSON that travels. The generated messages are exported beside them.
+ *
+ * @module
+ */
+import { createClient as createConnectClient, type Client, type Interceptor } from "@connectrpc/connect";
+import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { FabricService, Task_Status, type TaskError, type TaskResult } from "./gen/treadle/v1/fabric_pb.js";
+
+export * from "./gen/treadle/v1/fabric_pb.js";
+export { Code, ConnectError } from "@connectrpc/connect";
+
+/** Where a client looks for a server unless told otherwise. */
+export const DEFAULT_ADDRESS = "127.0.0.1:50051";
+
+/** Choices of {@link createClient}; all are optional. */
+export interface ClientOptions {
+  /** Secret that the server asks for. Default: the environment's TREADLE_TOKEN, if set. */
+  token?: string;
+  /** Speak TLS, trusting what Node trusts. Default: false, plain HTTP/2. */
+  tls?: boolean;
+  /**
+   * Milliseconds after which a call without a deadline of its own is given up.
+   * Default: none; a watch may last as long as its task.
+   */
+  timeoutMs?: number;
+}
+
+/**
+ * Every method of FabricService, and the end of the connection. Methods reject with a
+ * ConnectError, whose code is the gRPC status; after UNAVAILABLE a call that carries a
+ * requestId may be repeated safely.
+ */
+export type FabricClient = Client<typeof FabricService> & Disposable & {
+  /** Closes the connection; calls under way end as CANCELLED. Calling it twice is fine. */
+  close(): void;
+};
+
+/**
+ * Makes a client of the server at `address` ("host:port"; default: the environment's
+ * TREADLE_ADDRESS, then {@link DEFAULT_ADDRESS}). It connects with the first call, again
+ * after a lost connection, and carries any number of calls at once. An open connection
+ * keeps the Node process alive: call `close` when done.
+ */
+export function createClient(address?: string, options: ClientOptions = {}): FabricClient {
+  const target = address ?? process.env["TREADLE_ADDRESS"] ?? DEFAULT_ADDRESS;
+  const token = options.token ?? process.env["TREADLE_TOKEN"];
+  const baseUrl = `${options.tls === true ? "https" : "http"}://${target}`;
+
+  const interceptors: Interceptor[] = [];
+  if (token !== undefined && token !== "") {
+    interceptors.push((next) => (request) => {
+      request.header.set("authorization", `Bearer ${token}`);
+      return next(request);
+    });
+  }
+  const sessionManager = new Http2SessionManager(baseUrl);
+  const transport = createGrpcTransport({
+    baseUrl,
+    interceptors,
+    sessionManager,
+    ...(options.timeoutMs === undefined ? {} : { defaultTimeoutMs: options.timeoutMs }),
+  });
+  const close = () => {
+    sessionManager.abort();
+  };
+  return Object.assign(createConnectClient(FabricService, transport), { close, [Symbol.dispose]: close });
+}
+
+/**
+ * JSON text of a value, as the fields `args` (an array) and `kwargs` (an object) want it.
+ * Throws a TypeError for what JSON cannot hold as a whole: undefined, a function, a
+ * BigInt, a cycle.
+ */
+export function encodeJson(value: unknown): Uint8Array {
+  const text = JSON.stringify(value) as string | undefined;
+  if (text === undefined) {
+    throw new TypeError(`${typeof value} has no JSON form`);
+  }
+  return new TextEncoder().encode(text);
+}
+
+/**
+ * The value of a COMPLETED result.
+ *
+ * Throws a {@link TaskFailedError} when the task is FAILED or CANCELLED, and a
+ * {@link NoJsonValueError} when it has no value that JSON can hold: it is unfinished,
+ * was executed with pickled arguments, or returned such a thing. Integers beyond
+ * Number.MAX_SAFE_INTEGER lose digits here, as everywhere in JavaScript; the field
+ * `result` holds the exact text.
+ *
+ * @typeParam T - what the function returns; it is not checked
+ */
+export function resultOf<T = unknown>(result: TaskResult): T {
+  if (result.status === Task_Status.FAILED || result.status === Task_Status.CANCELLED) {
+    throw new TaskFailedError(result);
+  }
+  if (result.status !== Task_Status.COMPLETED || result.result === undefined) {
+    throw new NoJsonValueError(result);
+  }
+  return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(result.result)) as T;
+}
+
+/** A task ended in FAILED or CANCELLED. */
+export class TaskFailedError extends Error {
+  override readonly name = "TaskFailedError";
+  readonly taskId: string;
+  readonly status: Task_Status;
+  /** What the server recorded: class of the failure, exception, traceback. */
+  readonly detail: TaskError | undefined;
+
+  constructor(result: TaskResult) {
+    const kind = result.error?.exceptionType || result.error?.errorType || Task_Status[result.status];
+    super(`task ${result.taskId}: ${kind}: ${result.error?.message ?? ""}`);
+    this.taskId = result.taskId;
+    this.status = result.status;
+    this.detail = result.error;
+  }
+}
+
+/** A result holds no JSON value: the task is unfinished, or its value is a pickle. */
+export class NoJsonValueError extends Error {
+  override readonly name = "NoJsonValueError";
+  readonly taskId: string;
+  readonly status: Task_Status;
+
+  constructor(result: TaskResult) {
+    const why =
+      result.status === Task_Status.COMPLETED
+        ? `its value is not JSON: ${result.resultRepr || "a pickle"}`
+        : `it is ${Task_Status[result.status]}`;
+    super(`task ${result.taskId} has no JSON result: ${why}`);
+    this.taskId = result.taskId;
+    this.status = result.status;
+  }
+}
