@@ -1,0 +1,189 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"slices"
+	"sync"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Handlers is an [Executor] of Go functions. Each is known to clients as a function
+// of its name, with JSON arguments and results. The zero value is ready to use;
+// register everything before the agent starts.
+type Handlers struct {
+	mu    sync.Mutex
+	funcs map[string]func(context.Context, json.RawMessage) (any, error)
+}
+
+// Default is the registry of [Handle] and [Serve].
+var Default Handlers
+
+// Handle registers f under name in [Default]. A call with one positional argument
+// passes it as In; a call with keyword arguments only passes them as one object.
+// Out must be what encoding/json can write.
+//
+// ctx ends when the task's timeout passes, when it is cancelled and when its lease
+// is lost. A goroutine cannot be killed: a handler that ignores ctx keeps its slot.
+//
+// It panics when the name is empty or taken, like http.Handle.
+func Handle[In, Out any](name string, f func(ctx context.Context, in In) (Out, error)) {
+	HandleIn(&Default, name, f)
+}
+
+// HandleIn is [Handle] with a registry of the caller's.
+func HandleIn[In, Out any](h *Handlers, name string, f func(ctx context.Context, in In) (Out, error)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if name == "" || len([]rune(name)) > task.MaxNameLength {
+		panic(fmt.Sprintf("worker: a handler's name has 1 to %d characters", task.MaxNameLength))
+	}
+	if h.funcs[name] != nil {
+		panic(fmt.Sprintf("worker: two handlers named %q", name))
+	}
+	if h.funcs == nil {
+		h.funcs = map[string]func(context.Context, json.RawMessage) (any, error){}
+	}
+	h.funcs[name] = func(ctx context.Context, raw json.RawMessage) (any, error) {
+		var in In
+		if len(raw) > 0 {
+			if err := json.Unmarshal(raw, &in); err != nil {
+				return nil, badArguments{fmt.Errorf("the argument does not fit %T: %w", in, err)}
+			}
+		}
+		return f(ctx, in)
+	}
+}
+
+// badArguments marks a call that never reached the handler.
+type badArguments struct{ error }
+
+// Runtimes implements [Executor].
+func (h *Handlers) Runtimes() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	keys := make([]string, 0, len(h.funcs))
+	for name := range h.funcs {
+		keys = append(keys, task.GoRuntime(name))
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Start implements [Executor]; there is nothing to start.
+func (h *Handlers) Start(context.Context, int) error { return nil }
+
+// Close implements [Executor]; there is nothing left to stop.
+func (h *Handlers) Close() error { return nil }
+
+// Run implements [Executor].
+func (h *Handlers) Run(ctx context.Context, _ int, a *Attempt) task.Outcome {
+	name, _ := task.GoHandler(a.Runtime)
+	h.mu.Lock()
+	f := h.funcs[name]
+	h.mu.Unlock()
+	if f == nil {
+		return task.Fail(task.EndUnreadable, fmt.Sprintf("this worker has no handler named %q", name))
+	}
+	in, err := handlerArgument(a)
+	if err != nil {
+		return task.Fail(task.EndUnreadable, err.Error())
+	}
+	runCtx := context.WithValue(ctx, outputKey{}, writerFunc(a.Output))
+	if a.Timeout > 0 {
+		var cancel context.CancelFunc
+		runCtx, cancel = context.WithTimeout(runCtx, a.Timeout)
+		defer cancel()
+	}
+	value, failure := call(runCtx, f, in)
+	switch {
+	case ctx.Err() != nil:
+		return task.Fail(task.EndCancelled, "the handler was stopped")
+	case failure != nil && runCtx.Err() != nil:
+		return task.Fail(task.EndTimedOut, fmt.Sprintf("the handler did not end within its timeout of %s", a.Timeout))
+	case failure != nil:
+		return *failure
+	}
+	result, err := json.Marshal(value)
+	if err != nil {
+		return task.Fail(task.EndUnreadable, fmt.Sprintf("the handler's result of type %T is not JSON: %v", value, err))
+	}
+	if a.MaxResult > 0 && len(result) > a.MaxResult {
+		return task.Fail(task.EndExhausted, fmt.Sprintf("the result has %d bytes, the limit is %d (--max-payload)", len(result), a.MaxResult))
+	}
+	return task.Outcome{End: task.EndSucceeded, Result: result, Encoding: task.EncodingJSON}
+}
+
+// call runs a handler; a panic is a failure like a returned error.
+func call(ctx context.Context, f func(context.Context, json.RawMessage) (any, error), in json.RawMessage) (value any, failed *task.Outcome) {
+	defer func() {
+		if r := recover(); r != nil {
+			out := task.Fail(task.EndRaised, fmt.Sprint(r))
+			out.Failure.Type, out.Failure.Traceback = "panic", fmt.Sprintf("panic: %v\n\n%s", r, debug.Stack())
+			failed = &out
+		}
+	}()
+	value, err := f(ctx, in)
+	if err == nil {
+		return value, nil
+	}
+	var bad badArguments
+	if errors.As(err, &bad) {
+		out := task.Fail(task.EndUnreadable, bad.Error())
+		return nil, &out
+	}
+	out := task.Fail(task.EndRaised, err.Error())
+	out.Failure.Type, out.Failure.Traceback = fmt.Sprintf("%T", err), err.Error()
+	return nil, &out
+}
+
+// handlerArgument picks the one argument of a call.
+func handlerArgument(a *Attempt) (json.RawMessage, error) {
+	if a.ArgsEncoding != task.EncodingJSON {
+		return nil, fmt.Errorf("a Go handler takes JSON arguments; this call has pickled ones")
+	}
+	var in struct {
+		Args   []json.RawMessage          `json:"args"`
+		Kwargs map[string]json.RawMessage `json:"kwargs"`
+	}
+	if err := json.NewDecoder(bytes.NewReader(a.Args)).Decode(&in); err != nil {
+		return nil, fmt.Errorf("arguments are not JSON: %w", err)
+	}
+	switch {
+	case len(in.Args) == 0 && len(in.Kwargs) == 0:
+		return nil, nil
+	case len(in.Args) == 1 && len(in.Kwargs) == 0:
+		return in.Args[0], nil
+	case len(in.Args) == 0:
+		return json.Marshal(in.Kwargs)
+	default:
+		return nil, fmt.Errorf("a Go handler takes one positional argument or keyword arguments; this call has %d positional and %d keyword ones",
+			len(in.Args), len(in.Kwargs))
+	}
+}
+
+type outputKey struct{}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(b []byte) (int, error) {
+	if f != nil {
+		f(b)
+	}
+	return len(b), nil
+}
+
+// Output returns the log of the attempt that ctx belongs to: what a handler writes
+// there is kept with the task, its last 64 KiB. Outside an attempt it discards.
+func Output(ctx context.Context) io.Writer {
+	if w, ok := ctx.Value(outputKey{}).(writerFunc); ok {
+		return w
+	}
+	return io.Discard
+}
