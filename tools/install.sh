@@ -22,8 +22,11 @@ die() {
   exit 1
 }
 
-# fingerprint FILE... prints a hash of the files and of this script.
-fingerprint() { cat tools/install.sh "$@" | sha256sum | cut -d' ' -f1; }
+# Raise this when the way of installing changes, so that everyone installs anew.
+recipe=1
+
+# fingerprint FILE... prints a hash of the pins in these files.
+fingerprint() { { echo "$recipe" && cat "$@"; } | sha256sum | cut -d' ' -f1; }
 
 # fresh NAME FINGERPRINT: is that part installed from exactly these pins?
 fresh() { [[ -f .tools/stamp/$1 && "$(<".tools/stamp/$1")" == "$2" ]]; }

@@ -1,0 +1,100 @@
+package buildcheck
+
+import (
+	"bytes"
+	"path"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// maxLines is how long a source file may be; generated code and tests may be longer.
+const maxLines = 800
+
+// sources are the endings of files that people write as code.
+var sources = map[string]bool{
+	".go": true, ".py": true, ".ts": true, ".js": true, ".proto": true, ".lua": true, ".sh": true,
+}
+
+// TestFileLength checks that no source file grows past what one can read in a sitting.
+func TestFileLength(t *testing.T) {
+	for _, name := range files(t) {
+		if !sources[path.Ext(name)] || generated(name) || test(name) {
+			continue
+		}
+		if n := bytes.Count(read(t, name), []byte("\n")); n > maxLines {
+			t.Errorf("%s has %d lines; %d is the limit: split it by what it is about", name, n, maxLines)
+		}
+	}
+}
+
+// TestNames checks that no package is named after nothing in particular.
+func TestNames(t *testing.T) {
+	for _, name := range goFiles(t) {
+		switch path.Base(path.Dir(name)) {
+		case "util", "utils", "common", "helpers", "misc":
+			t.Errorf("%s: name the package after what it holds", path.Dir(name))
+		}
+	}
+}
+
+// foreign matches what ties a file to one machine. The patterns are spelt so that this
+// file does not match itself.
+var foreign = []struct {
+	what    string
+	pattern *regexp.Regexp
+}{
+	// Not a route ("/work/{id}"), nor a path inside another ("docs/work/").
+	{"a path of one machine", regexp.MustCompile(`(^|[^\w.$~}/-])/(wo` + `rk|ro` + `ot|ho` + `me)/\w`)},
+	{"the host of a package registry", regexp.MustCompile(`(?i)\b(registry\.np` + `mjs\.org|registry\.ya` + `rnpkg\.com|py` +
+		`pi\.org|files\.python` + `hosted\.org|proxy\.go` + `lang\.org|sum\.go` + `lang\.org|deb\.deb` + `ian\.org|cra` + `tes\.io)\b`)},
+}
+
+// TestSpeaksOfTheProjectAlone checks that committed text names no machine and no registry:
+// a clone must not depend on where it was made.
+func TestSpeaksOfTheProjectAlone(t *testing.T) {
+	for _, name := range files(t) {
+		b := read(t, name)
+		if bytes.IndexByte(b, 0) >= 0 {
+			continue // Not text.
+		}
+		for i, line := range strings.Split(string(b), "\n") {
+			for _, f := range foreign {
+				if m := f.pattern.FindString(line); m != "" {
+					t.Errorf("%s:%d: %s: %q", name, i+1, f.what, strings.TrimSpace(m))
+				}
+			}
+		}
+	}
+}
+
+// TestForeignIsFound checks the check.
+func TestForeignIsFound(t *testing.T) {
+	for line, want := range map[string]bool{
+		"see /wo" + "rk/main/task":                   true,
+		`"/ro` + `ot/go"`:                            true,
+		"resolved: https://registry.np" + "mjs.org/": true,
+		"GOPROXY=https://proxy.go" + "lang.org":      true,
+		"/worker and docs/wo" + "rk/x":               false,
+		"/rootless":                                  false,
+		"$HOME/x ~/x":                                false,
+	} {
+		got := false
+		for _, f := range foreign {
+			got = got || f.pattern.MatchString(line)
+		}
+		if got != want {
+			t.Errorf("%q: found %v, want %v", line, got, want)
+		}
+	}
+}
+
+func generated(name string) bool {
+	return under(name, "gen") || strings.Contains(name, "/src/gen/") || strings.Contains(name, "/_gen/")
+}
+
+func test(name string) bool {
+	base := path.Base(name)
+	return strings.HasSuffix(base, "_test.go") || strings.HasSuffix(base, ".test.ts") ||
+		strings.HasPrefix(base, "test_") || strings.Contains(name, "/tests/") || strings.Contains(name, "/testdata/")
+}
