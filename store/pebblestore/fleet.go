@@ -1,0 +1,76 @@
+package pebblestore
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/treadle-dev/treadle/store"
+)
+
+// fleet is the presence of workers: memory of the one owner.
+type fleet struct {
+	mu      sync.Mutex
+	entries map[string]present
+}
+
+type present struct {
+	store.Presence
+	until time.Time
+}
+
+// Announce implements [store.Fleet].
+func (s *Store) Announce(_ context.Context, until time.Time, workers []store.Presence) error {
+	if err := s.enter("announce"); err != nil {
+		return err
+	}
+	defer s.leave()
+	f := &s.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.entries == nil {
+		f.entries = make(map[string]present)
+	}
+	for _, p := range workers {
+		if p.Gone {
+			delete(f.entries, p.Worker)
+			continue
+		}
+		p.Queues, p.Runtimes = slices.Clone(p.Queues), slices.Clone(p.Runtimes)
+		f.entries[p.Worker] = present{p, until}
+	}
+	return nil
+}
+
+// Workers implements [store.Fleet].
+func (s *Store) Workers(_ context.Context, now time.Time) ([]store.Presence, error) {
+	if err := s.enter("workers"); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	f := &s.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []store.Presence
+	for _, p := range f.entries {
+		if p.until.After(now) {
+			p.Queues, p.Runtimes = slices.Clone(p.Queues), slices.Clone(p.Runtimes)
+			out = append(out, p.Presence)
+		}
+	}
+	slices.SortFunc(out, func(a, b store.Presence) int { return strings.Compare(a.Worker, b.Worker) })
+	return out, nil
+}
+
+// prune forgets workers that have not been announced for long.
+func (f *fleet) prune(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, p := range f.entries {
+		if !p.until.After(now) {
+			delete(f.entries, id)
+		}
+	}
+}

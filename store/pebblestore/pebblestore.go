@@ -1,0 +1,329 @@
+// Package pebblestore is Treadle's embedded store: everything on Pebble in one
+// folder, owned by one process.
+//
+// One goroutine, the committer, makes all changes. It takes everything that callers
+// have queued, applies it to the index in memory and to one Pebble batch, syncs that
+// batch once and then answers all. So writes need no locks among each other, a
+// busy store shares each sync between many callers, and nothing is answered that
+// a power cut could take back. Readers wait only for a commit under way that
+// touches what they ask for.
+//
+// Submit, claim, settle and requeue are written. Starts, renewals and output of
+// running attempts are memory of the one owner: after a restart every lease that is
+// found gets one fresh lease length, in which its worker returns and says what runs.
+package pebblestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/localbell"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Durability modes.
+const (
+	// Embedded: acknowledged means synced to disk.
+	Embedded = "embedded"
+	// Memory: acknowledged means accepted; everything is lost on exit.
+	Memory = "memory"
+)
+
+// Options configure [Open].
+type Options struct {
+	// Dir is the store's folder; it is made when missing. Required on disk.
+	Dir string
+	// FS holds the folder. Nil means the disk for [Embedded] and a fresh file system
+	// in memory for [Memory].
+	FS vfs.FS
+	// Durability is [Embedded] or [Memory]. Default [Embedded].
+	Durability string
+	// Retention is how long finished tasks are kept. Default 24 hours.
+	Retention time.Duration
+	// Lease is what every remote lease found at open is granted anew. Default 10 seconds.
+	Lease time.Duration
+	// MinFree is the free disk space in bytes below which new functions and tasks are
+	// refused with CodeExhausted, so that running work can still finish. Default 64
+	// MiB; negative means no check.
+	MinFree int64
+	// Now is the clock at open; afterwards time is an argument. Default time.Now.
+	Now func() time.Time
+	// Logger takes what Pebble and recovery have to say. Default slog.Default().
+	Logger *slog.Logger
+
+	// maxResident bounds the records of unfinished tasks kept in memory; those beyond
+	// are read from disk when their turn comes. Default 100,000.
+	maxResident int
+}
+
+func (o *Options) fill() error {
+	const op = "open store"
+	switch o.Durability {
+	case "":
+		o.Durability = Embedded
+	case Embedded, Memory:
+	default:
+		return task.Errorf(task.CodeInvalid, op, "durability %q: want %q or %q", o.Durability, Embedded, Memory)
+	}
+	if o.FS == nil {
+		if o.Durability == Memory {
+			o.FS = vfs.NewMem()
+		} else {
+			o.FS = vfs.Default
+		}
+	}
+	if o.Dir == "" {
+		if o.Durability == Embedded {
+			return task.Errorf(task.CodeInvalid, op, "Options.Dir is empty: name the store's folder")
+		}
+		o.Dir = "store"
+	}
+	if o.Retention < 0 || o.Lease < 0 {
+		return task.Errorf(task.CodeInvalid, op, "retention %s and lease %s must not be negative", o.Retention, o.Lease)
+	}
+	setDefault(&o.Retention, 24*time.Hour)
+	setDefault(&o.Lease, 10*time.Second)
+	setDefault(&o.MinFree, 64<<20)
+	setDefault(&o.maxResident, 100_000)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return nil
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Store implements [store.Store]. Use [Open].
+type Store struct {
+	opts Options
+	log  *slog.Logger
+	db   *pebble.DB
+	lock *pebble.Lock
+	sync *pebble.WriteOptions
+	bell localbell.Bell
+
+	fleet fleet
+	space freeSpace
+
+	// life is held for reading by every call and for writing by Close.
+	life   sync.RWMutex
+	closed bool
+
+	// broken holds the error that ended the store; failed is closed with it.
+	broken atomic.Pointer[task.Error]
+	failed chan struct{}
+
+	queue   queue
+	stopped chan struct{}
+
+	// gc is held while finished tasks are being removed.
+	gc sync.Mutex
+	// cursor is where the next removal starts to look; guarded by gc.
+	cursor []byte
+
+	// mu guards the fields below. The committer holds it while it applies, not while
+	// it syncs.
+	mu sync.Mutex
+	ix index
+	// now is store time: the newest that was told. It never goes back.
+	now time.Time
+	seq uint64
+	// newest is the largest task id ever seen: a larger one is new without a look.
+	newest task.ID
+	// flight is the commit under way.
+	flight *txn
+	// registrations counts commits with functions in them.
+	registrations uint64
+	// nextGC is when the oldest finished task is due for removal; zero means none.
+	nextGC time.Time
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open opens the store in a folder, recovers what is in it and starts serving. It
+// fails with CodeUnavailable when another process holds the folder.
+func Open(ctx context.Context, opts Options) (*Store, error) {
+	if err := opts.fill(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts: opts, log: opts.Logger, sync: pebble.Sync, ix: newIndex(),
+		failed: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	s.queue.init()
+	if opts.Durability == Memory {
+		s.sync = pebble.NoSync
+	}
+	if err := s.openDB(); err != nil {
+		return nil, err
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, errors.Join(err, s.closeDB())
+	}
+	go s.committer()
+	return s, nil
+}
+
+func (s *Store) openDB() error {
+	const op = "open store"
+	fs, dir := s.opts.FS, s.opts.Dir
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return task.Errorf(task.CodeUnavailable, op, "the folder %s cannot be made: %w", dir, err)
+	}
+	lock, err := pebble.LockDirectory(dir, fs)
+	if err != nil {
+		if !isLocked(err) {
+			return task.Errorf(task.CodeUnavailable, op, "the folder %s cannot be locked: %w", dir, err)
+		}
+		return task.Errorf(task.CodeUnavailable, op,
+			"the folder %s is in use: another treadle process holds it; stop that one or choose another data directory (%w)", dir, err)
+	}
+	s.lock = lock
+	s.db, err = pebble.Open(dir, s.pebbleOptions())
+	if err != nil {
+		return errors.Join(task.Errorf(task.CodeUnavailable, op, "the store in %s cannot be opened: %w", dir, err), lock.Close())
+	}
+	return nil
+}
+
+func (s *Store) pebbleOptions() *pebble.Options {
+	o := &pebble.Options{
+		FS:     s.opts.FS,
+		Lock:   s.lock,
+		Logger: pebbleLog{s.log},
+		// A large memtable: most tasks begin and end within one, so that their records
+		// never reach a table before they are superseded.
+		MemTableSize:                64 << 20,
+		MemTableStopWritesThreshold: 4,
+		CacheSize:                   32 << 20,
+		L0CompactionThreshold:       2,
+		L0StopWritesThreshold:       1000,
+		MaxOpenFiles:                1000,
+		DisableWAL:                  s.opts.Durability == Memory,
+		FormatMajorVersion:          pebble.FormatNewest,
+	}
+	for i := range o.Levels {
+		// Look-ups of idempotency keys are mostly for keys that do not exist.
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	return o
+}
+
+// Info implements [store.Store].
+func (s *Store) Info() store.Info {
+	info := store.Info{Durability: s.opts.Durability, Location: s.opts.Dir}
+	if s.opts.Durability == Memory {
+		info.Location = "memory:"
+	}
+	return info
+}
+
+// Bell implements [store.Store].
+func (s *Store) Bell() store.Bell { return &s.bell }
+
+// Failed is closed when the store broke, for example because the disk refused a
+// write: every call is then answered CodeUnavailable, and only a new process can go on
+// from what is durable. [Store.Err] says why.
+func (s *Store) Failed() <-chan struct{} { return s.failed }
+
+// Err returns why the store broke, or nil.
+func (s *Store) Err() error {
+	if err := s.broken.Load(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// fail ends the store: what is in memory may be ahead of the disk from here on.
+func (s *Store) fail(cause error) *task.Error {
+	err := task.Errorf(task.CodeUnavailable, "store", "the store in %s is broken, restart the process: %w", s.opts.Dir, cause)
+	if s.broken.CompareAndSwap(nil, err) {
+		s.log.Error("the store broke", "dir", s.opts.Dir, "error", cause)
+		close(s.failed)
+	}
+	return s.broken.Load()
+}
+
+// enter begins a call; leave ends it.
+func (s *Store) enter(op string) error {
+	s.life.RLock()
+	if s.closed {
+		s.life.RUnlock()
+		return task.Errorf(task.CodeUnavailable, op, "the store is closed")
+	}
+	if err := s.broken.Load(); err != nil {
+		s.life.RUnlock()
+		return err
+	}
+	return nil
+}
+
+func (s *Store) leave() { s.life.RUnlock() }
+
+// Close implements [store.Store].
+func (s *Store) Close() error {
+	s.life.Lock()
+	if s.closed {
+		s.life.Unlock()
+		return task.Errorf(task.CodeUnavailable, "close store", "the store is closed")
+	}
+	s.closed = true
+	s.life.Unlock()
+	s.queue.close()
+	<-s.stopped
+	if err := s.broken.Load(); err != nil {
+		// A broken Pebble may hold its own locks for ever; the folder stays locked until
+		// the process ends, which is what must happen next.
+		return err
+	}
+	return s.closeDB()
+}
+
+func (s *Store) closeDB() error {
+	if err := errors.Join(s.db.Close(), s.lock.Close()); err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return nil
+}
+
+// fatal is what Pebble's fatal errors become: a panic that the committer turns into a
+// broken store. In Pebble's own goroutines it ends the process, as Pebble demands.
+type fatal struct{ error }
+
+// pebbleLog passes Pebble's words on.
+type pebbleLog struct{ log *slog.Logger }
+
+func (l pebbleLog) Infof(format string, args ...any) {
+	l.log.Debug("pebble", "text", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.log.Warn("pebble", "text", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	err := fmt.Errorf(format, args...)
+	l.log.Error("pebble", "error", err)
+	panic(fatal{err})
+}

@@ -1,0 +1,251 @@
+package pebblestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Reap implements [store.Queue]. The loss of a lease that was found at open and not
+// renewed since counts ([task.EndLost]): whether its attempt was started is not written.
+func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, error) {
+	const op = "reap"
+	if err := s.enter(op); err != nil {
+		return time.Time{}, err
+	}
+	defer s.leave()
+	if limit < 1 {
+		return time.Time{}, task.Errorf(task.CodeInvalid, op, "limit %d: want 1 or more", limit)
+	}
+	at, overdue, garbage, signals := s.dueNow(now)
+	s.bell.Ring(ctx, signals)
+	s.fleet.prune(at)
+	if overdue {
+		done := 0
+		err := s.commit(ctx, op, 512*min(limit, 1024), func(x *txn) { done = x.reap(at, limit) })
+		if err != nil {
+			return time.Time{}, err
+		}
+		limit -= done
+	}
+	if garbage && limit > 0 {
+		if err := s.collect(ctx, at, limit); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return s.nextReap(at)
+}
+
+// dueNow makes delayed tasks ready, which needs no write, and says what else is due.
+func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage bool, signals []store.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, _ = s.storeTime(now)
+	s.ix.sweepLanes()
+	woken := make(map[*lane]struct{})
+	s.ix.promote(at, func(l *lane) {
+		if _, ok := woken[l]; !ok {
+			woken[l] = struct{}{}
+			signals = append(signals, readySignal(l))
+		}
+	})
+	_, lease := s.ix.overdueLease(at)
+	_, deadline := s.ix.overdueDeadline(at)
+	return at, lease || deadline, !s.nextGC.IsZero() && !s.nextGC.After(at), signals
+}
+
+// overdueLease returns an entry whose lease has run out. Renewals leave the heap as
+// it is, so entries that were renewed are put in order here.
+func (ix *index) overdueLease(now time.Time) (*entry, bool) {
+	for h := &ix.leases; len(h.items) > 0; {
+		it := h.items[0]
+		until := nanos(it.e.t.Lease.Until)
+		if until > it.at {
+			h.rekey(until)
+			continue
+		}
+		return it.e, it.at <= nanos(now)
+	}
+	return nil, false
+}
+
+func (ix *index) overdueDeadline(now time.Time) (*entry, bool) {
+	if len(ix.deadlines.items) == 0 {
+		return nil, false
+	}
+	it := ix.deadlines.items[0]
+	return it.e, it.at <= nanos(now)
+}
+
+// reap ends overdue leases and deadlines, at most limit, and returns how many.
+func (x *txn) reap(now time.Time, limit int) (n int) {
+	ix := &x.s.ix
+	for ; n < limit; n++ {
+		// The deadline goes first: it decides, whatever becomes of the lease.
+		e, due := ix.overdueDeadline(now)
+		if !due {
+			break
+		}
+		if !x.s.load(e) || !x.force(e, now, func(t *task.Task) bool { return t.Expire(now) }) {
+			// The heap and the record disagree, or the disk failed.
+			x.s.fail(errors.New("the deadline of task " + e.id.String() + " cannot be applied"))
+			return n
+		}
+	}
+	for ; n < limit; n++ {
+		e, due := ix.overdueLease(now)
+		if !due {
+			break
+		}
+		x.lapse(e, now)
+	}
+	return n
+}
+
+// lapse ends a claim whose lease ran out.
+func (x *txn) lapse(e *entry, now time.Time) {
+	end, reason := task.EndLapsed, "the worker never said that it started"
+	switch {
+	case !e.t.Lease.StartedAt.IsZero():
+		end, reason = task.EndLost, "the lease ran out without a word from the worker"
+	case e.startUnknown:
+		end, reason = task.EndLost, "the worker did not come back after a restart"
+	}
+	tok, _ := e.t.Token()
+	x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
+	x.settle(e, now, tok, task.Fail(end, reason), jitterOf(e.t))
+}
+
+// nextReap returns when something will be due.
+func (s *Store) nextReap(now time.Time) (time.Time, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.broken.Load(); err != nil {
+		return time.Time{}, err
+	}
+	next := int64(math.MaxInt64)
+	if e, _ := s.ix.overdueLease(now); e != nil {
+		next = min(next, s.ix.leases.items[0].at)
+	}
+	if d := s.ix.deadlines.items; len(d) > 0 {
+		next = min(next, d[0].at)
+	}
+	if d := s.ix.delayed.items; len(d) > 0 {
+		next = min(next, d[0].at)
+	}
+	if !s.nextGC.IsZero() {
+		next = min(next, nanos(s.nextGC))
+	}
+	if next == math.MaxInt64 {
+		return time.Time{}, nil
+	}
+	return time.Unix(0, next).UTC(), nil
+}
+
+// garbage is one finished task to remove.
+type garbage struct {
+	key []byte
+	id  task.ID
+	row retainRow
+}
+
+// collect removes finished tasks past their retention (T10): record, result, output
+// and idempotency key. One removal runs at a time; a second one has nothing to do.
+func (s *Store) collect(ctx context.Context, now time.Time, limit int) error {
+	if !s.gc.TryLock() {
+		return nil
+	}
+	defer s.gc.Unlock()
+	// Tasks that finish from here on set nextGC anew.
+	s.mu.Lock()
+	s.nextGC = time.Time{}
+	s.mu.Unlock()
+	victims, next, err := s.expired(ctx, now, limit)
+	if err != nil {
+		err = task.Errorf(task.CodeUnavailable, "reap", "%w", err)
+	} else if len(victims) > 0 {
+		err = s.commit(ctx, "reap", 128*len(victims), func(x *txn) {
+			for i := range victims {
+				x.remove(&victims[i])
+			}
+		})
+	}
+	if err != nil {
+		next = now
+	} else if len(victims) > 0 {
+		s.cursor = victims[len(victims)-1].key
+	}
+	s.mu.Lock()
+	s.gcAt(next)
+	s.mu.Unlock()
+	return err
+}
+
+// gcAt notes that a finished task is due for removal at t.
+func (s *Store) gcAt(t time.Time) {
+	if !t.IsZero() && (s.nextGC.IsZero() || t.Before(s.nextGC)) {
+		s.nextGC = t
+	}
+}
+
+// expired lists up to limit finished tasks past their retention, and when the one
+// after them is due. What was removed lately still slows an iterator down, so it
+// starts where the last removal ended.
+func (s *Store) expired(ctx context.Context, now time.Time, limit int) (out []garbage, next time.Time, err error) {
+	lower, upper := bounds(spaceRetain)
+	if len(s.cursor) > 0 {
+		lower = s.cursor
+	}
+	it, err := s.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, next, err
+	}
+	defer func() { err = errors.Join(err, it.Error(), it.Close()) }()
+	for ok := it.First(); ok; ok = it.Next() {
+		finished, id, isRow := splitRetainKey(it.Key())
+		if !isRow {
+			return nil, next, fmt.Errorf("the key %q is damaged", it.Key())
+		}
+		if due := finished.Add(s.opts.Retention); due.After(now) || len(out) == limit {
+			return out, due, nil
+		}
+		row, err := decodeRetainRow(id, it.Value())
+		if err != nil {
+			return nil, next, err
+		}
+		out = append(out, garbage{key: append([]byte(nil), it.Key()...), id: id, row: row})
+	}
+	return out, next, nil
+}
+
+// remove deletes everything of one finished task.
+func (x *txn) remove(g *garbage) {
+	var key [32]byte
+	x.del(g.key)
+	x.del(appendIDKey(key[:0], spaceFinished, g.id))
+	if g.row.result {
+		x.del(appendIDKey(key[:0], spaceResult, g.id))
+	}
+	for _, attempt := range g.row.logs {
+		x.del(appendOutputKey(key[:0], g.id, attempt))
+	}
+	if g.row.key != "" {
+		x.del(textKey(spaceTaskKey, g.row.key))
+		// A submission later in this group may use the key again.
+		if x.dropped == nil {
+			x.dropped = make(map[string]struct{})
+		}
+		x.dropped[g.row.key] = struct{}{}
+	}
+	if x.gone == nil {
+		x.gone = make(map[task.ID]struct{})
+	}
+	x.gone[g.id] = struct{}{}
+}

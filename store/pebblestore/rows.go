@@ -1,0 +1,160 @@
+package pebblestore
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+func durationOf(r *reader) time.Duration { return time.Duration(r.int()) }
+
+// Numbers of the fields of a function record. The id is in the key.
+const (
+	fnName = iota + 1
+	fnQueue
+	fnRuntime
+	fnForm
+	fnHash
+	fnSize
+	fnCreatedAt
+)
+
+func encodeFunction(f *task.Function) []byte {
+	m := openMap(nil)
+	m.text(fnName, f.Name)
+	m.text(fnQueue, f.Queue)
+	m.text(fnRuntime, f.Runtime)
+	m.text(fnForm, string(f.Form))
+	m.array(fnHash, f.Hash[:])
+	m.int(fnSize, int64(f.Size))
+	m.time(fnCreatedAt, f.CreatedAt)
+	return m.done()
+}
+
+func decodeFunction(id task.ID, b []byte) (task.Function, error) {
+	f := task.Function{ID: id}
+	r := &reader{b: b}
+	r.eachField(func(num int) bool {
+		switch num {
+		case fnName:
+			f.Name = r.text()
+		case fnQueue:
+			f.Queue = r.text()
+		case fnRuntime:
+			f.Runtime = r.text()
+		case fnForm:
+			f.Form = task.Form(r.text())
+		case fnHash:
+			r.array(f.Hash[:])
+		case fnSize:
+			f.Size = r.count()
+		case fnCreatedAt:
+			f.CreatedAt = r.time()
+		default:
+			return false
+		}
+		return true
+	})
+	if r.err == nil && len(r.b) > 0 {
+		r.fail(fmt.Errorf("%d bytes after the end of the record", len(r.b)))
+	}
+	if r.err != nil {
+		return task.Function{}, fmt.Errorf("the record under key %c/%s is damaged: %w", spaceFunction, id, r.err)
+	}
+	return f, nil
+}
+
+// retainRow is what retention must know to remove a finished task without reading
+// its record.
+type retainRow struct {
+	key    string
+	result bool
+	logs   []int
+}
+
+// Numbers of the fields of a retention row.
+const (
+	fxKey = iota + 1
+	fxResult
+	fxLogs
+)
+
+func appendRetainRow(b []byte, row *retainRow) []byte {
+	m := openMap(b)
+	m.text(fxKey, row.key)
+	m.bool(fxResult, row.result)
+	if len(row.logs) > 0 {
+		m.tag(fxLogs)
+		m.b = appendInts(m.b, row.logs)
+	}
+	return m.done()
+}
+
+func decodeRetainRow(id task.ID, b []byte) (retainRow, error) {
+	var row retainRow
+	r := &reader{b: b}
+	r.eachField(func(num int) bool {
+		switch num {
+		case fxKey:
+			row.key = r.text()
+		case fxResult:
+			row.result = r.bool()
+		case fxLogs:
+			row.logs = readInts(r)
+		default:
+			return false
+		}
+		return true
+	})
+	if r.err != nil {
+		return retainRow{}, fmt.Errorf("the retention row of task %s is damaged: %w", id, r.err)
+	}
+	return row, nil
+}
+
+// keyRow is the value of an idempotency key: what it was used for.
+type keyRow struct {
+	id     task.ID
+	digest [32]byte
+}
+
+const keyRowLen = 16 + 32
+
+func (k *keyRow) encode() []byte {
+	return append(append(make([]byte, 0, keyRowLen), k.id[:]...), k.digest[:]...)
+}
+
+func decodeKeyRow(key string, b []byte) (keyRow, error) {
+	var k keyRow
+	if len(b) != keyRowLen {
+		return k, fmt.Errorf("the row of idempotency key %q is damaged: it has %d bytes, want %d", key, len(b), keyRowLen)
+	}
+	copy(k.id[:], b)
+	copy(k.digest[:], b[16:])
+	return k, nil
+}
+
+// clockRow is the value of keyClock.
+type clockRow struct {
+	// now is the newest store time that anything stored was decided at.
+	now time.Time
+	// seq is the last sequence number given.
+	seq uint64
+}
+
+func (c *clockRow) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(c.now.UnixNano()))
+	return binary.BigEndian.AppendUint64(b, c.seq)
+}
+
+func decodeClockRow(b []byte) (clockRow, error) {
+	if len(b) != 16 {
+		return clockRow{}, fmt.Errorf("the clock row is damaged: it has %d bytes, want 16", len(b))
+	}
+	return clockRow{
+		now: time.Unix(0, int64(binary.BigEndian.Uint64(b))).UTC(),
+		seq: binary.BigEndian.Uint64(b[8:]),
+	}, nil
+}

@@ -1,0 +1,187 @@
+package pebblestore
+
+import (
+	"context"
+	"time"
+
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Renew implements [store.Queue]. Nothing of it is written, so it does not wait for
+// the committer; only a task that a commit under way is changing is waited for.
+func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal) ([]task.Verdict, error) {
+	const op = "renew"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	out := make([]task.Verdict, len(items))
+	todo := make([]int, len(items))
+	for i := range todo {
+		todo[i] = i
+	}
+	for {
+		s.mu.Lock()
+		if err := s.broken.Load(); err != nil {
+			s.mu.Unlock()
+			return nil, err
+		}
+		_, shift := s.storeTime(now)
+		rest := todo[:0]
+		for _, i := range todo {
+			e := s.ix.entries[items[i].Token.Task]
+			if e != nil && e.flight != nil {
+				rest = append(rest, i)
+				continue
+			}
+			out[i] = s.ix.renew(e, &items[i], shift)
+		}
+		var done chan struct{}
+		if todo = rest; len(todo) > 0 {
+			done = s.flight.done
+		}
+		s.mu.Unlock()
+		if done == nil {
+			return out, nil
+		}
+		if err := await(ctx, done); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// renew extends one lease.
+func (ix *index) renew(e *entry, r *store.Renewal, shift time.Duration) task.Verdict {
+	if e == nil || !e.holds(r.Token) {
+		return task.VerdictStale
+	}
+	t, was := e.t, e.t.Status
+	v := t.Renew(r.Token, plain(r.Until).Add(shift), plain(r.StartedAt))
+	// The heap keeps the old end; Reap looks again when that comes.
+	e.startUnknown = false
+	if t.Status != was {
+		e.lane.count(was, -1)
+		e.lane.count(t.Status, 1)
+		// The attempt has its arguments now.
+		ix.dropArgs(e)
+	}
+	e.write(r.Log)
+	return v
+}
+
+// write adds to the output of the claim in force.
+func (e *entry) write(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	if e.out == nil {
+		e.out = new(tail)
+	}
+	e.out.write(p)
+}
+
+// Resume implements [store.Queue].
+func (s *Store) Resume(ctx context.Context, now time.Time, r store.Resumption) ([]task.Verdict, error) {
+	const op = "resume"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	out := make([]task.Verdict, len(r.Held))
+	err := s.commit(ctx, op, 512*len(r.Held), func(x *txn) {
+		at, shift := s.storeTime(now)
+		x.resume(at, shift, &r, out)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (x *txn) resume(now time.Time, shift time.Duration, r *store.Resumption, out []task.Verdict) {
+	s := x.s
+	held := make(map[*entry]struct{}, len(r.Held))
+	for i := range r.Held {
+		h := r.Held[i]
+		if h.Until.Before(r.Until) {
+			h.Until = r.Until
+		}
+		e := s.ix.entries[h.Token.Task]
+		if e == nil || !e.holds(h.Token) || e.t.Lease.Worker != r.Worker {
+			out[i] = task.VerdictStale
+			continue
+		}
+		out[i] = s.ix.renew(e, &h, shift)
+		e.t.Lease.Session = r.Session
+		held[e] = struct{}{}
+	}
+	// Leases are few next to tasks and workers return rarely: a look at all of them is
+	// cheaper than an index by worker that every claim would have to keep.
+	var denied []*entry
+	for _, it := range s.ix.leases.items {
+		if _, ok := held[it.e]; !ok && it.e.t.Lease.Worker == r.Worker {
+			denied = append(denied, it.e)
+		}
+	}
+	for _, e := range denied {
+		tok, _ := e.t.Token()
+		x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
+		x.settle(e, now, tok, task.Fail(task.EndReturned, "the worker came back without it"), 0)
+	}
+}
+
+// Settle implements [store.Queue].
+func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlement) ([]task.Verdict, error) {
+	const op = "settle"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	if len(items) == 0 {
+		return nil, nil
+	}
+	bytes := 0
+	for i := range items {
+		bytes += 512 + len(items[i].Outcome.Result) + len(items[i].Log)
+	}
+	out := make([]task.Verdict, len(items))
+	err := s.commit(ctx, op, bytes, func(x *txn) {
+		at, _ := s.storeTime(now)
+		for i := range items {
+			it := &items[i]
+			e := s.ix.entries[it.Token.Task]
+			if e == nil || !s.load(e) {
+				continue
+			}
+			if e.holds(it.Token) {
+				e.write(it.Log)
+			}
+			out[i] = x.settle(e, at, it.Token, it.Outcome, it.Jitter)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range items {
+		if out[i] == "" {
+			if out[i], err = s.settleEnded(ctx, now, &items[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// settleEnded answers a report about a task that is not in the index: it ended
+// before, or was never there.
+func (s *Store) settleEnded(ctx context.Context, now time.Time, it *store.Settlement) (task.Verdict, error) {
+	t, _, err := s.lookup(ctx, it.Token.Task)
+	if err != nil {
+		return "", err
+	}
+	if t == nil || !t.Status.Terminal() {
+		return task.VerdictStale, nil
+	}
+	return t.Settle(now, it.Token, it.Outcome, it.Jitter), nil
+}

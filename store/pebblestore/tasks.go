@@ -1,0 +1,394 @@
+package pebblestore
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// maxKey bounds an idempotency key, in bytes.
+const maxKey = 128
+
+// Submit implements [store.Tasks].
+func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submission) ([]store.Submitted, error) {
+	const op = "submit"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	if len(items) == 0 {
+		return nil, nil
+	}
+	if err := s.space.check(s, op); err != nil {
+		return nil, err
+	}
+	bytes := 0
+	for i := range items {
+		if err := checkSubmission(&items[i]); err != nil {
+			return nil, err
+		}
+		bytes += 512 + len(items[i].Args)
+	}
+	out := make([]store.Submitted, len(items))
+	err := s.commit(ctx, op, bytes, func(x *txn) {
+		at, _ := s.storeTime(now)
+		for i := range items {
+			out[i] = x.submit(at, &items[i])
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func checkSubmission(it *store.Submission) error {
+	const op = "submit"
+	switch t := it.Task; {
+	case t == nil:
+		return task.Errorf(task.CodeInvalid, op, "a submission has no task")
+	case t.ID.IsZero():
+		return task.Errorf(task.CodeInvalid, op, "a task has no id")
+	case t.Status != "":
+		return task.Errorf(task.CodeInvalid, op, "task %s is %s already", t.ID, t.Status)
+	case t.Priority < task.MinPriority || t.Priority > task.MaxPriority:
+		return task.Errorf(task.CodeInvalid, op, "priority %d of task %s: want %d to %d", t.Priority, t.ID, task.MinPriority, task.MaxPriority)
+	case t.ArgsSize != len(it.Args):
+		return task.Errorf(task.CodeInvalid, op, "task %s says that its arguments have %d bytes, they have %d", t.ID, t.ArgsSize, len(it.Args))
+	case len(it.Key.ID) > maxKey:
+		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(it.Key.ID), maxKey)
+	}
+	return nil
+}
+
+// submit records one task.
+func (x *txn) submit(now time.Time, it *store.Submission) store.Submitted {
+	s := x.s
+	if it.Key.ID != "" {
+		used, err := x.taskKey(it.Key.ID)
+		switch {
+		case err != nil:
+			return store.Submitted{Err: s.fail(err)}
+		case used != nil && used.digest != it.Key.Digest:
+			return store.Submitted{Err: task.Errorf(task.CodeConflict, "submit",
+				"the request id %q was used for another request (task %s)", it.Key.ID, used.id)}
+		case used != nil:
+			return store.Submitted{ID: used.id, Duplicate: true}
+		}
+	}
+	if err := x.fresh(it.Task.ID); err != nil {
+		return store.Submitted{Err: err}
+	}
+	t := it.Task.Clone()
+	t.Deadline, t.NotBefore = plain(t.Deadline), plain(t.NotBefore)
+	if err := t.Submit(now, s.seq+1); err != nil {
+		return store.Submitted{Err: err}
+	}
+	s.seq++
+	// Strings that came with a request would keep the whole request in memory.
+	e := s.ix.add(record{task: t, key: strings.Clone(it.Key.ID)})
+	t.Queue, t.Runtime = e.lane.key.queue, e.lane.key.runtime
+	s.ix.place(e, now)
+	x.save(e)
+	var key [32]byte
+	if len(it.Args) > 0 {
+		x.set(appendIDKey(key[:0], spaceArgs, e.id), it.Args)
+		s.ix.keepArgs(e, it.Args)
+	}
+	if e.key != "" {
+		row := keyRow{id: e.id, digest: it.Key.Digest}
+		x.set(textKey(spaceTaskKey, e.key), row.encode())
+		if x.keys == nil {
+			x.keys = make(map[string]keyRow)
+		}
+		x.keys[e.key] = row
+	}
+	if e.where == whereReady {
+		x.wake(e.lane)
+	}
+	return store.Submitted{ID: e.id}
+}
+
+// taskKey looks an idempotency key up, in this group and on disk.
+func (x *txn) taskKey(key string) (*keyRow, error) {
+	if row, ok := x.keys[key]; ok {
+		return &row, nil
+	}
+	if _, ok := x.dropped[key]; ok {
+		return nil, nil
+	}
+	return x.s.readKeyRow(spaceTaskKey, key)
+}
+
+func (s *Store) readKeyRow(space byte, key string) (*keyRow, error) {
+	v, err := s.read(textKey(space, key))
+	if err != nil || v == nil {
+		return nil, err
+	}
+	row, err := decodeKeyRow(key, v)
+	if err != nil {
+		return nil, err
+	}
+	return &row, nil
+}
+
+// fresh refuses an id that is in use. Ids grow with time, so most are larger than
+// all before them and need no look at the disk.
+func (x *txn) fresh(id task.ID) error {
+	s := x.s
+	if string(id[:]) > string(s.newest[:]) {
+		s.newest = id
+		return nil
+	}
+	used := s.ix.entries[id] != nil
+	if !used {
+		rec, err := s.readRecord(spaceFinished, id)
+		if err != nil {
+			return s.fail(err)
+		}
+		used = rec.task != nil
+	}
+	if used {
+		return task.Errorf(task.CodeConflict, "submit", "the task id %s is in use", id)
+	}
+	return nil
+}
+
+// lookup returns a private copy of a record that is durable, and the output kept in
+// memory where the attempt is in force; nil when there is no such task.
+func (s *Store) lookup(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
+	for {
+		s.mu.Lock()
+		if err := s.broken.Load(); err != nil {
+			s.mu.Unlock()
+			return nil, nil, err
+		}
+		e := s.ix.entries[id]
+		if f := s.flight; f != nil && f.touches(e, id) {
+			s.mu.Unlock()
+			if err := await(ctx, f.done); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		space := byte(spaceFinished)
+		if e != nil {
+			if e.t != nil {
+				t, out := e.t.Clone(), slices.Clone(e.out.bytes())
+				s.mu.Unlock()
+				return t, out, nil
+			}
+			space = spaceLive
+		}
+		s.mu.Unlock()
+		rec, err := s.readRecord(space, id)
+		if err != nil {
+			return nil, nil, task.Errorf(task.CodeUnavailable, "read task", "%w", err)
+		}
+		if s.unchanged(e, id) {
+			return rec.task, nil, nil
+		}
+	}
+}
+
+// touches says whether the commit under way changes a task.
+func (x *txn) touches(e *entry, id task.ID) bool {
+	if e != nil {
+		return e.flight == x
+	}
+	_, gone := x.gone[id]
+	return gone
+}
+
+// unchanged says whether what was read from disk for a task after e was looked up is
+// durable and still what stands there.
+func (s *Store) unchanged(e *entry, id task.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken.Load() != nil || s.ix.entries[id] != e || e != nil && e.t != nil {
+		return false
+	}
+	return s.flight == nil || !s.flight.touches(e, id)
+}
+
+// await waits for a commit under way.
+func await(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return task.Errorf(task.CodeUnavailable, "read", "given up while waiting for a commit: %w", ctx.Err())
+	}
+}
+
+func notFound(op string, id task.ID) error {
+	return task.Errorf(task.CodeNotFound, op, "there is no task %s", id)
+}
+
+// Task implements [store.Tasks].
+func (s *Store) Task(ctx context.Context, id task.ID) (*task.Task, error) {
+	const op = "get task"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	t, _, err := s.lookup(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil {
+		return nil, notFound(op, id)
+	}
+	return t, nil
+}
+
+// Tasks implements [store.Tasks].
+func (s *Store) Tasks(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
+	if err := s.enter("get tasks"); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	return s.lookupAll(ctx, ids)
+}
+
+func (s *Store) lookupAll(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
+	out := make([]*task.Task, len(ids))
+	for i, id := range ids {
+		t, _, err := s.lookup(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = t
+	}
+	return out, nil
+}
+
+// Result implements [store.Tasks].
+func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
+	const op = "get result"
+	if err := s.enter(op); err != nil {
+		return nil, nil, err
+	}
+	defer s.leave()
+	t, _, err := s.lookup(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t == nil {
+		return nil, nil, notFound(op, id)
+	}
+	if t.Status != task.Completed {
+		return t, nil, nil
+	}
+	if t.ResultSize == 0 {
+		return t, []byte{}, nil
+	}
+	v, err := s.read(idKey(spaceResult, id))
+	if err != nil {
+		return nil, nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
+	}
+	if v == nil {
+		// Removed by retention between the two reads.
+		return nil, nil, notFound(op, id)
+	}
+	return t, v, nil
+}
+
+// Cancel implements [store.Tasks].
+func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*task.Task, error) {
+	const op = "cancel"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	out := make([]*task.Task, len(ids))
+	err := s.commit(ctx, op, 512*len(ids), func(x *txn) {
+		at, _ := s.storeTime(now)
+		for i, id := range ids {
+			e := s.ix.entries[id]
+			if e == nil || !s.load(e) {
+				continue
+			}
+			if e.where != whereEnded {
+				x.force(e, at, func(t *task.Task) bool { return t.Cancel(at) })
+			}
+			out[i] = e.t.Clone()
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, id := range ids {
+		if out[i] != nil {
+			continue
+		}
+		if out[i], _, err = s.lookup(ctx, id); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Log implements [store.Tasks].
+func (s *Store) Log(ctx context.Context, id task.ID, attempt int) ([]byte, error) {
+	const op = "get log"
+	if err := s.enter(op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	t, live, err := s.lookup(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil {
+		return nil, notFound(op, id)
+	}
+	if attempt < 0 {
+		return nil, task.Errorf(task.CodeInvalid, op, "attempt %d: want 1 or more, or 0 for the latest", attempt)
+	}
+	if attempt == 0 {
+		attempt = t.AttemptCount
+	}
+	if t.Status == task.Running && attempt == t.AttemptCount {
+		return live, nil
+	}
+	v, err := s.read(appendOutputKey(nil, id, attempt))
+	if err != nil {
+		return nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
+	}
+	return v, nil
+}
+
+// QueueStats implements [store.Tasks].
+func (s *Store) QueueStats(context.Context) ([]store.QueueStat, error) {
+	if err := s.enter("queue stats"); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	s.mu.Lock()
+	out := s.ix.stats()
+	err := s.broken.Load()
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (ix *index) stats() []store.QueueStat {
+	var out []store.QueueStat
+	for k, l := range ix.lanes {
+		if l.queued != 0 || l.running != 0 {
+			out = append(out, store.QueueStat{Queue: k.queue, Runtime: k.runtime, Queued: l.queued, Running: l.running})
+		}
+	}
+	slices.SortFunc(out, func(a, b store.QueueStat) int {
+		return cmp.Or(strings.Compare(a.Queue, b.Queue), strings.Compare(a.Runtime, b.Runtime))
+	})
+	return out
+}
