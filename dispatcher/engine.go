@@ -66,7 +66,7 @@ func (e *Engine) step(now time.Time, ev event) {
 		}
 		e.order = append(e.order, ev.session)
 	case received:
-		if s := e.sessions[ev.session]; s != nil && s.state != lost {
+		if s := e.sessions[ev.session]; s != nil && s.state != lost && s.state != leaving {
 			e.frame(s, ev.frame)
 		}
 	case closed:
@@ -117,6 +117,7 @@ func (e *Engine) next() time.Time {
 	}
 	for _, id := range e.order {
 		switch s := e.sessions[id]; s.state {
+		case leaving:
 		case lost:
 			at(s.lostAt.Add(e.cfg.Grace))
 		case active:
@@ -154,6 +155,7 @@ func (e *Engine) timers() {
 		}
 		unheard := e.now.Sub(s.lastHeard)
 		switch s.state {
+		case leaving:
 		case lost:
 			if e.now.Sub(s.lostAt) >= e.cfg.Grace {
 				e.abandon(s)
@@ -561,6 +563,7 @@ func (e *Engine) refuse(s *session, reason string) {
 
 // hangup ends the link; the end comes back as an event.
 func (e *Engine) hangup(s *session, reason string) {
+	s.state = leaving
 	e.out.hangups = append(e.out.hangups, hangup{session: s.id, reason: reason})
 }
 

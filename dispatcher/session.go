@@ -21,6 +21,8 @@ const (
 	silent state = "silent"
 	// draining: finishes what it holds.
 	draining state = "draining"
+	// leaving: the link is being ended; nothing is listened to any more.
+	leaving state = "leaving"
 	// lost: the link ended; the grace runs.
 	lost state = "lost"
 )

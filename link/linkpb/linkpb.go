@@ -53,9 +53,9 @@ type codec[S, R any] struct {
 type conn[S, R any] struct {
 	stream stream[S, R]
 	codec  codec[S, R]
-	// finish ends the sending direction after the last message, or the whole stream
-	// when abort is set.
-	finish func(abort bool)
+	// half ends the sending direction after the last message, whole the stream; both
+	// are nil at the dispatcher's end, where the handler's return ends the stream.
+	half, whole func()
 
 	received chan link.Frame
 	recvErr  error // set before received is closed
@@ -71,6 +71,7 @@ type conn[S, R any] struct {
 
 	closeOnce sync.Once
 	closed    chan struct{}
+	readDone  chan struct{}
 }
 
 // bulkMessage is a message and the chunks that go before it.
@@ -82,25 +83,23 @@ type bulkMessage[S any] struct {
 // NewDispatcherConn makes a Conn of the dispatcher's end of a worker stream. The
 // handler must return soon after Close: that is what ends the stream.
 func NewDispatcherConn(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame]) link.Conn {
-	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, func(bool) {})
+	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, nil, nil)
 }
 
 // NewWorkerConn makes a Conn of the worker's end. cancel ends the stream's context.
 func NewWorkerConn(s grpc.BidiStreamingClient[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], cancel context.CancelFunc) link.Conn {
-	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, func(abort bool) {
-		if !abort {
-			_ = s.CloseSend() // the error would only say that the stream is over
-		}
-		cancel()
-	})
+	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, func() {
+		_ = s.CloseSend() // the error would only say that the stream is over
+	}, cancel)
 }
 
-func newConn[S, R any](s stream[S, R], c codec[S, R], finish func(bool)) *conn[S, R] {
+func newConn[S, R any](s stream[S, R], c codec[S, R], half, whole func()) *conn[S, R] {
 	cn := &conn[S, R]{
-		stream: s, codec: c, finish: finish,
+		stream: s, codec: c, half: half, whole: whole,
 		received: make(chan link.Frame, 64),
 		written:  make(chan struct{}),
 		closed:   make(chan struct{}),
+		readDone: make(chan struct{}),
 	}
 	cn.wake.L = &cn.mu
 	go cn.write()
@@ -178,14 +177,12 @@ func (c *conn[S, R]) next() []*S {
 
 func (c *conn[S, R]) write() {
 	defer close(c.written)
-	abort := true
-	defer func() { c.finish(abort) }()
 	for {
 		batch := c.next()
 		if batch == nil {
-			c.mu.Lock()
-			abort = c.aborted
-			c.mu.Unlock()
+			if c.half != nil {
+				c.half()
+			}
 			return
 		}
 		for _, m := range batch {
@@ -199,7 +196,10 @@ func (c *conn[S, R]) write() {
 	}
 }
 
+// read hands frames to Recv until the stream ends; after Close it only waits for
+// that end.
 func (c *conn[S, R]) read() {
+	defer close(c.readDone)
 	defer close(c.received)
 	var parts assembler
 	for {
@@ -222,8 +222,6 @@ func (c *conn[S, R]) read() {
 		select {
 		case c.received <- f:
 		case <-c.closed:
-			c.recvErr = link.ErrClosed
-			return
 		}
 	}
 }
@@ -250,20 +248,38 @@ func (c *conn[S, R]) Close(reason error) {
 		c.aborted = c.aborted || reason != nil
 		c.wake.Broadcast()
 		c.mu.Unlock()
+		close(c.closed)
 		if reason == nil {
 			timer := time.NewTimer(flushTime)
 			defer timer.Stop()
-			select {
-			case <-c.written:
-			case <-c.stream.Context().Done():
-			case <-timer.C:
-			}
+			c.flush(timer.C)
 		}
 		c.mu.Lock()
 		c.aborted = true
 		c.wake.Broadcast()
 		c.mu.Unlock()
-		close(c.closed)
-		c.finish(true)
+		if c.whole != nil {
+			c.whole()
+		}
 	})
+}
+
+// flush waits until everything is written and, at the worker's end, until the
+// dispatcher has ended the stream: a message that was sent is only buffered, and
+// cancelling the stream would lose it.
+func (c *conn[S, R]) flush(limit <-chan time.Time) {
+	select {
+	case <-c.written:
+	case <-c.stream.Context().Done():
+		return
+	case <-limit:
+		return
+	}
+	if c.whole == nil {
+		return
+	}
+	select {
+	case <-c.readDone:
+	case <-limit:
+	}
 }
