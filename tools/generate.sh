@@ -6,18 +6,22 @@
 # Python is generated here and not by buf.gen.yaml: its gRPC generator exists only
 # inside the grpcio-tools package, which brings its own protoc.
 set -euo pipefail
-root="$(cd "$(dirname "$0")/.." && pwd)"
-out="${1:-$root}"
-out="$(cd "$out" && pwd)"
-cd "$root"
+cd "$(dirname "$0")/.."
+root="$PWD"
+dest="$(cd "${1:-.}" && pwd)"
 tools/install.sh gotools node pygen
 
+# Everything is made aside and moved in place at the end, so that a mistake in the
+# contract leaves the tree as it was.
+out="$(mktemp -d)"
+trap 'rm -rf "$out"' EXIT
 py="$out/clients/python/src/treadle/_gen"
-rm -rf "$out"/gen/go "$out"/gen/openapi/*.json "$out/clients/typescript/src/gen" "$py"
+mkdir -p "$py"
 
 PATH="$root/.tools/bin:$PATH" .tools/node/node_modules/.bin/buf generate --output "$out"
 
-mkdir -p "$py"
+.tools/pygen/bin/python tools/openapi.py "$out/gen/openapi/treadle.swagger.json"
+
 PATH="$root/.tools/pygen/bin:$PATH" python -m grpc_tools.protoc --proto_path=proto \
   --python_out="$py" --grpc_python_out="$py" \
   --mypy_out=quiet:"$py" --mypy_grpc_out=quiet:"$py" proto/treadle/v1/*.proto
@@ -33,3 +37,11 @@ if grep -rnE '^(from|import) treadle' "$py"; then
   echo "generate: an import was not made relative (see above)" >&2
   exit 1
 fi
+
+for tree in gen/go clients/typescript/src/gen clients/python/src/treadle/_gen; do
+  rm -rf "${dest:?}/$tree"
+  mkdir -p "$dest/${tree%/*}"
+  cp -R "$out/$tree" "$dest/$tree"
+done
+mkdir -p "$dest/gen/openapi"
+cp "$out/gen/openapi/treadle.swagger.json" "$dest/gen/openapi/"
