@@ -1,0 +1,247 @@
+//go:build unix
+
+package pyproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+	"github.com/treadle-dev/treadle/worker"
+)
+
+const defaultStartTimeout = 30 * time.Second
+
+// Executor runs Python attempts, one at a time in each slot. See [worker.Executor] for
+// its contract.
+type Executor struct {
+	cfg    Config
+	log    *slog.Logger
+	python string
+	limits limiter
+
+	// Set by Start, constant afterwards.
+	dir     string // where the script is
+	tempDir string // what Close removes, or empty
+	env     []string
+	libs    string
+	slots   []*slot
+	mark    mark
+	guard   *guard
+
+	spawner *spawner
+	// life is the pipe whose reading end every runner holds: it closes with the agent.
+	lifeRead, lifeWrite *os.File
+
+	ctx    context.Context // ends when Close is called
+	cancel context.CancelFunc
+	// keepers counts the slots' goroutines.
+	keepers sync.WaitGroup
+	mu      sync.Mutex
+	started bool
+	closed  bool
+	// runnerSeq numbers runners, for their marks.
+	runnerSeq atomic.Uint64
+	warned    sync.Once
+}
+
+var _ worker.Executor = (*Executor)(nil)
+
+// New checks the configuration and finds the interpreter; it starts nothing.
+func New(cfg Config) (*Executor, error) {
+	if cfg.Python == "" {
+		cfg.Python = "python3"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.MaxPayload <= 0 {
+		cfg.MaxPayload = task.DefaultMaxPayload
+	}
+	if cfg.StartTimeout <= 0 {
+		cfg.StartTimeout = defaultStartTimeout
+	}
+	if cfg.MemoryLimit < 0 {
+		return nil, fmt.Errorf("memory limit %d is negative", cfg.MemoryLimit)
+	}
+	python, err := findPython(cfg.Python)
+	if err != nil {
+		return nil, err
+	}
+	paths := make([]string, len(cfg.Paths))
+	for i, dir := range cfg.Paths {
+		if paths[i], err = filepath.Abs(dir); err != nil {
+			return nil, fmt.Errorf("--python-path %s: %w", dir, err)
+		}
+	}
+	cfg.Paths = paths
+	if cfg.CacheDir == "" {
+		// Without a home there is no cache folder: nothing is installed then.
+		if base, err := os.UserCacheDir(); err == nil {
+			cfg.CacheDir = filepath.Join(base, "treadle")
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Executor{
+		cfg: cfg, log: cfg.Logger, python: python, limits: newLimiter(),
+		env: cleanEnv(os.Environ()), ctx: ctx, cancel: cancel,
+	}, nil
+}
+
+// findPython resolves an interpreter to an absolute path, which a later change of PATH or
+// folder does not move.
+func findPython(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("no Python interpreter: %w; install Python 3.9 or newer, or name one with --python PATH", err)
+	}
+	return path, nil
+}
+
+// cleanEnv returns the environment without the variables that configure Treadle: they
+// may hold secrets, and functions have no business with them.
+func cleanEnv(env []string) []string {
+	kept := make([]string, 0, len(env))
+	for _, entry := range env {
+		if !strings.HasPrefix(entry, "TREADLE_") {
+			kept = append(kept, entry)
+		}
+	}
+	return kept
+}
+
+// Runtimes returns the one runtime key of Python functions.
+func (e *Executor) Runtimes() []string { return []string{task.RuntimePython} }
+
+// Start installs what the interpreter lacks, starts one runner for each slot, all at
+// once, and returns when they are ready. It fails when the interpreter cannot run a
+// runner at all.
+func (e *Executor) Start(ctx context.Context, slots int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.started || e.closed {
+		return errors.New("a Python executor is started once")
+	}
+	if slots <= 0 {
+		return fmt.Errorf("%d slots: at least one is needed", slots)
+	}
+	e.started = true
+	if err := e.prepare(ctx); err != nil {
+		return err
+	}
+	e.slots = make([]*slot, slots)
+	for i := range e.slots {
+		s := newSlot(e, i)
+		e.slots[i] = s
+		e.keepers.Go(s.keep)
+	}
+	wait, cancel := context.WithTimeout(ctx, e.cfg.StartTimeout)
+	defer cancel()
+	for _, s := range e.slots {
+		if _, err := s.wait(wait, false); err != nil {
+			return fmt.Errorf("start Python runners with %s: %w", e.python, err)
+		}
+	}
+	return nil
+}
+
+// prepare makes everything that runners share.
+func (e *Executor) prepare(ctx context.Context) error {
+	dir := e.cfg.Dir
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "treadle-python-"); err != nil {
+			return fmt.Errorf("make a folder for the runner: %w", err)
+		}
+		e.tempDir = dir
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if e.dir, err = writeScript(dir); err != nil {
+		return err
+	}
+	found, err := inspect(ctx, e.python, e.env)
+	if err != nil {
+		return err
+	}
+	e.resolve(found)
+	if e.libs, err = e.provision(ctx, found); err != nil {
+		e.log.Warn("functions pickled with dill or cloudpickle will not run here",
+			"python", e.python, "error", err, "fix", threeWays(e.python))
+	}
+	if e.lifeRead, e.lifeWrite, err = os.Pipe(); err != nil {
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	e.mark = newMark()
+	e.spawner = newSpawner()
+	if e.guard, err = startGuard(e); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Run runs one attempt in a slot.
+func (e *Executor) Run(ctx context.Context, slot int, a *worker.Attempt) task.Outcome {
+	if slot < 0 || slot >= len(e.slots) {
+		return task.Fail(task.EndLost, fmt.Sprintf("there is no slot %d", slot))
+	}
+	start := time.Now()
+	out := e.slots[slot].run(ctx, a)
+	if out.RunTime == 0 {
+		out.RunTime = time.Since(start)
+	}
+	return out
+}
+
+// Close kills all runners and everything that functions left, and waits until they are
+// gone. Attempts that are running end as cancelled. A second Close does nothing.
+func (e *Executor) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	e.closed = true
+	e.cancel()
+	for _, s := range e.slots {
+		s.killCurrent()
+	}
+	e.keepers.Wait()
+	if e.lifeWrite != nil {
+		e.lifeWrite.Close()
+		e.lifeRead.Close()
+	}
+	if e.guard != nil {
+		e.guard.stop()
+	}
+	if e.spawner != nil {
+		e.spawner.stop()
+	}
+	e.limits.close()
+	if e.tempDir != "" {
+		if err := os.RemoveAll(e.tempDir); err != nil {
+			return fmt.Errorf("remove the runner's folder: %w", err)
+		}
+	}
+	return nil
+}
+
+// threeWays tells how an interpreter gets dill and cloudpickle.
+func threeWays(python string) string {
+	return fmt.Sprintf("run '%s -m pip install dill cloudpickle'; or start the worker with --python PATH of an interpreter "+
+		"that has them; or with --python-path DIR, where DIR contains them", python)
+}

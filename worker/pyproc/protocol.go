@@ -1,0 +1,177 @@
+package pyproc
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// The wire between agent and runner; script/treadle_runner/wire.py is its other half.
+// A frame is a header of 16 bytes (magic, sequence number, kind, length of the body) and a
+// body. The agent sends one frame and the runner answers it with one of the same
+// sequence number. Integers are little-endian.
+const (
+	magic       = "TRDL"
+	headSize    = 16
+	callSize    = 72
+	replySize   = 24
+	replySlack  = 1 << 20 // what a reply may hold beside the result
+	wireBuffer  = 64 << 10
+	maxCallBody = 1<<32 - 1
+)
+
+type kind uint32
+
+const (
+	kindSetup kind = 1 + iota
+	kindHello
+	kindCall
+	kindReply
+)
+
+const (
+	formPickle = 0
+	formSource = 1
+
+	callArgsJSON    = 1
+	callReturnsJSON = 2
+	callHasCode     = 4
+	callRlimit      = 8
+)
+
+type ending uint8
+
+const (
+	endSucceeded ending = iota
+	endRaised
+	endUnreadable
+	endExhausted
+	endMissing // the runner has dropped the function: send its bytes again
+)
+
+const (
+	encodingPickle = 0
+	encodingJSON   = 1
+
+	replyCached  = 1
+	replyRecycle = 2
+)
+
+// errJunk is returned for bytes that are no frame: a function wrote on descriptors
+// that are not its own.
+var errJunk = errors.New("what came from the runner is no frame")
+
+// call is one attempt on the wire.
+type call struct {
+	form      uint8
+	flags     uint8
+	name      string
+	code      []byte
+	memory    int64
+	maxResult int
+	task      [16]byte
+	hash      [32]byte
+	args      []byte
+}
+
+// appendHead appends a frame header.
+func appendHead(b []byte, seq uint32, k kind, length int) []byte {
+	b = append(b, magic...)
+	b = binary.LittleEndian.AppendUint32(b, seq)
+	b = binary.LittleEndian.AppendUint32(b, uint32(k))
+	return binary.LittleEndian.AppendUint32(b, uint32(length))
+}
+
+// appendCall appends everything of a call but code and arguments, which follow it on the
+// wire in that order.
+func appendCall(b []byte, seq uint32, c *call) ([]byte, error) {
+	length := callSize + len(c.name) + len(c.code) + len(c.args)
+	if length > maxCallBody || len(c.name) > 1<<16-1 {
+		return b, fmt.Errorf("a call of %d bytes does not fit in a frame", length)
+	}
+	b = appendHead(b, seq, kindCall, length)
+	b = append(b, c.form, c.flags)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(c.name)))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(c.code)))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.memory))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.maxResult))
+	b = append(b, c.task[:]...)
+	b = append(b, c.hash[:]...)
+	return append(b, c.name...), nil
+}
+
+// reply is the runner's answer to a call.
+type reply struct {
+	end      ending
+	encoding uint8
+	flags    uint16
+	// label is the repr of a result that JSON cannot hold, or the class of an exception.
+	label, message, traceback string
+	pickle, foreign, result   []byte
+}
+
+// readFrame reads one frame of at most limit bytes of body.
+func readFrame(r *bufio.Reader, want kind, seq uint32, limit int) ([]byte, error) {
+	var head [headSize]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	gotSeq := binary.LittleEndian.Uint32(head[4:])
+	got := kind(binary.LittleEndian.Uint32(head[8:]))
+	length := binary.LittleEndian.Uint32(head[12:])
+	if string(head[:4]) != magic || gotSeq != seq || got != want {
+		return nil, errJunk
+	}
+	if uint64(length) > uint64(limit) {
+		return nil, fmt.Errorf("%w: it announces %d bytes, more than %d", errJunk, length, limit)
+	}
+	body := make([]byte, length)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return body, nil
+}
+
+// parseReply splits the body of a reply; the slices of the answer share it.
+func parseReply(body []byte) (reply, error) {
+	if len(body) < replySize {
+		return reply{}, fmt.Errorf("%w: a reply of %d bytes", errJunk, len(body))
+	}
+	p := reply{
+		end:      ending(body[0]),
+		encoding: body[1],
+		flags:    binary.LittleEndian.Uint16(body[2:]),
+	}
+	if p.end > endMissing || p.encoding > encodingJSON {
+		return reply{}, fmt.Errorf("%w: a reply of unknown end %d or encoding %d", errJunk, p.end, p.encoding)
+	}
+	rest := body[replySize:]
+	var parts [5][]byte
+	for i := range parts {
+		n := binary.LittleEndian.Uint32(body[4+4*i:])
+		if uint64(n) > uint64(len(rest)) {
+			return reply{}, fmt.Errorf("%w: part %d of a reply has %d bytes, %d are left", errJunk, i, n, len(rest))
+		}
+		parts[i], rest = rest[:n:n], rest[n:]
+	}
+	p.label, p.message, p.traceback = string(parts[0]), string(parts[1]), string(parts[2])
+	p.pickle, p.foreign, p.result = parts[3], parts[4], rest
+	return p, nil
+}
+
+// hello is what a runner says of itself when it is ready.
+type hello struct {
+	PID         int    `json:"pid"`
+	Python      string `json:"python"`
+	Dill        string `json:"dill"`
+	Cloudpickle string `json:"cloudpickle"`
+	Subreaper   bool   `json:"subreaper"`
+}
+
+// setup is the first frame that a runner gets.
+type setup struct {
+	Paths []string `json:"paths"`
+	Libs  string   `json:"libs,omitempty"`
+}

@@ -1,0 +1,217 @@
+//go:build unix
+
+package pyproc
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is installed for an interpreter that lacks dill or cloudpickle.
+const (
+	dillRequirement        = "dill==0.4.1"
+	cloudpickleRequirement = "cloudpickle==3.1.2"
+	provisionTimeout       = 120 * time.Second
+	inspectTimeout         = 20 * time.Second
+)
+
+// inspectProgram tells about an interpreter in one line of JSON.
+const inspectProgram = `import json, sys
+def version(name):
+    try:
+        import importlib.util, importlib.metadata
+        if importlib.util.find_spec(name) is None:
+            return ""
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"
+    except Exception:
+        return ""
+print(json.dumps({"version": ".".join(map(str, sys.version_info[:3])), "tag": sys.implementation.cache_tag or "",
+    "prefix": sys.prefix, "executable": sys.executable or "", "dill": version("dill"), "cloudpickle": version("cloudpickle")}))`
+
+// inspection is what an interpreter says of itself.
+type inspection struct {
+	Version string `json:"version"`
+	Tag     string `json:"tag"`
+	Prefix  string `json:"prefix"`
+	// Executable is the program itself where the configured path is a script that finds it.
+	Executable  string `json:"executable"`
+	Dill        string `json:"dill"`
+	Cloudpickle string `json:"cloudpickle"`
+}
+
+// Probe looks at the interpreter that New would use, and at what is installed for it
+// already; it installs nothing. For "treadle doctor".
+func Probe(ctx context.Context, cfg Config) (Interpreter, error) {
+	e, err := New(cfg)
+	if err != nil {
+		return Interpreter{}, err
+	}
+	defer e.Close()
+	found, err := inspect(ctx, e.python, e.env)
+	if err != nil {
+		return Interpreter{}, err
+	}
+	e.resolve(found)
+	in := Interpreter{Path: e.python, Version: found.Version, Dill: found.Dill, Cloudpickle: found.Cloudpickle}
+	if dir := e.libsDir(found); dir != "" {
+		if _, err := os.Stat(dir); err == nil {
+			in.Libs = dir
+		}
+	}
+	return in, nil
+}
+
+// inspect runs the interpreter once.
+func inspect(ctx context.Context, python string, env []string) (inspection, error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, python, "-c", inspectProgram)
+	cmd.Env = env
+	cmd.WaitDelay = time.Second
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var in inspection
+	if err == nil {
+		err = json.Unmarshal(out, &in)
+	}
+	if err != nil {
+		return in, fmt.Errorf("%s does not work as a Python interpreter: %w %s; name another one with --python PATH",
+			python, err, strings.TrimSpace(stderr.String()))
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(in.Version, "%d.%d", &major, &minor); err != nil || major != 3 || minor < 9 {
+		return in, fmt.Errorf("%s is Python %s; 3.9 or newer is needed: name another one with --python PATH", python, in.Version)
+	}
+	return in, nil
+}
+
+// resolve replaces the configured path by that of the program which answered: version
+// managers put scripts on PATH that take longer to find the interpreter than it takes to start.
+func (e *Executor) resolve(in inspection) {
+	if path, err := exec.LookPath(in.Executable); err == nil && filepath.IsAbs(path) {
+		e.python = path
+	}
+}
+
+// libsDir is where packages for an interpreter are kept, or empty without a cache folder.
+func (e *Executor) libsDir(in inspection) string {
+	if e.cfg.CacheDir == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(strings.Join([]string{
+		e.python, in.Prefix, in.Tag, in.Version, dillRequirement, cloudpickleRequirement,
+	}, "\x00")))
+	return filepath.Join(e.cfg.CacheDir, "python", hex.EncodeToString(sum[:])[:24])
+}
+
+// provision returns the folder with the packages that the interpreter lacks, installing
+// them the first time; empty when it lacks none.
+func (e *Executor) provision(ctx context.Context, in inspection) (string, error) {
+	if in.Dill != "" && in.Cloudpickle != "" {
+		return "", nil
+	}
+	dir := e.libsDir(in)
+	if dir == "" {
+		return "", errors.New("dill or cloudpickle is missing and there is no cache folder to install them in")
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	if e.cfg.NoProvision {
+		return "", errors.New("dill or cloudpickle is missing and installing is switched off")
+	}
+	ctx, cancel := context.WithTimeout(ctx, provisionTimeout)
+	defer cancel()
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", fmt.Errorf("make the cache folder: %w", err)
+	}
+	unlock, err := lockFile(ctx, dir+".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil // another agent was faster
+	}
+	e.log.Info("installing dill and cloudpickle for the interpreter, once", "python", e.python, "folder", dir)
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "installing-")
+	if err != nil {
+		return "", fmt.Errorf("make a folder to install in: %w", err)
+	}
+	defer os.RemoveAll(temp)
+	if err := pipInstall(ctx, e.python, e.env, temp); err != nil {
+		return "", err
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return "", fmt.Errorf("put the installed packages in place: %w", err)
+	}
+	return dir, nil
+}
+
+func pipInstall(ctx context.Context, python string, env []string, target string) error {
+	if err := os.Chmod(target, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, python, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps",
+		"--disable-pip-version-check", "--retries", "1", "--timeout", "15", "--target", target,
+		dillRequirement, cloudpickleRequirement)
+	cmd.Env = env
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	text := strings.TrimSpace(string(out))
+	if at := strings.LastIndexByte(text, '\n'); at >= 0 {
+		text = strings.TrimSpace(text[at:])
+	}
+	return fmt.Errorf("pip install %s %s: %w: %s", dillRequirement, cloudpickleRequirement, err, text)
+}
+
+// lockFile takes an exclusive lock that ends with the process; unlock releases it.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock: %w", err)
+	}
+	taken := make(chan error, 1)
+	go func() {
+		for {
+			err := unix.Flock(int(file.Fd()), unix.LOCK_EX)
+			if !errors.Is(err, unix.EINTR) {
+				taken <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-taken:
+		if err != nil {
+			file.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		return func() { file.Close() }, nil
+	case <-ctx.Done():
+		// The goroutine ends when the holder lets go, and gives the lock back at once.
+		go func() {
+			<-taken
+			file.Close()
+		}()
+		return nil, fmt.Errorf("wait for %s, which another agent holds: %w", path, ctx.Err())
+	}
+}

@@ -1,0 +1,436 @@
+//go:build unix
+
+package pyproc
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+	"github.com/treadle-dev/treadle/worker"
+)
+
+const (
+	// exitGrace is how long a runner that closed its pipe may take to exit by itself, so
+	// that the reason is its own.
+	exitGrace = 250 * time.Millisecond
+	// maxKnown bounds the agent's note of what a runner has cached; it may be wrong, see endMissing.
+	maxKnown = 256
+	// Exit codes of the runner's own program, see main.py.
+	exitWire   = 97
+	exitBroken = 98
+)
+
+// runner is one Python process. run is called by one goroutine at a time; kill and ended
+// by any.
+type runner struct {
+	log   *slog.Logger
+	exec  *Executor
+	proc  *os.Process
+	mark  mark
+	info  hello
+	out   *output
+	limit limit // the memory limit of the process, see limiter
+
+	// The pipes to and from the runner; closed by reap.
+	to, from *os.File
+	reader   *bufio.Reader
+	seq      uint32
+	buf      []byte // reused for calls
+	known    map[[32]byte]struct{}
+
+	killOnce sync.Once
+	killed   atomic.Bool
+	// exited is closed when the process has ended, gone when it is collected, nothing that
+	// it started is alive, and its output has been delivered.
+	exited, gone chan struct{}
+	state        *os.ProcessState // set before gone is closed
+}
+
+// spawn starts a runner and waits until it is ready.
+func (e *Executor) spawn(slot int) (*runner, error) {
+	toRead, to, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	from, fromWrite, err := os.Pipe()
+	if err != nil {
+		closeAll(toRead, to)
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	out, outWrite, err := newOutput()
+	if err != nil {
+		closeAll(toRead, to, from, fromWrite)
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		closeAll(toRead, to, from, fromWrite, out.file, outWrite)
+		return nil, err
+	}
+	number := e.runnerSeq.Add(1)
+	proc, err := e.spawner.start(e.python, []string{e.python, "-c", boot, e.dir}, &os.ProcAttr{
+		Env:   e.env,
+		Files: []*os.File{null, outWrite, outWrite, toRead, fromWrite, e.lifeRead},
+		Sys:   runnerAttr(),
+	})
+	closeAll(toRead, fromWrite, outWrite, null)
+	if err != nil {
+		closeAll(to, from, out.file)
+		return nil, fmt.Errorf("start %s: %w", e.python, err)
+	}
+	r := &runner{
+		exec: e, proc: proc, out: out, to: to, from: from,
+		log:    e.log.With("slot", slot, "pid", proc.Pid),
+		reader: bufio.NewReaderSize(from, wireBuffer),
+		known:  map[[32]byte]struct{}{},
+		exited: make(chan struct{}), gone: make(chan struct{}),
+	}
+	r.mark = e.mark.brand(proc.Pid, number, r.log)
+	go out.loop()
+	go r.reap()
+	if err := r.greet(); err != nil {
+		r.kill()
+		<-r.gone
+		return nil, fmt.Errorf("%w; it ended with %s%s", err, describeExit(r.state), r.out.lastWords())
+	}
+	r.out.stopKeeping()
+	r.log.Debug("a Python runner is ready", "python", r.info.Python, "dill", r.info.Dill, "cloudpickle", r.info.Cloudpickle)
+	return r, nil
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// greet sends the set-up and waits for the answer.
+func (r *runner) greet() error {
+	deadline := time.Now().Add(r.exec.cfg.StartTimeout)
+	stop := context.AfterFunc(r.exec.ctx, r.kill)
+	defer stop()
+	r.to.SetDeadline(deadline)
+	r.from.SetDeadline(deadline)
+	body, err := json.Marshal(setup{Paths: r.exec.cfg.Paths, Libs: r.exec.libs})
+	if err != nil {
+		return err
+	}
+	if _, err := r.to.Write(append(appendHead(nil, 0, kindSetup, len(body)), body...)); err != nil {
+		return fmt.Errorf("the runner did not take its set-up: %w", err)
+	}
+	answer, err := readFrame(r.reader, kindHello, 0, wireBuffer)
+	if err != nil {
+		return fmt.Errorf("the runner did not say hello: %w", err)
+	}
+	if err := json.Unmarshal(answer, &r.info); err != nil {
+		return fmt.Errorf("the runner's hello is unreadable: %w", err)
+	}
+	r.to.SetDeadline(time.Time{})
+	r.from.SetDeadline(time.Time{})
+	return nil
+}
+
+// kill ends the process and its group at once. It does not wait; see gone.
+func (r *runner) kill() {
+	r.killOnce.Do(func() {
+		r.killed.Store(true)
+		// The process is collected by reap only after exited is closed and under its lock,
+		// so the group's number cannot have been given away yet.
+		killGroup(r.proc)
+	})
+}
+
+func (r *runner) ended() bool {
+	if r.killed.Load() {
+		return true
+	}
+	select {
+	case <-r.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// reap waits for the end of the process, ends everything that it started and cleans up.
+func (r *runner) reap() {
+	state, err := awaitExit(r.proc)
+	close(r.exited)
+	// The dead process still holds its number: its group is killed before it is collected.
+	r.killOnce.Do(func() { killGroup(r.proc) })
+	left := r.mark.killAll(r.proc.Pid)
+	if state == nil {
+		state, err = r.proc.Wait()
+	}
+	if err != nil {
+		r.log.Error("a Python runner cannot be collected", "error", err)
+	}
+	r.state = state
+	if left > 0 {
+		r.log.Warn("processes that a function left behind do not end", "count", left)
+	}
+	// Closing our ends lets a run that still waits for an answer go on: with nobody left on
+	// the other side its read has ended already, but for an unkillable process.
+	r.from.SetDeadline(time.Now().Add(exitGrace))
+	r.to.SetDeadline(time.Now())
+	r.out.finish()
+	r.exec.limits.release(r)
+	close(r.gone)
+	r.to.Close()
+}
+
+// run runs an attempt; started is false when the runner turned out dead before the
+// function could run. code keeps the function's bytes over such replacements.
+func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out task.Outcome, started bool) {
+	c := call{form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: a.Hash, args: a.Args}
+	if a.Form == task.FormSource {
+		c.form = formSource
+	}
+	if a.ArgsEncoding == task.EncodingJSON {
+		c.flags |= callArgsJSON
+	}
+	if a.Returns == task.EncodingJSON {
+		c.flags |= callReturnsJSON
+	}
+	c.maxResult = a.MaxResult
+	if c.maxResult <= 0 {
+		c.maxResult = r.exec.cfg.MaxPayload
+	}
+	c.memory = a.MemoryLimit
+	if c.memory <= 0 {
+		c.memory = r.exec.cfg.MemoryLimit
+	}
+	byAddress, err := r.exec.limits.impose(r, c.memory)
+	if err != nil {
+		r.log.Debug("a fresh runner is needed for the memory limit", "error", err)
+		return task.Outcome{}, false
+	}
+	if byAddress {
+		c.flags |= callRlimit
+	}
+	_, has := r.known[a.Hash]
+	for {
+		if !has {
+			if *code == nil {
+				if *code, err = a.Code(ctx); err != nil {
+					if ctx.Err() != nil {
+						return cancelled(), true
+					}
+					return task.Fail(task.EndLost, fmt.Sprintf("the function's bytes could not be fetched: %v", err)), true
+				}
+			}
+			c.code = *code
+			c.flags |= callHasCode
+		}
+		missing := false
+		out, started, missing = r.attempt(ctx, a, &c)
+		if !missing {
+			return out, started
+		}
+		if has = false; c.flags&callHasCode != 0 {
+			r.kill()
+			<-r.gone
+			return task.Fail(task.EndLost, "the runner asked for a function that it was sent"), true
+		}
+	}
+}
+
+// stop reasons of an attempt; the first one wins.
+const (
+	stopNone int32 = iota
+	stopCancelled
+	stopTimedOut
+)
+
+// attempt sends one call and waits for its answer or its end.
+func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out task.Outcome, started, missing bool) {
+	var stopped atomic.Int32
+	stop := func(why int32) {
+		if stopped.CompareAndSwap(stopNone, why) {
+			r.kill()
+		}
+	}
+	r.out.begin(a.Output)
+	defer r.out.end()
+	begun := time.Now()
+	if a.Timeout > 0 {
+		defer time.AfterFunc(a.Timeout, func() { stop(stopTimedOut) }).Stop()
+	}
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, func() { stop(stopCancelled) })()
+	}
+	p, err := r.exchange(c)
+	if err == nil {
+		if p.end == endMissing {
+			delete(r.known, c.hash)
+			return task.Outcome{}, true, true
+		}
+		if p.flags&replyRecycle != 0 {
+			r.log.Debug("a function left threads, children or a changed process behind; its runner is replaced")
+			r.kill()
+			<-r.gone
+		}
+		r.note(c, p.flags&replyCached != 0)
+		out = p.outcome(c.maxResult)
+		out.RunTime = time.Since(begun)
+		return out, true, false
+	}
+	var write *writeError
+	if errors.As(err, &write) && stopped.Load() == stopNone && r.diedIdle() {
+		return task.Outcome{}, false, false
+	}
+	out = r.lost(err, c.memory)
+	switch stopped.Load() {
+	case stopTimedOut:
+		out = task.Fail(task.EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s", a.Timeout))
+	case stopCancelled:
+		out = cancelled()
+	}
+	out.RunTime = time.Since(begun)
+	return out, true, false
+}
+
+// note keeps in mind what the runner has cached.
+func (r *runner) note(c *call, cached bool) {
+	switch {
+	case !cached:
+		delete(r.known, c.hash)
+	case c.flags&callHasCode != 0:
+		if len(r.known) >= maxKnown {
+			clear(r.known)
+		}
+		r.known[c.hash] = struct{}{}
+	}
+}
+
+// writeError is a call that did not reach the runner whole: the function cannot have started.
+type writeError struct{ err error }
+
+func (w *writeError) Error() string { return w.err.Error() }
+func (w *writeError) Unwrap() error { return w.err }
+
+// diedIdle reports whether the runner ended by itself; it waits for that a moment.
+func (r *runner) diedIdle() bool {
+	select {
+	case <-r.exited:
+		return true
+	case <-time.After(exitGrace):
+		return false
+	}
+}
+
+// exchange sends a call and reads the reply.
+func (r *runner) exchange(c *call) (reply, error) {
+	r.seq++
+	var err error
+	if r.buf, err = appendCall(r.buf[:0], r.seq, c); err != nil {
+		return reply{}, err
+	}
+	if len(c.code)+len(c.args) <= wireBuffer {
+		r.buf = append(append(r.buf, c.code...), c.args...)
+		_, err = r.to.Write(r.buf)
+	} else {
+		for _, part := range [][]byte{r.buf, c.code, c.args} {
+			if _, err = r.to.Write(part); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return reply{}, &writeError{err}
+	}
+	body, err := readFrame(r.reader, kindReply, r.seq, c.maxResult+replySlack)
+	if err != nil {
+		return reply{}, err
+	}
+	return parseReply(body)
+}
+
+// lost ends the runner, if it has not ended itself, and says how it ended.
+func (r *runner) lost(cause error, memory int64) task.Outcome {
+	forced := false
+	if errors.Is(cause, errJunk) {
+		forced = true
+		r.kill()
+	}
+	select {
+	case <-r.exited:
+	case <-time.After(exitGrace):
+		forced = true
+		r.kill()
+	}
+	<-r.gone
+	if memory > 0 && r.limit.exceeded() {
+		return task.Fail(task.EndExhausted, fmt.Sprintf("the attempt needed more memory than its limit of %d bytes (%s)",
+			memory, r.exec.limits.name()))
+	}
+	switch {
+	case r.exec.ctx.Err() != nil:
+		return cancelled()
+	case forced && errors.Is(cause, errJunk):
+		return task.Fail(task.EndLost, fmt.Sprintf("the runner was killed: a function wrote on descriptors that are not its own (%v)", cause))
+	case forced:
+		return task.Fail(task.EndLost, "the runner was killed: a function closed the descriptors that it answers on")
+	}
+	return task.Fail(task.EndLost, "the runner ended by "+describeExit(r.state)+" while the attempt ran")
+}
+
+// outcome turns a reply into an outcome.
+func (p *reply) outcome(maxResult int) task.Outcome {
+	failure := &task.Failure{
+		Type: p.label, Message: p.message, Traceback: p.traceback, Pickle: p.pickle, ForeignPickle: p.foreign,
+	}
+	out := task.Outcome{Failure: failure}
+	switch p.end {
+	case endSucceeded:
+		if len(p.result) > maxResult {
+			return task.Fail(task.EndExhausted, fmt.Sprintf("the result has %d bytes; the limit is %d bytes", len(p.result), maxResult))
+		}
+		encoding := task.EncodingPickle
+		if p.encoding == encodingJSON {
+			encoding = task.EncodingJSON
+		}
+		return task.Outcome{End: task.EndSucceeded, Result: p.result, Encoding: encoding, Repr: p.label}
+	case endRaised:
+		out.End = task.EndRaised
+	case endExhausted:
+		out.End = task.EndExhausted
+	default:
+		out.End = task.EndUnreadable
+	}
+	failure.Class = task.ClassOf(out.End)
+	failure.Bound()
+	return out
+}
+
+// describeExit names how a process ended.
+func describeExit(state *os.ProcessState) string {
+	if state == nil {
+		return "an unknown cause"
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if !ok {
+		return state.String()
+	}
+	if status.Signaled() {
+		return signalName(status.Signal())
+	}
+	switch code := status.ExitStatus(); code {
+	case exitWire:
+		return fmt.Sprintf("exit code %d (a function closed or used the descriptors that it answers on)", code)
+	case exitBroken:
+		return fmt.Sprintf("exit code %d (a function broke the runner's own program; see the log)", code)
+	default:
+		return fmt.Sprintf("exit code %d", code)
+	}
+}

@@ -1,0 +1,153 @@
+"""From the bytes of a registration to a callable, once per runner."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import linecache
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from typing import Any, Callable, Optional
+
+from . import failures, wire
+
+SOURCE_PREFIX = "treadle_source_"
+
+_MAX_FUNCTIONS = 256
+_MAX_BYTES = 256 << 20
+
+
+class Unreadable(Exception):
+    """A payload that cannot be used; the text says why and what to do."""
+
+    def __init__(self, text: str, cause: Optional[BaseException] = None) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class Cache:
+    """The functions that this runner has loaded, by content hash, least recently used first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, digest: bytes) -> Optional[Callable[..., Any]]:
+        entry = self._entries.get(digest)
+        if entry is None:
+            return None
+        self._entries.move_to_end(digest)
+        return entry[0]
+
+    def put(self, digest: bytes, fn: Callable[..., Any], size: int) -> None:
+        self._entries[digest] = (fn, size)
+        self._bytes += size
+        while len(self._entries) > 1 and (len(self._entries) > _MAX_FUNCTIONS or self._bytes > _MAX_BYTES):
+            _, (_, dropped) = self._entries.popitem(last=False)
+            self._bytes -= dropped
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:
+    """Return the callable that the bytes describe, or raise Unreadable."""
+    try:
+        fn = _from_source(name, digest, code) if form == wire.FORM_SOURCE else unpickle(code)
+    except Unreadable:
+        raise
+    except ImportError as exc:
+        raise Unreadable(missing_module("the function", exc), exc) from None
+    except BaseException as exc:  # noqa: B036 - a payload may raise anything, SystemExit included
+        if isinstance(exc, MemoryError):
+            raise
+        what = "source does not run" if form == wire.FORM_SOURCE else "pickle cannot be loaded"
+        raise Unreadable(f"the function's {what}: {failures.one_line(exc)}", exc) from None
+    if not callable(fn):
+        raise Unreadable(f"the function's payload is an object of type {type_name(fn)!r}, which is not callable")
+    return fn
+
+
+def unpickle(data: Any) -> Any:
+    """Load a pickle the way its writer meant it: with dill where there is dill."""
+    try:
+        return _loads_function(data)
+    except ImportError:
+        # A module that appeared after the finder looked into its folder last.
+        importlib.invalidate_caches()
+        return _loads_function(data)
+
+
+def _loads_function(data: Any) -> Any:
+    dill = sys.modules.get("dill")
+    return pickle_loads(data) if dill is None else dill.loads(data)
+
+
+# Bound at start: a function that patches the pickle module changes nothing for the next one.
+pickle_loads = pickle.loads
+
+
+def missing_module(what: str, exc: ImportError) -> str:
+    """Name the missing package and the ways to get it."""
+    module = exc.name or ""
+    if not isinstance(exc, ModuleNotFoundError) or not module:
+        return f"{what} cannot be loaded: {failures.one_line(exc)}"
+    package = module.partition(".")[0]
+    return (
+        f"{what} needs the Python package {package!r}, which the worker's interpreter {sys.executable} "
+        f"cannot import ({failures.one_line(exc)}). Three ways to get it: "
+        f"run '{sys.executable} -m pip install {package}' on the worker's machine; "
+        f"start the worker with --python PATH of an interpreter that has it; "
+        f"or start it with --python-path DIR, where DIR contains {package}"
+    )
+
+
+def type_name(value: object) -> str:
+    """The class of a value the way people write it."""
+    cls = type(value)
+    if cls.__module__ in ("builtins", "__main__") or cls.__module__.startswith(SOURCE_PREFIX):
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _from_source(name: str, digest: bytes, code: bytes) -> Any:
+    module_name = SOURCE_PREFIX + digest.hex()[:16]
+    filename = f"<function {name}>"
+    try:
+        text = io.TextIOWrapper(io.BytesIO(code), encoding="utf-8-sig").read()
+        compiled = compile(text, filename, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as exc:
+        raise Unreadable(f"the function's source cannot be compiled: {failures.one_line(exc)}", exc) from None
+    module = types.ModuleType(module_name)
+    module.__file__ = filename
+    # Tracebacks show the source's lines; without a time of change the entry never goes stale.
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    sys.modules[module_name] = module
+    try:
+        exec(compiled, module.__dict__)
+        return _choose(name, module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+
+
+def _choose(name: str, module: types.ModuleType) -> Any:
+    named = module.__dict__.get(name)
+    if named is not None:
+        return named
+    defined = {
+        key: value
+        for key, value in module.__dict__.items()
+        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__
+    }
+    if len(defined) == 1:
+        return next(iter(defined.values()))
+    if not defined:
+        raise Unreadable(f"the source defines no function, and nothing named {name!r}")
+    listed = ", ".join(sorted(defined))
+    raise Unreadable(
+        f"the source defines nothing named {name!r} and more than one function ({listed}): "
+        "register it under the name of the one to run"
+    )

@@ -1,0 +1,55 @@
+"""A memory limit by address space, for machines where the agent cannot use control groups."""
+
+from __future__ import annotations
+
+import dis
+import resource
+from typing import Any, Optional
+
+_RAISE = dis.opmap.get("RAISE_VARARGS")
+
+
+class AddressSpace:
+    """Limits what this process may map beyond what it has now, until ``lift``."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._before: Optional[tuple[int, int]] = None
+
+    def impose(self) -> None:
+        """Put the limit in force; raises OSError or ValueError where the system refuses."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = _mapped() + self.limit
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        self._before = (soft, hard)
+
+    def lift(self) -> None:
+        """Put back what was in force before. Harmless when nothing was imposed."""
+        if self._before is None:
+            return
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (self._before[0], hard))
+        self._before = None
+
+
+def ran_out(exc: BaseException) -> bool:
+    """Whether a MemoryError comes from the allocator and not from a raise statement of the function."""
+    if not isinstance(exc, MemoryError):
+        return False
+    tb = exc.__traceback__
+    if tb is None or _RAISE is None:
+        return True
+    while tb.tb_next is not None:
+        tb = tb.tb_next
+    code: Any = tb.tb_frame.f_code
+    return bool(0 <= tb.tb_lasti < len(code.co_code) and code.co_code[tb.tb_lasti] != _RAISE)
+
+
+def _mapped() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0

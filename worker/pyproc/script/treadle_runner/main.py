@@ -1,0 +1,273 @@
+"""Start-up and the loop of a runner."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import types
+import uuid
+from typing import Any, Callable, Optional
+
+from . import failures, functions, limits, state, values, wire
+
+# Exit codes that the agent explains to people; see protocol.go.
+EXIT_WIRE = 97
+EXIT_BROKEN = 98
+
+_exit, _getpid = os._exit, os.getpid
+_COROUTINE = types.CoroutineType
+
+
+def run() -> None:
+    """Be a runner until the agent closes the pipe or kills the process."""
+    real_main = sys.modules["__main__"]
+    # Functions pickled by dill in a script live in the globals of __main__: theirs to
+    # write to, so it must not be this program's. The old module is kept alive by its name here.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = [""]
+    try:
+        runner = Runner()
+        runner.serve()
+    except (wire.WireError, OSError) as exc:
+        _last_words(exc)
+        _exit(EXIT_WIRE)
+    except BaseException as exc:  # noqa: B036
+        _last_words(exc)
+        _exit(EXIT_BROKEN)
+    finally:
+        del real_main
+
+
+def _last_words(exc: BaseException) -> None:
+    try:
+        os.write(2, f"treadle runner: {failures.one_line(exc)}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass
+
+
+class Runner:
+    """One process, one attempt at a time."""
+
+    def __init__(self) -> None:
+        self._pid = _getpid()
+        self._in_function = False
+        life = state.raise_fd(5)
+        self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4))
+        _die_with_agent(life)
+        fds = (self._wire.fd_in, self._wire.fd_out, life)
+        os.register_at_fork(after_in_child=lambda: _close_all(fds))
+        signal.signal(signal.SIGINT, self._interrupt)
+        kind, seq, body = self._wire.receive()
+        if kind != wire.KIND_SETUP:
+            raise wire.WireError("the first frame is not the set-up")
+        hello = _set_up(json.loads(bytes(body)))
+        self._cache = functions.Cache()
+        self._process = state.Process(fds)
+        faulthandler.enable(2, all_threads=False)
+        self._wire.send(seq, wire.KIND_HELLO, json.dumps(hello).encode())
+
+    def _interrupt(self, _number: int, _frame: Optional[types.FrameType]) -> None:
+        # Between attempts an interrupt would tear a frame apart; nobody is there to want it.
+        if self._in_function:
+            raise KeyboardInterrupt
+
+    def serve(self) -> None:
+        """Answer calls; returns never."""
+        receive, send, settle = self._wire.receive, self._wire.send, self._process.settle
+        while True:
+            kind, seq, body = receive()
+            if kind != wire.KIND_CALL:
+                raise wire.WireError(f"unexpected frame of kind {kind}")
+            reply = self._attempt(body)
+            if settle():
+                reply = reply._replace(flags=reply.flags | wire.REPLY_RECYCLE)
+            head, tail = reply.parts()
+            del body
+            send(seq, wire.KIND_REPLY, head, tail)
+            del reply, head, tail
+
+    def _attempt(self, body: memoryview) -> wire.Reply:
+        form, flags, name_len, code_len, memory, max_result, task, digest = wire.CALL.unpack_from(body)
+        at = wire.CALL.size
+        name, code, args = at, at + name_len, at + name_len + code_len
+        limit = limits.AddressSpace(memory) if memory and flags & wire.CALL_RLIMIT else None
+        reply = None
+        try:
+            fn = self._cache.get(digest)
+            if fn is None and not flags & wire.CALL_HAS_CODE:
+                return wire.Reply(wire.END_MISSING)
+            if limit is not None:
+                limit.impose()
+            if fn is None:
+                text = bytes(body[name:code]).decode("utf-8", "replace")
+                fn = self._load(form, text, digest, bytes(body[code:args]))
+            reply = self._call(fn, body[args:], flags, max_result, task, limit)
+        except functions.Unreadable as exc:
+            reply = _unreadable(exc)
+        except MemoryError as exc:
+            reply = self._out_of_memory(exc, limit)
+        finally:
+            self._in_function = False
+            if limit is not None:
+                limit.lift()
+        return reply if fn is None else reply._replace(flags=wire.REPLY_CACHED)
+
+    def _load(self, form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:
+        self._in_function = True
+        try:
+            fn = functions.load(form, name, digest, code)
+        finally:
+            self._in_function = False
+            self._leave_if_forked()
+        self._cache.put(digest, fn, len(code))
+        self._process.note()
+        return fn
+
+    def _call(
+        self,
+        fn: Callable[..., Any],
+        data: memoryview,
+        flags: int,
+        max_result: int,
+        task: bytes,
+        limit: Optional[limits.AddressSpace],
+    ) -> wire.Reply:
+        args, kwargs = values.decode_args(data, bool(flags & wire.CALL_ARGS_JSON))
+        try:
+            self._in_function = True
+            value = fn(*args, **kwargs)
+            if type(value) is _COROUTINE:
+                value = _run_coroutine(value)
+            self._in_function = False
+        except BaseException as exc:  # noqa: B036 - whatever a function raises is its outcome
+            self._in_function = False
+            self._leave_if_forked(exc)
+            if limit is not None and limits.ran_out(exc):
+                raise
+            # First of all: the function may have left a limit that not even formatting fits in.
+            sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000))
+            return wire.Reply(
+                wire.END_RAISED, 0, 0, *failures.describe(exc, str(uuid.UUID(bytes=task)))
+            )
+        if _getpid() != self._pid:
+            self._leave_if_forked()
+        try:
+            return values.encode_result(value, bool(flags & wire.CALL_RETURNS_JSON), max_result)
+        except values.TooLarge as exc:
+            return wire.Reply(wire.END_EXHAUSTED, message=failures.clip(str(exc), failures.TEXT_LIMIT))
+
+    def _leave_if_forked(self, exc: Optional[BaseException] = None) -> None:
+        """End a process that a function forked and that came back here: the answer is its parent's to give."""
+        if _getpid() == self._pid:
+            return
+        if exc is not None and not isinstance(exc, SystemExit):
+            sys.stderr.write(failures.traceback_text(exc))
+        self._process.flush()
+        _exit(0 if exc is None or (isinstance(exc, SystemExit) and not exc.code) else 1)
+
+    def _out_of_memory(self, exc: MemoryError, limit: Optional[limits.AddressSpace]) -> wire.Reply:
+        if limit is None:
+            # Decoding or encoding without a limit of ours: the machine itself has no more.
+            text = "the worker's machine ran out of memory while it handled the attempt's payload or result"
+        else:
+            limit.lift()
+            text = f"the attempt needed more memory than its limit of {limit.limit} bytes (RLIMIT_AS)"
+        trace = failures.traceback_text(exc)
+        exc.__traceback__ = None
+        return wire.Reply(
+            wire.END_EXHAUSTED,
+            label=b"MemoryError",
+            message=failures.clip(text, failures.TEXT_LIMIT),
+            traceback=failures.clip_tail(trace, failures.TEXT_LIMIT),
+        )
+
+
+def _unreadable(exc: functions.Unreadable) -> wire.Reply:
+    cause = exc.cause
+    label = failures.clip(failures.class_name(cause), 1024) if cause is not None else b""
+    trace = failures.clip_tail(failures.traceback_text(cause), failures.TEXT_LIMIT) if cause is not None else b""
+    return wire.Reply(
+        wire.END_UNREADABLE, label=label, message=failures.clip(str(exc), failures.TEXT_LIMIT), traceback=trace
+    )
+
+
+def _run_coroutine(value: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(value)
+
+
+def _close_all(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def _die_with_agent(life: int) -> None:
+    """Have this process group killed when the agent closes the life pipe, which it does by dying.
+
+    Linux sends the signal itself, whatever Python is doing. Elsewhere a thread waits for it.
+    """
+    import fcntl
+
+    set_signal = getattr(fcntl, "F_SETSIG", None)
+    if set_signal is not None and _getpid() == os.getpgrp():
+        try:
+            fcntl.fcntl(life, fcntl.F_SETOWN, -_getpid())
+            fcntl.fcntl(life, set_signal, signal.SIGKILL)
+            fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+            return
+        except OSError:
+            pass
+    import _thread
+
+    _thread.start_new_thread(_watch, (life,))
+
+
+def _watch(life: int) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(life, 0)  # a hang-up is always reported
+    poll.poll()
+    if os.getpgrp() == _getpid():
+        os.killpg(0, signal.SIGKILL)
+    _exit(EXIT_WIRE)
+
+
+def _set_up(config: dict[str, Any]) -> dict[str, Any]:
+    """Arrange sys.path and import what functions will need; returns what the agent wants to know."""
+    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    rest = [entry for entry in sys.path if entry not in ("", own)]
+    libs = [config["libs"]] if config.get("libs") else []
+    sys.path[:] = [os.getcwd(), *config.get("paths", []), *rest, *libs]
+    return {
+        "pid": _getpid(),
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
+        "implementation": sys.implementation.name,
+        "dill": _version("dill", load=True),
+        "cloudpickle": _version("cloudpickle", load=False),
+        "subreaper": state.adopt_orphans(),
+    }
+
+
+def _version(package: str, load: bool) -> str:
+    """The version of an installed package, or empty. dill is imported now: the first task should not wait for it."""
+    import importlib.metadata
+    import importlib.util
+
+    try:
+        if load:
+            return str(getattr(__import__(package), "__version__", "unknown"))
+        if importlib.util.find_spec(package) is None:
+            return ""
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+    except BaseException:  # noqa: B036 - a broken package is an absent one
+        return ""

@@ -1,0 +1,123 @@
+"""Frames between the agent and the runner.
+
+A frame is a header (magic, sequence number, kind, length of the body) and a body. The
+agent sends one call at a time and the runner answers each with one frame of the same
+sequence number, so that neither side ever has to guess where it is. Integers are
+little-endian. ``protocol.go`` is the other half of this file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+MAGIC = b"TRDL"
+HEAD = struct.Struct("<4sIII")
+# form, flags, length of the name, length of the code, memory limit, largest result, task, hash
+CALL = struct.Struct("<BBHIQQ16s32s")
+# end, encoding, flags, and the lengths of: repr or type, message, traceback, pickle, foreign pickle
+REPLY = struct.Struct("<BBHIIIII")
+
+KIND_SETUP, KIND_HELLO, KIND_CALL, KIND_REPLY = 1, 2, 3, 4
+
+FORM_PICKLE, FORM_SOURCE = 0, 1
+
+CALL_ARGS_JSON, CALL_RETURNS_JSON, CALL_HAS_CODE, CALL_RLIMIT = 1, 2, 4, 8
+
+END_SUCCEEDED, END_RAISED, END_UNREADABLE, END_EXHAUSTED, END_MISSING = 0, 1, 2, 3, 4
+
+ENCODING_PICKLE, ENCODING_JSON = 0, 1
+
+REPLY_CACHED, REPLY_RECYCLE = 1, 2
+
+_READ_SIZE = 1 << 16
+_JOIN_BELOW = 1 << 16
+
+
+class WireError(Exception):
+    """The other side closed the pipe, or what came from it is no frame."""
+
+
+class Reply(NamedTuple):
+    """The answer to a call."""
+
+    end: int
+    encoding: int = ENCODING_PICKLE
+    flags: int = 0
+    label: bytes = b""  # the repr of a result that JSON cannot hold, or the class of an exception
+    message: bytes = b""
+    traceback: bytes = b""
+    pickle: bytes = b""
+    foreign: bytes = b""
+    result: bytes = b""
+
+    def parts(self) -> tuple[bytes, bytes]:
+        """The body as (everything but the result, the result)."""
+        head = REPLY.pack(
+            self.end,
+            self.encoding,
+            self.flags,
+            len(self.label),
+            len(self.message),
+            len(self.traceback),
+            len(self.pickle),
+            len(self.foreign),
+        )
+        return head + self.label + self.message + self.traceback + self.pickle + self.foreign, self.result
+
+
+class Wire:
+    """Blocking frames on two descriptors."""
+
+    def __init__(self, fd_in: int, fd_out: int) -> None:
+        self.fd_in = fd_in
+        self.fd_out = fd_out
+        # Bound here once, so that user code that patches a module cannot break the wire.
+        self._read = os.read
+        self._readv = os.readv
+        self._write = os.write
+        self._unpack = HEAD.unpack_from
+        self._pack = HEAD.pack
+
+    def receive(self) -> tuple[int, int, memoryview]:
+        """Wait for a frame; returns kind, sequence number and body."""
+        data = self._read(self.fd_in, _READ_SIZE)
+        while len(data) < 16:
+            more = self._read(self.fd_in, _READ_SIZE) if data else b""
+            if not more:
+                raise WireError("the agent closed the pipe")
+            data += more
+        magic, seq, kind, length = self._unpack(data)
+        if magic != MAGIC:
+            raise WireError("not a frame: %r" % (data[:16],))
+        have = len(data) - 16
+        if have == length:
+            return kind, seq, memoryview(data)[16:]
+        if have > length:
+            raise WireError("%d bytes after a frame" % (have - length))
+        body = memoryview(bytearray(length))
+        body[:have] = memoryview(data)[16:]
+        while have < length:
+            n = self._readv(self.fd_in, [body[have:]])
+            if n == 0:
+                raise WireError("the agent closed the pipe inside a frame")
+            have += n
+        return kind, seq, body
+
+    def send(self, seq: int, kind: int, body: bytes, tail: bytes = b"") -> None:
+        """Send one frame whose body is ``body + tail``."""
+        head = self._pack(MAGIC, seq, kind, len(body) + len(tail)) + body
+        if len(tail) < _JOIN_BELOW:
+            self._send_all(head + tail)
+            return
+        self._send_all(head)
+        self._send_all(tail)
+
+    def _send_all(self, data: bytes) -> None:
+        n = self._write(self.fd_out, data)
+        if n == len(data):
+            return
+        rest = memoryview(data)[n:]
+        while rest:
+            rest = rest[self._write(self.fd_out, rest) :]

@@ -1,0 +1,160 @@
+//go:build unix
+
+package pyproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+	"github.com/treadle-dev/treadle/worker"
+)
+
+// Delays between spawns that fail one after the other.
+const (
+	respawnFirst = 100 * time.Millisecond
+	respawnMost  = 5 * time.Second
+	// maxReplacements is how many runners an attempt may find dead before it started.
+	maxReplacements = 3
+)
+
+// slot keeps one runner alive. Its keeper goroutine is the only one that spawns; run is
+// called by one goroutine at a time.
+type slot struct {
+	e     *Executor
+	index int
+
+	mu  sync.Mutex
+	cur *runner
+	err error // why the last spawn failed
+	// changed is closed and replaced when cur or err changes.
+	changed chan struct{}
+}
+
+func newSlot(e *Executor, index int) *slot {
+	return &slot{e: e, index: index, changed: make(chan struct{})}
+}
+
+// keep spawns a runner, waits for its end, and again, until the executor is closed.
+func (s *slot) keep() {
+	delay := respawnFirst
+	for s.e.ctx.Err() == nil {
+		r, err := s.e.spawn(s.index)
+		if err != nil {
+			if s.e.ctx.Err() != nil {
+				return
+			}
+			s.e.log.Error("a Python runner did not start", "slot", s.index, "error", err, "retry_in", delay)
+			s.set(nil, err)
+			select {
+			case <-time.After(delay):
+			case <-s.e.ctx.Done():
+			}
+			delay = min(2*delay, respawnMost)
+			continue
+		}
+		delay = respawnFirst
+		s.set(r, nil)
+		if s.e.ctx.Err() != nil {
+			r.kill()
+		}
+		<-r.gone
+		s.set(nil, nil)
+	}
+}
+
+func (s *slot) set(r *runner, err error) {
+	s.mu.Lock()
+	s.cur, s.err = r, err
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
+}
+
+func (s *slot) killCurrent() {
+	s.mu.Lock()
+	r := s.cur
+	s.mu.Unlock()
+	if r != nil {
+		r.kill()
+	}
+}
+
+// wait returns the slot's runner as soon as there is a live one. Unless patient it gives
+// up at the first spawn that fails.
+func (s *slot) wait(ctx context.Context, patient bool) (*runner, error) {
+	for {
+		s.mu.Lock()
+		r, err, changed := s.cur, s.err, s.changed
+		s.mu.Unlock()
+		if r != nil && !r.ended() {
+			return r, nil
+		}
+		if r == nil && err != nil && !patient {
+			return nil, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if err != nil {
+				return nil, err
+			}
+			return nil, ctx.Err()
+		case <-s.e.ctx.Done():
+			return nil, errClosed
+		}
+	}
+}
+
+var errClosed = errors.New("the Python executor is closed")
+
+// acquire is wait with the patience of an attempt.
+func (s *slot) acquire(ctx context.Context) (*runner, *task.Outcome) {
+	s.mu.Lock()
+	r := s.cur
+	s.mu.Unlock()
+	if r != nil && !r.ended() {
+		return r, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, s.e.cfg.StartTimeout)
+	defer cancel()
+	r, err := s.wait(bounded, true)
+	switch {
+	case err == nil:
+		return r, nil
+	case ctx.Err() != nil, errors.Is(err, errClosed):
+		out := cancelled()
+		return nil, &out
+	default:
+		out := task.Fail(task.EndLost, fmt.Sprintf("no Python runner could be started within %s: %v", s.e.cfg.StartTimeout, err))
+		return nil, &out
+	}
+}
+
+func cancelled() task.Outcome {
+	return task.Fail(task.EndCancelled, "the attempt was stopped by its worker")
+}
+
+// run runs an attempt; one that finds its runner dead before it started gets another.
+func (s *slot) run(ctx context.Context, a *worker.Attempt) task.Outcome {
+	var code []byte
+	for range maxReplacements {
+		if ctx.Err() != nil {
+			return cancelled()
+		}
+		r, failed := s.acquire(ctx)
+		if failed != nil {
+			return *failed
+		}
+		out, started := r.run(ctx, a, &code)
+		if started {
+			return out
+		}
+		r.kill()
+		<-r.gone
+	}
+	return task.Fail(task.EndLost, fmt.Sprintf("%d Python runners in a row died before the attempt started", maxReplacements))
+}
