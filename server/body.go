@@ -1,0 +1,199 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc/codes"
+
+	"github.com/treadle-dev/treadle/server/restjson"
+)
+
+// Reading of bodies.
+const (
+	// freeBody is the size up to which bodies do not count against the budget.
+	freeBody = 64 << 10
+	// budgetWait is how long a large body waits for its share of the budget.
+	budgetWait = 20 * time.Second
+	// bodyGrace and bodyRate give the time that a body of some size may take.
+	bodyGrace = 15 * time.Second
+	bodyRate  = 256 << 10
+)
+
+// body is the body of one request. Nothing of it is read before a route asks for
+// all of it, and a route that does not ask sees an empty body.
+type body struct {
+	r      *http.Request
+	w      http.ResponseWriter
+	rest   io.ReadCloser
+	limit  int64
+	budget *semaphore.Weighted
+	held   int64
+	// err is why the body was refused.
+	err *restError
+}
+
+// Read makes body a request's Body: for those who do not call readAll it is empty.
+func (b *body) Read([]byte) (int, error) { return 0, io.EOF }
+
+// Close does nothing: net/http closes what it opened.
+func (b *body) Close() error { return nil }
+
+// release gives the budget back.
+func (b *body) release() {
+	if b.held > 0 {
+		b.budget.Release(b.held)
+		b.held = 0
+	}
+}
+
+var errRefused = errors.New("the body was refused")
+
+func (b *body) fail(e restError) error {
+	b.err = &e
+	return errRefused
+}
+
+// readAll returns the whole body.
+func (b *body) readAll() ([]byte, error) {
+	if enc := b.r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, b.fail(restError{http: http.StatusUnsupportedMediaType, code: codes.InvalidArgument, reason: reasonEncoding,
+			text: fmt.Sprintf("Content-Encoding %.40q is not supported: send the body as it is", enc)})
+	}
+	size := b.r.ContentLength
+	if size > b.limit {
+		return nil, b.tooLarge(size)
+	}
+	if err := b.setDeadline(); err != nil {
+		return nil, err
+	}
+	if size < 0 {
+		return b.readUnknown()
+	}
+	if err := b.hold(size); err != nil {
+		return nil, err
+	}
+	data := make([]byte, size)
+	if _, err := io.ReadFull(b.rest, data); err != nil {
+		return nil, b.broken(err)
+	}
+	return data, nil
+}
+
+// readUnknown reads a body that does not say its length. One that turns out to be
+// large holds as much of the budget as the largest.
+func (b *body) readUnknown() ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(b.rest, freeBody+1))
+	if err != nil {
+		return nil, b.broken(err)
+	}
+	if len(data) <= freeBody {
+		return data, nil
+	}
+	if err := b.hold(b.limit); err != nil {
+		return nil, err
+	}
+	for int64(len(data)) <= b.limit {
+		if len(data) == cap(data) {
+			grown := make([]byte, len(data), min(2*int64(cap(data)), b.limit+1))
+			copy(grown, data)
+			data = grown
+		}
+		n, err := b.rest.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		if err == io.EOF {
+			return data, nil
+		}
+		if err != nil {
+			return nil, b.broken(err)
+		}
+	}
+	return nil, b.tooLarge(-1)
+}
+
+// hold takes a share of the budget for large bodies.
+func (b *body) hold(size int64) error {
+	if size <= freeBody {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(b.r.Context(), budgetWait)
+	defer cancel()
+	if err := b.budget.Acquire(ctx, size); err != nil {
+		b.w.Header().Set("Retry-After", "1")
+		return b.fail(restError{http: http.StatusServiceUnavailable, code: codes.Unavailable, reason: reasonBusy,
+			text: "the server is holding as many large request bodies as it may: try again"})
+	}
+	b.held = size
+	return nil
+}
+
+// setDeadline bounds the time that the client may take, by the size it announced.
+func (b *body) setDeadline() error {
+	size := b.r.ContentLength
+	if size < 0 {
+		size = b.limit
+	}
+	limit := bodyGrace + time.Duration(size/bodyRate)*time.Second
+	err := http.NewResponseController(b.w).SetReadDeadline(time.Now().Add(limit))
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return b.broken(err)
+	}
+	return nil
+}
+
+func (b *body) broken(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return b.fail(restError{http: http.StatusRequestTimeout, code: codes.DeadlineExceeded, reason: reasonSlowBody,
+			text: "the body arrived too slowly"})
+	}
+	return b.fail(restError{http: http.StatusBadRequest, code: codes.InvalidArgument, reason: reasonInvalid,
+		text: fmt.Sprintf("the body could not be read: %v", err)})
+}
+
+// tooLarge refuses the body. What is still under way is read and dropped within
+// reason: a client that is cut off while it sends often never reads the answer.
+func (b *body) tooLarge(size int64) error {
+	if size <= 4*b.limit {
+		_ = b.setDeadline()
+		_, _ = io.CopyN(io.Discard, b.rest, 4*b.limit)
+	}
+	said := "the body, sent without its length,"
+	if size >= 0 {
+		said = fmt.Sprintf("the body of %d bytes", size)
+	}
+	return b.fail(restError{http: http.StatusRequestEntityTooLarge, code: codes.ResourceExhausted, reason: reasonTooLarge,
+		text: fmt.Sprintf("%s is larger than the limit of %d bytes (4/3 of --max-payload and 5 %%)", said, b.limit)})
+}
+
+// refuse notes that the document was not what the route wants.
+func (b *body) refuse(err error) {
+	e := restError{http: http.StatusBadRequest, code: codes.InvalidArgument, reason: reasonInvalid, text: err.Error()}
+	var shape *restjson.Error
+	if errors.As(err, &shape) {
+		if len(shape.Path) > 0 {
+			e.field = shape.Path[0]
+		}
+		if isRoot(b.r.URL.Path) {
+			e.http = http.StatusUnprocessableEntity
+			e.faults = []fault{shapeFault(shape)}
+		}
+	}
+	b.err = &e
+}
+
+func shapeFault(e *restjson.Error) fault {
+	loc := []any{"body"}
+	if e.Type == restjson.TypeSyntax {
+		loc = append(loc, e.Offset)
+	}
+	for _, step := range e.Path {
+		loc = append(loc, step)
+	}
+	return fault{Loc: loc, Msg: e.Msg, Type: e.Type}
+}

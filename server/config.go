@@ -1,0 +1,152 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Attacher takes worker sessions; the dispatcher is one.
+type Attacher interface {
+	// Attach runs a session on conn and returns when it has ended. The mode is the RPC
+	// that the worker came by. ctx ends when the stream or the server does.
+	Attach(ctx context.Context, conn link.Conn, mode link.Mode) error
+}
+
+// RESTCompat selects how the root routes wrap results.
+type RESTCompat string
+
+// Compatibility modes of the root routes.
+const (
+	// CompatCourse answers each result serialized once.
+	CompatCourse RESTCompat = "course"
+	// CompatSeed answers what the worker serialized, serialized again.
+	CompatSeed RESTCompat = "seed"
+)
+
+// Config configures a [Server]. Fields without a default may stay zero.
+type Config struct {
+	// Store is required.
+	Store store.Store
+	// Dispatcher takes worker streams; nil refuses them.
+	Dispatcher Attacher
+	// Modes are the worker RPCs that are admitted. Default: push and pull.
+	Modes []link.Mode
+	// WorkersOnly serves worker streams, health and metrics and none of the API.
+	WorkersOnly bool
+
+	// GRPCAddr is where gRPC listens, host:port. Port 0 picks one. Required.
+	GRPCAddr string
+	// HTTPAddr is where REST listens; empty means nowhere.
+	HTTPAddr string
+	// AllowedHosts are further names by which browsers may reach the HTTP port, beside
+	// loopback names and the bound address. "*" admits every name.
+	AllowedHosts []string
+
+	// Logger defaults to a logger that drops everything.
+	Logger *slog.Logger
+	// Version is what the server says that it is. Default "dev".
+	Version string
+	// MaxPayload is the one limit on a decoded payload or result, in bytes. Default 64 MiB.
+	MaxPayload int
+	// MaxRetries is how many lost workers a task survives that does not say. Negative
+	// means none; default 3.
+	MaxRetries int
+	// TaskTimeout limits the attempts of tasks that do not say; 0 means none.
+	TaskTimeout time.Duration
+	// Retention is how long finished tasks are kept, for people to read. Default 24 h.
+	Retention time.Duration
+	// MaxBodies bounds the bytes of request bodies that are held at one time. Default: six times the
+	// largest body.
+	MaxBodies int64
+
+	// RESTCompat defaults to CompatCourse.
+	RESTCompat RESTCompat
+	// RESTCreatedStatus is the status of accepted registrations and executions at the
+	// root, 200 (default) or 201.
+	RESTCreatedStatus int
+
+	// NewID makes function and task ids. Default: UUID version 7.
+	NewID func() task.ID
+	// Now is the clock. Default [time.Now].
+	Now func() time.Time
+	// SafetyNet is how often waiting calls look by themselves, as a bell may miss a
+	// ring. Default 2 s.
+	SafetyNet time.Duration
+	// Poll is how often a watched task is looked at for a change of status that no
+	// bell rings for. Default 250 ms.
+	Poll time.Duration
+	// ShutdownTimeout bounds the drain that follows the end of Serve's context.
+	// Default 10 s.
+	ShutdownTimeout time.Duration
+}
+
+func (c *Config) fill() error {
+	if c.Store == nil {
+		return fmt.Errorf("server: no store")
+	}
+	if c.GRPCAddr == "" {
+		return fmt.Errorf("server: no gRPC address (--grpc-addr)")
+	}
+	fallback(&c.Version, "dev")
+	fallback(&c.MaxPayload, task.DefaultMaxPayload)
+	fallback(&c.MaxRetries, task.DefaultMaxRetries)
+	fallback(&c.Retention, 24*time.Hour)
+	fallback(&c.RESTCompat, CompatCourse)
+	fallback(&c.RESTCreatedStatus, http.StatusOK)
+	fallback(&c.SafetyNet, 2*time.Second)
+	fallback(&c.Poll, 250*time.Millisecond)
+	fallback(&c.ShutdownTimeout, 10*time.Second)
+	c.MaxRetries = max(c.MaxRetries, 0)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if len(c.Modes) == 0 {
+		c.Modes = []link.Mode{link.Push, link.Pull}
+	}
+	if c.NewID == nil {
+		c.NewID = func() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.MaxPayload < 1024 || c.MaxPayload > maxMaxPayload {
+		return fmt.Errorf("server: --max-payload %d: want 1024 to %d bytes", c.MaxPayload, maxMaxPayload)
+	}
+	fallback(&c.MaxBodies, 6*c.maxBody())
+	c.MaxBodies = max(c.MaxBodies, c.maxBody())
+	if c.RESTCompat != CompatCourse && c.RESTCompat != CompatSeed {
+		return fmt.Errorf("server: --rest-compat %q: want %q or %q", c.RESTCompat, CompatCourse, CompatSeed)
+	}
+	if c.RESTCreatedStatus != http.StatusOK && c.RESTCreatedStatus != http.StatusCreated {
+		return fmt.Errorf("server: --rest-created-status %d: want 200 or 201", c.RESTCreatedStatus)
+	}
+	return nil
+}
+
+// maxMaxPayload keeps a gRPC message, twice the payload, within its 32-bit length.
+const maxMaxPayload = 900 << 20
+
+// maxMessage is the limit of a gRPC message: the root service carries base64 text,
+// in seed mode twice wrapped.
+func (c *Config) maxMessage() int { return 2*c.MaxPayload + 1<<20 }
+
+// maxBody is the limit of an HTTP body: base64 makes 4/3 of a payload, and line
+// breaks, names and quotes the rest.
+func (c *Config) maxBody() int64 { return int64(c.MaxPayload) * 4 / 3 * 105 / 100 }
+
+func fallback[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}

@@ -1,0 +1,246 @@
+package server
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// fabric implements FabricService. Its methods read the request and say what is
+// wrong with it; everything else is done by Server and the store. Errors are turned
+// into statuses by the interceptors, in one place.
+type fabric struct {
+	treadlev1.UnimplementedFabricServiceServer
+	s *Server
+}
+
+func (f fabric) RegisterFunction(ctx context.Context, req *treadlev1.RegisterFunctionRequest) (*treadlev1.Function, error) {
+	fn, err := f.s.registerFunction(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return functionProto(fn), nil
+}
+
+func (f fabric) GetFunction(ctx context.Context, req *treadlev1.GetFunctionRequest) (*treadlev1.Function, error) {
+	fn, err := f.s.lookup(ctx, req.GetFunction())
+	if err != nil {
+		return nil, err
+	}
+	return functionProto(fn), nil
+}
+
+func (f fabric) ListFunctions(ctx context.Context, req *treadlev1.ListFunctionsRequest) (*treadlev1.ListFunctionsResponse, error) {
+	size, err := pageSize(req.GetPageSize())
+	if err != nil {
+		return nil, err
+	}
+	before, err := parsePageToken(req.GetPageToken(), pageFunctions, "")
+	if err != nil {
+		return nil, err
+	}
+	page, err := f.s.cfg.Store.ListFunctions(ctx, before, size)
+	if err != nil {
+		return nil, err
+	}
+	out := &treadlev1.ListFunctionsResponse{}
+	for _, fn := range page {
+		out.Functions = append(out.Functions, functionProto(fn))
+	}
+	if len(page) == size {
+		out.NextPageToken = pageToken(page[size-1].ID, pageFunctions, "")
+	}
+	return out, nil
+}
+
+func (f fabric) Execute(ctx context.Context, req *treadlev1.ExecuteRequest) (*treadlev1.Task, error) {
+	return f.s.execute(ctx, req)
+}
+
+func (f fabric) ExecuteBatch(ctx context.Context, req *treadlev1.ExecuteBatchRequest) (*treadlev1.ExecuteBatchResponse, error) {
+	return f.s.executeBatch(ctx, req.GetRequests())
+}
+
+func (f fabric) Call(ctx context.Context, req *treadlev1.CallRequest) (*treadlev1.TaskResult, error) {
+	wait, err := waitOf("timeout", req.GetTimeout(), defaultCallWait)
+	if err != nil {
+		return nil, err
+	}
+	in := req.GetInput()
+	item, err := f.s.submission(ctx, &treadlev1.ExecuteRequest{
+		Function: req.GetFunction(), Args: in.GetArgs(), Kwargs: in.GetKwargs(), Options: in.GetOptions(), RequestId: in.GetRequestId(),
+	}, make(map[string]task.Function, 1))
+	if err != nil {
+		return nil, err
+	}
+	return f.s.call(ctx, item, wait)
+}
+
+func (f fabric) GetTask(ctx context.Context, req *treadlev1.GetTaskRequest) (*treadlev1.Task, error) {
+	t, err := f.s.task(ctx, req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	return taskProto(t), nil
+}
+
+func (f fabric) GetResult(ctx context.Context, req *treadlev1.GetResultRequest) (*treadlev1.TaskResult, error) {
+	wait, err := waitOf("wait", req.GetWait(), 0)
+	if err != nil {
+		return nil, err
+	}
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	t, result, err := f.s.result(ctx, id, wait)
+	if err != nil {
+		return nil, err
+	}
+	return resultProto(t, result), nil
+}
+
+func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.ServerStreamingServer[treadlev1.AwaitResultsResponse]) error {
+	if n := len(req.GetTaskIds()); n > maxBatch {
+		return invalid("task_ids", "%d task ids: want at most %d", n, maxBatch)
+	}
+	ids := make([]task.ID, 0, len(req.GetTaskIds()))
+	seen := make(map[task.ID]bool, len(req.GetTaskIds()))
+	for _, text := range req.GetTaskIds() {
+		id, err := taskID(text)
+		if err != nil {
+			return err
+		}
+		if !seen[id] {
+			seen[id] = true
+			ids = append(ids, id)
+		}
+	}
+	return f.s.awaitResults(stream.Context(), ids, stream.Send)
+}
+
+func (f fabric) ListTasks(ctx context.Context, req *treadlev1.ListTasksRequest) (*treadlev1.ListTasksResponse, error) {
+	size, err := pageSize(req.GetPageSize())
+	if err != nil {
+		return nil, err
+	}
+	q, err := f.s.listQuery(ctx, req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	if q.Before, err = parsePageToken(req.GetPageToken(), pageTasks, req.GetFilter()); err != nil {
+		return nil, err
+	}
+	out := &treadlev1.ListTasksResponse{}
+	// A store may give up early on rows that do not match; a page may then be short,
+	// though seldom empty.
+	for range maxListRounds {
+		q.Limit = size - len(out.Tasks)
+		page, next, err := f.s.cfg.Store.ListTasks(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range page {
+			out.Tasks = append(out.Tasks, taskProto(t))
+		}
+		if next.IsZero() {
+			return out, nil
+		}
+		out.NextPageToken = pageToken(next, pageTasks, req.GetFilter())
+		if len(out.Tasks) == size {
+			return out, nil
+		}
+		q.Before = next
+	}
+	return out, nil
+}
+
+func (f fabric) WatchTask(req *treadlev1.WatchTaskRequest, stream grpc.ServerStreamingServer[treadlev1.Task]) error {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return err
+	}
+	return f.s.watch(stream.Context(), id, stream.Send)
+}
+
+func (f fabric) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest) (*treadlev1.Task, error) {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	records, err := f.s.cfg.Store.Cancel(ctx, f.s.cfg.Now(), []task.ID{id})
+	if err != nil {
+		return nil, err
+	}
+	if records[0] == nil {
+		return nil, noTask(id.String())
+	}
+	return taskProto(records[0]), nil
+}
+
+func (f fabric) GetLogs(ctx context.Context, req *treadlev1.GetLogsRequest) (*treadlev1.TaskLogs, error) {
+	t, err := f.s.task(ctx, req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	attempt := int(req.GetAttempt())
+	if attempt < 0 {
+		return nil, invalid("attempt", "attempt %d: want a number from 1, or 0 for the latest", attempt)
+	}
+	if attempt > t.AttemptCount {
+		return nil, task.Errorf(task.CodeNotFound, "", "task %s has no attempt %d: %d were started", t.ID, attempt, t.AttemptCount)
+	}
+	if attempt == 0 {
+		attempt = t.AttemptCount
+	}
+	out := &treadlev1.TaskLogs{TaskId: t.ID.String(), Attempt: int32(attempt)}
+	if attempt == 0 {
+		return out, nil // nothing was started yet
+	}
+	b, err := f.s.cfg.Store.Log(ctx, t.ID, attempt)
+	if err != nil {
+		return nil, err
+	}
+	out.Text = text(string(b))
+	return out, nil
+}
+
+func (f fabric) ListWorkers(ctx context.Context, _ *treadlev1.ListWorkersRequest) (*treadlev1.ListWorkersResponse, error) {
+	list, err := f.s.cfg.Store.Workers(ctx, f.s.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	out := &treadlev1.ListWorkersResponse{}
+	for _, p := range list {
+		out.Workers = append(out.Workers, workerProto(p))
+	}
+	return out, nil
+}
+
+func (f fabric) ListQueues(ctx context.Context, _ *treadlev1.ListQueuesRequest) (*treadlev1.ListQueuesResponse, error) {
+	stats, err := f.s.cfg.Store.QueueStats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &treadlev1.ListQueuesResponse{}
+	for _, q := range stats {
+		out.Queues = append(out.Queues, queueProto(q))
+	}
+	return out, nil
+}
+
+func (f fabric) GetServerInfo(context.Context, *treadlev1.GetServerInfoRequest) (*treadlev1.ServerInfo, error) {
+	return &treadlev1.ServerInfo{
+		Version: f.s.cfg.Version, Durability: f.s.cfg.Store.Info().Durability,
+		MaxPayload: int32(f.s.cfg.MaxPayload), Retention: durationpb.New(f.s.cfg.Retention),
+	}, nil
+}
+
+func queueProto(q store.QueueStat) *treadlev1.Queue {
+	return &treadlev1.Queue{Name: q.Queue, Runtime: q.Runtime, Queued: int32(q.Queued), Running: int32(q.Running)}
+}

@@ -1,0 +1,122 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+)
+
+// Transport settings. A peer that does not answer a ping is gone after keepAlive
+// and keepAliveTimeout; clients may ping no more often than minPing.
+const (
+	keepAlive        = 10 * time.Second
+	keepAliveTimeout = 5 * time.Second
+	minPing          = 5 * time.Second
+	handshakeTimeout = 10 * time.Second
+	maxStreams       = 1000
+)
+
+// newGRPC builds the server that listens for the network.
+func (s *Server) newGRPC() *grpc.Server {
+	g := grpc.NewServer(append(s.commonOptions(),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAlive, Timeout: keepAliveTimeout}),
+	)...)
+	s.registerServices(g)
+	treadlev1.RegisterWorkerServiceServer(g, workers{s: s})
+	reflection.Register(g)
+	return g
+}
+
+// newInner builds the server behind the gateway: the same services behind the same
+// interceptors, without the bounds that are for strangers on one connection.
+func (s *Server) newInner() *grpc.Server {
+	g := grpc.NewServer(s.commonOptions()...)
+	s.registerServices(g)
+	return g
+}
+
+func (s *Server) commonOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(s.cfg.maxMessage()),
+		grpc.MaxSendMsgSize(s.cfg.maxMessage()),
+		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+	}
+}
+
+func (s *Server) registerServices(g *grpc.Server) {
+	if !s.cfg.WorkersOnly {
+		treadlev1.RegisterFabricServiceServer(g, fabric{s: s})
+		treadlev1.RegisterRootServiceServer(g, root{s: s})
+	}
+	healthpb.RegisterHealthServer(g, s.health)
+}
+
+// unary wraps every unary call: panics become errors, errors become statuses, and
+// each call is counted and logged.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	start := time.Now()
+	defer func() {
+		if r := recover(); r != nil {
+			err = s.panicked(ctx, info.FullMethod, r)
+		}
+		err = toStatus(ctx, s.log, info.FullMethod, err)
+		s.observe(ctx, info.FullMethod, start, err)
+	}()
+	return handler(ctx, req)
+}
+
+// stream is unary for streams. A worker's stream lasts as long as its session, so
+// its duration is not a latency and stays out of the histogram.
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	start := time.Now()
+	ctx := ss.Context()
+	defer func() {
+		if r := recover(); r != nil {
+			err = s.panicked(ctx, info.FullMethod, r)
+		}
+		err = toStatus(ctx, s.log, info.FullMethod, err)
+		s.observe(ctx, info.FullMethod, start, err)
+	}()
+	return handler(srv, ss)
+}
+
+func (s *Server) panicked(ctx context.Context, method string, r any) error {
+	s.log.ErrorContext(ctx, "panic in a handler", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+	return newStatus(codes.Internal, reasonInternal, "internal error; the server's log has the cause", nil, nil)
+}
+
+func (s *Server) observe(ctx context.Context, method string, start time.Time, err error) {
+	took := time.Since(start)
+	code := status.Code(err)
+	s.metrics.observeRPC(method, code, took, isLasting(method))
+	if s.log.Enabled(ctx, slog.LevelDebug) {
+		attrs := []any{"method", method, "code", code.String(), "took", took}
+		if err != nil {
+			attrs = append(attrs, "error", status.Convert(err).Message())
+		}
+		s.log.DebugContext(ctx, "call", attrs...)
+	}
+}
+
+// isLasting reports whether a method's calls last as long as the caller likes.
+func isLasting(method string) bool {
+	return strings.HasPrefix(method, "/treadle.v1.WorkerService/") || strings.HasSuffix(method, "/WatchTask") ||
+		strings.HasSuffix(method, "/AwaitResults") || strings.HasPrefix(method, "/grpc.")
+}

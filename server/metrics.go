@@ -1,0 +1,90 @@
+package server
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/codes"
+
+	"github.com/treadle-dev/treadle/store"
+)
+
+// metrics are what /metrics shows. Each server has a registry of its own, so that
+// several fit into one process.
+type metrics struct {
+	registry  *prometheus.Registry
+	submitted prometheus.Counter
+	rpcs      *prometheus.CounterVec
+	rpcTime   *prometheus.HistogramVec
+	requests  *prometheus.CounterVec
+	httpTime  *prometheus.HistogramVec
+}
+
+// latencyBuckets reach from a cached look-up to a call that waits for its task.
+var latencyBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+
+func newMetrics(s store.Store, version string) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		submitted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "treadle_tasks_submitted_total", Help: "Tasks that this server recorded.",
+		}),
+		rpcs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "treadle_grpc_calls_total", Help: "gRPC calls, those behind REST included, by method and code.",
+		}, []string{"method", "code"}),
+		rpcTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "treadle_grpc_call_seconds", Help: "Duration of gRPC calls; streams that last are left out.", Buckets: latencyBuckets,
+		}, []string{"method"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "treadle_http_requests_total", Help: "HTTP requests by route, method and status.",
+		}, []string{"route", "method", "status"}),
+		httpTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "treadle_http_request_seconds", Help: "Duration of HTTP requests.", Buckets: latencyBuckets,
+		}, []string{"route"}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "treadle_info", Help: "Always 1; the labels say what runs.",
+		ConstLabels: prometheus.Labels{"version": version, "durability": s.Info().Durability},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.submitted, m.rpcs, m.rpcTime, m.requests, m.httpTime, info, queueCollector{s},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) observeRPC(method string, code codes.Code, took time.Duration, lasting bool) {
+	m.rpcs.WithLabelValues(method, code.String()).Inc()
+	if !lasting {
+		m.rpcTime.WithLabelValues(method).Observe(took.Seconds())
+	}
+}
+
+func (m *metrics) observeHTTP(route, method string, status int, took time.Duration) {
+	m.requests.WithLabelValues(route, method, strconv.Itoa(status)).Inc()
+	m.httpTime.WithLabelValues(route).Observe(took.Seconds())
+}
+
+// queueCollector asks the store for the queues when somebody scrapes.
+type queueCollector struct{ tasks store.Tasks }
+
+var queueDesc = prometheus.NewDesc("treadle_queue_tasks", "Unfinished tasks by queue, runtime and status.",
+	[]string{"queue", "runtime", "status"}, nil)
+
+func (queueCollector) Describe(ch chan<- *prometheus.Desc) { ch <- queueDesc }
+
+func (c queueCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	stats, err := c.tasks.QueueStats(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(queueDesc, err)
+		return
+	}
+	for _, q := range stats {
+		ch <- prometheus.MustNewConstMetric(queueDesc, prometheus.GaugeValue, float64(q.Queued), q.Queue, q.Runtime, "QUEUED")
+		ch <- prometheus.MustNewConstMetric(queueDesc, prometheus.GaugeValue, float64(q.Running), q.Queue, q.Runtime, "RUNNING")
+	}
+}

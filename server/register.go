@@ -1,0 +1,215 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
+	"sync"
+	"unicode"
+	"unicode/utf8"
+
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/server/pickle"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// maxRequestID bounds an idempotency key, in bytes.
+const maxRequestID = 128
+
+// registration is a registration asked for, checked except for its payload.
+type registration struct {
+	name, queue, runtime string
+	form                 task.Form
+	payload              []byte
+	requestID            string
+}
+
+// registerFunction checks a request of FabricService and records the function.
+func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFunctionRequest) (task.Function, error) {
+	r := registration{name: req.GetName(), queue: req.GetQueue(), runtime: req.GetRuntime(), requestID: req.GetRequestId()}
+	fallback(&r.queue, task.DefaultQueue)
+	fallback(&r.runtime, task.RuntimePython)
+	if r.name == "" {
+		return task.Function{}, invalid("name", "name is empty: want 1 to %d characters", task.MaxNameLength)
+	}
+	if err := checkQueue(r.queue); err != nil {
+		return task.Function{}, err
+	}
+	if _, isGo := task.GoHandler(r.runtime); isGo {
+		return task.Function{}, invalid("runtime",
+			"runtime %q: Go handlers are registered by the workers that have them, with worker.Handle", r.runtime)
+	}
+	if r.runtime != task.RuntimePython {
+		return task.Function{}, invalid("runtime", "runtime %.64q is not served here: want %q", r.runtime, task.RuntimePython)
+	}
+	switch {
+	case len(req.GetPayload()) > 0 && req.GetSource() != "":
+		return task.Function{}, invalid("source", "both payload and source are set: want exactly one of them")
+	case req.GetSource() != "":
+		r.form, r.payload = task.FormSource, []byte(req.GetSource())
+	case len(req.GetPayload()) > 0:
+		r.form, r.payload = task.FormPickle, req.GetPayload()
+	default:
+		return task.Function{}, invalid("payload", "neither payload nor source is set: want exactly one of them")
+	}
+	return s.register(ctx, r)
+}
+
+// register checks what both APIs have in common and records the function.
+func (s *Server) register(ctx context.Context, r registration) (task.Function, error) {
+	if n := utf8.RuneCountInString(r.name); n > task.MaxNameLength {
+		return task.Function{}, invalid("name", "name has %d characters: want at most %d", n, task.MaxNameLength)
+	}
+	if err := checkRequestID(r.requestID); err != nil {
+		return task.Function{}, err
+	}
+	if err := s.checkSize("payload", len(r.payload)); err != nil {
+		return task.Function{}, err
+	}
+	if r.form == task.FormPickle {
+		if err := checkPickle(r.payload); err != nil {
+			return task.Function{}, err
+		}
+	}
+	f := task.Function{
+		ID: s.cfg.NewID(), Name: r.name, Queue: r.queue, Runtime: r.runtime, Form: r.form,
+		Hash: sha256.Sum256(r.payload), Size: len(r.payload), CreatedAt: s.cfg.Now(),
+	}
+	key := store.Key{ID: r.requestID}
+	if r.requestID != "" {
+		d := newDigest("register")
+		d.text(r.name).text(r.queue).text(r.runtime).text(string(r.form)).bytes(f.Hash[:])
+		key.Digest = d.sum()
+	}
+	return s.cfg.Store.PutFunction(ctx, f, r.payload, key)
+}
+
+// checkPickle refuses what is not one whole pickle. Nothing is ever unpickled here.
+func checkPickle(payload []byte) error {
+	if err := pickle.Check(payload); err != nil {
+		e := task.Errorf(task.CodeInvalidPayload, "", "payload: %w", err)
+		e.Field = "payload"
+		return e
+	}
+	return nil
+}
+
+func (s *Server) checkSize(what string, size int) error {
+	if size <= s.cfg.MaxPayload {
+		return nil
+	}
+	e := task.Errorf(task.CodeTooLarge, "", "%s has %d bytes; the limit is %d (--max-payload)", what, size, s.cfg.MaxPayload)
+	e.Field = what
+	return e
+}
+
+func checkRequestID(id string) error {
+	if len(id) > maxRequestID {
+		return invalid("request_id", "request_id has %d bytes: want at most %d", len(id), maxRequestID)
+	}
+	return nil
+}
+
+func checkQueue(name string) error {
+	if len(name) > task.MaxQueueLength {
+		return invalid("queue", "queue name has %d bytes: want at most %d", len(name), task.MaxQueueLength)
+	}
+	for _, r := range name {
+		if unicode.IsSpace(r) || !unicode.IsPrint(r) {
+			return invalid("queue", "queue name %q has a space or a control character", name)
+		}
+	}
+	return nil
+}
+
+// lookup finds a function by id or name; text that parses as a UUID is an id.
+func (s *Server) lookup(ctx context.Context, text string) (task.Function, error) {
+	if text == "" {
+		return task.Function{}, invalid("function", "function is empty: want the id or the name of a function")
+	}
+	if id, err := task.ParseID(text); err == nil {
+		return s.functionByID(ctx, id)
+	}
+	if utf8.RuneCountInString(text) > task.MaxNameLength {
+		return task.Function{}, task.Errorf(task.CodeNotFound, "", "no function has a name of more than %d characters", task.MaxNameLength)
+	}
+	f, err := s.cfg.Store.FunctionNamed(ctx, text)
+	if task.CodeOf(err) == task.CodeNotFound {
+		return f, task.Errorf(task.CodeNotFound, "", "no function is called %q: register it first", text)
+	}
+	return f, err
+}
+
+func (s *Server) functionByID(ctx context.Context, id task.ID) (task.Function, error) {
+	if f, ok := s.functions.get(id); ok {
+		return f, nil
+	}
+	f, err := s.cfg.Store.Function(ctx, id)
+	if task.CodeOf(err) == task.CodeNotFound {
+		return f, task.Errorf(task.CodeNotFound, "", "no function has the id %s: register it first", id)
+	}
+	if err == nil {
+		s.functions.put(f)
+	}
+	return f, err
+}
+
+// functionCache keeps functions by id: they never change. Names do, so they are not
+// kept.
+type functionCache struct {
+	mu   sync.RWMutex
+	byID map[task.ID]task.Function
+}
+
+// maxCachedFunctions bounds the cache; a record has a few hundred bytes.
+const maxCachedFunctions = 10_000
+
+func (c *functionCache) get(id task.ID) (task.Function, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	f, ok := c.byID[id]
+	return f, ok
+}
+
+func (c *functionCache) put(f task.Function) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byID == nil {
+		c.byID = make(map[task.ID]task.Function)
+	}
+	if len(c.byID) >= maxCachedFunctions {
+		for id := range c.byID { // any one will do
+			delete(c.byID, id)
+			break
+		}
+	}
+	c.byID[f.ID] = f
+}
+
+// digest hashes what a request asks for, so that the same request id with other
+// content is noticed. Every part is preceded by its length.
+type digest struct{ h hash.Hash }
+
+func newDigest(what string) digest { return digest{sha256.New()}.text(what) }
+
+func (d digest) bytes(b []byte) digest {
+	d.number(uint64(len(b)))
+	d.h.Write(b)
+	return d
+}
+
+func (d digest) text(s string) digest { return d.bytes([]byte(s)) }
+
+func (d digest) number(n uint64) digest {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], n)
+	d.h.Write(b[:])
+	return d
+}
+
+func (d digest) sum() (sum [32]byte) {
+	d.h.Sum(sum[:0])
+	return sum
+}

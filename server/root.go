@@ -1,0 +1,229 @@
+package server
+
+import (
+	"context"
+
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/server/pickle"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// root implements RootService, the four routes at the root of the REST API. Base64
+// and the wrapping of results in pickles live here and nowhere else. docs/rest.md is
+// its contract.
+type root struct {
+	treadlev1.UnimplementedRootServiceServer
+	s *Server
+}
+
+// Words by which FastAPI names faults of a request; existing clients know them.
+const (
+	kindMissing = "missing"
+	kindUUID    = "uuid_parsing"
+	kindTooLong = "string_too_long"
+)
+
+// required lists the fields that are absent.
+func required(fields ...struct {
+	name  string
+	value *string
+}) error {
+	var v invalidRequest
+	for _, f := range fields {
+		if f.value == nil {
+			v = append(v, violation{f.name, kindMissing, "Field required"})
+		}
+	}
+	if len(v) > 0 {
+		return v
+	}
+	return nil
+}
+
+type rootField = struct {
+	name  string
+	value *string
+}
+
+func (r root) RegisterRoot(ctx context.Context, req *treadlev1.RegisterRootRequest) (*treadlev1.RegisterRootResponse, error) {
+	if err := required(rootField{"name", req.Name}, rootField{"payload", req.Payload}); err != nil {
+		return nil, err
+	}
+	payload, err := r.payload(req.GetPayload())
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.s.register(ctx, registration{
+		name: req.GetName(), queue: task.DefaultQueue, runtime: task.RuntimePython, form: task.FormPickle, payload: payload,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &treadlev1.RegisterRootResponse{FunctionId: f.ID.String()}, nil
+}
+
+func (r root) ExecuteRoot(ctx context.Context, req *treadlev1.ExecuteRootRequest) (*treadlev1.ExecuteRootResponse, error) {
+	if err := required(rootField{"function_id", req.FunctionId}, rootField{"payload", req.Payload}); err != nil {
+		return nil, err
+	}
+	id, err := task.ParseID(req.GetFunctionId())
+	if err != nil {
+		return nil, invalidRequest{{"function_id", kindUUID, "Input should be a valid UUID: " + err.Error()}}
+	}
+	f, err := r.s.functionByID(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	args, err := r.payload(req.GetPayload())
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPickle(args); err != nil {
+		return nil, err
+	}
+	t := r.s.newTask(f)
+	t.Args, t.Returns, t.ArgsSize = task.EncodingPickle, task.EncodingPickle, len(args)
+	answer, err := r.s.submit(ctx, r.s.cfg.Now(), store.Submission{Task: t, Args: args})
+	if err != nil {
+		return nil, err
+	}
+	return &treadlev1.ExecuteRootResponse{TaskId: answer.ID.String()}, nil
+}
+
+// payload decodes base64 text and checks its size.
+func (r root) payload(encoded string) ([]byte, error) {
+	b, err := pickle.DecodeBase64(encoded)
+	if err != nil {
+		e := task.Errorf(task.CodeInvalidPayload, "", "payload: %w", err)
+		e.Field = "payload"
+		return nil, e
+	}
+	return b, r.s.checkSize("payload", len(b))
+}
+
+func (r root) GetRootStatus(ctx context.Context, req *treadlev1.GetRootStatusRequest) (*treadlev1.GetRootStatusResponse, error) {
+	t, err := r.s.task(ctx, req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	return &treadlev1.GetRootStatusResponse{TaskId: t.ID.String(), Status: string(t.Status)}, nil
+}
+
+func (r root) GetRootResult(ctx context.Context, req *treadlev1.GetRootResultRequest) (*treadlev1.GetRootResultResponse, error) {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	t, result, err := r.s.resultNow(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	out := &treadlev1.GetRootResultResponse{TaskId: t.ID.String(), Status: string(t.Status)}
+	switch {
+	case t.Status == task.Completed:
+		out.Result, err = completedResult(t, result, r.s.cfg.RESTCompat)
+		if err != nil {
+			return nil, err
+		}
+	case t.Status.Terminal():
+		out.Result, out.Error = failedResult(t, r.s.cfg.RESTCompat), rootError(t)
+	default:
+		out.Result = "the task is " + string(t.Status) + ": ask again"
+	}
+	return out, nil
+}
+
+// completedResult is the value as text: S(value), in seed mode S(S(value)).
+func completedResult(t *task.Task, result []byte, compat RESTCompat) (string, error) {
+	value := result
+	if t.ResultEncoding == task.EncodingJSON || len(result) == 0 {
+		if len(result) == 0 {
+			result = []byte("null")
+		}
+		var err error
+		if value, err = pickle.JSON(result); err != nil {
+			return "", task.Errorf(task.CodeState, "", "the result of task %s has no form at this route, read it at /v1/tasks/%s/result: %w", t.ID, t.ID, err)
+		}
+	}
+	s := pickle.Base64(value)
+	if compat == CompatSeed {
+		s = wrapText(s)
+	}
+	return s, nil
+}
+
+// wrapText is S(text).
+func wrapText(s string) string { return pickle.Base64(pickle.Text(s)) }
+
+// rootError is a failure in plain JSON.
+func rootError(t *task.Task) *treadlev1.RootError {
+	f := failureOf(t)
+	return &treadlev1.RootError{
+		ErrorType: string(f.Class), ExceptionType: text(f.Type), Message: summary(f), Traceback: text(f.Traceback),
+		TaskId: t.ID.String(), WorkerId: f.Worker,
+	}
+}
+
+// failureOf returns why a task ended badly, never nil.
+func failureOf(t *task.Task) *task.Failure {
+	if t.Failure != nil {
+		return t.Failure
+	}
+	return &task.Failure{Class: task.ClassFunction, Message: "no reason was recorded"}
+}
+
+// summary is the last line of a traceback: class and text of the exception, or the reason.
+func summary(f *task.Failure) string {
+	if f.Type == "" {
+		return text(f.Message)
+	}
+	if f.Message == "" {
+		return text(f.Type)
+	}
+	return text(f.Type + ": " + f.Message)
+}
+
+// standIn is the class of Python's builtins that stands for a failure where the
+// original exception is not at hand.
+var standIn = map[task.Class]string{
+	task.ClassFunction:      "RuntimeError",
+	task.ClassWorker:        "RuntimeError",
+	task.ClassDeadline:      "TimeoutError",
+	task.ClassResource:      "MemoryError",
+	task.ClassSerialization: "ValueError",
+	task.ClassCancelled:     "RuntimeError",
+}
+
+// failedResult is what a reader with Python gets of a failed or cancelled task: the
+// exception object, S(exception). In seed mode it is a dict, wrapped as the original
+// services did: three times when the worker made it, twice when the service did.
+func failedResult(t *task.Task, compat RESTCompat) string {
+	f := failureOf(t)
+	message := summary(f)
+	if f.Traceback != "" {
+		message = task.ClipText(message+"\n"+text(f.Traceback), task.MaxErrorText)
+	}
+	if compat == CompatSeed {
+		dict := []pickle.Attr{
+			{Name: "status", Value: string(t.Status)}, {Name: "error_type", Value: string(f.Class)}, {Name: "message", Value: message},
+			{Name: "task_id", Value: t.ID.String()}, {Name: "traceback", Value: text(f.Traceback)},
+		}
+		if f.Class != task.ClassFunction {
+			dict = append(dict, pickle.Attr{Name: "worker_id", Value: f.Worker})
+			return wrapText(pickle.Base64(pickle.Dict(dict)))
+		}
+		return wrapText(wrapText(pickle.Base64(pickle.Dict(dict))))
+	}
+	if len(f.Pickle) > 0 {
+		return pickle.Base64(f.Pickle)
+	}
+	class, ok := standIn[f.Class]
+	if !ok {
+		class = "RuntimeError"
+	}
+	return pickle.Base64(pickle.Exception(class, string(f.Class)+": "+summary(f), []pickle.Attr{
+		{Name: "status", Value: string(t.Status)}, {Name: "error_type", Value: string(f.Class)}, {Name: "message", Value: message},
+		{Name: "traceback", Value: text(f.Traceback)}, {Name: "task_id", Value: t.ID.String()}, {Name: "worker_id", Value: f.Worker},
+	}))
+}

@@ -1,0 +1,233 @@
+// Package server is the API of Treadle: FabricService and RootService over gRPC, the
+// same over REST through a gateway, and the streams of workers. It is thin: requests
+// are checked here, and everything that lasts is in the store.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// Server serves the API. Use it in this order: New, Listen, Serve; Shutdown may be
+// called at any time and more than once.
+type Server struct {
+	cfg       Config
+	log       *slog.Logger
+	metrics   *metrics
+	health    healthServer
+	waiters   *waiters
+	functions functionCache
+
+	grpc    *grpc.Server
+	grpcLis net.Listener
+	// inner serves the gateway through inproc and conn: the same services and
+	// interceptors without a socket.
+	inner   *grpc.Server
+	inproc  *bufconn.Listener
+	conn    *grpc.ClientConn
+	http    *http.Server
+	httpLis net.Listener
+
+	// closing ends the waits of long calls early, so that a drain is short.
+	closing   chan struct{}
+	closeOnce sync.Once
+	// stopped is closed when Shutdown has finished.
+	stopped      chan struct{}
+	shutdownOnce sync.Once
+	shutdownErr  error
+}
+
+// New checks the configuration and builds a server that listens nowhere yet.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(),
+		closing: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	s.health = healthServer{Server: health.NewServer(), s: s}
+	s.grpc, s.inner = s.newGRPC(), s.newInner()
+	s.inproc = bufconn.Listen(1 << 20)
+	var err error
+	s.conn, err = grpc.NewClient("passthrough:///gateway",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.inproc.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(cfg.maxMessage()), grpc.MaxCallSendMsgSize(cfg.maxMessage())),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("server: connect the gateway: %w", err)
+	}
+	return s, nil
+}
+
+// Listen binds both addresses. An error names the flag and the address.
+func (s *Server) Listen() error {
+	var err error
+	if s.grpcLis, err = net.Listen("tcp", s.cfg.GRPCAddr); err != nil {
+		return fmt.Errorf("--grpc-addr %s: %w", s.cfg.GRPCAddr, err)
+	}
+	if s.cfg.HTTPAddr == "" {
+		return nil
+	}
+	if s.httpLis, err = net.Listen("tcp", s.cfg.HTTPAddr); err != nil {
+		_ = s.grpcLis.Close()
+		return fmt.Errorf("--http-addr %s: %w", s.cfg.HTTPAddr, err)
+	}
+	s.http, err = s.newHTTP()
+	return err
+}
+
+// GRPCAddr returns the bound address, after Listen.
+func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
+
+// HTTPAddr returns the bound address, after Listen; empty when HTTP is off.
+func (s *Server) HTTPAddr() string {
+	if s.httpLis == nil {
+		return ""
+	}
+	return s.httpLis.Addr().String()
+}
+
+// Serve serves until Shutdown is called, ctx ends or a listener fails. When ctx ends it
+// shuts down by itself within Config.ShutdownTimeout. It returns when every
+// goroutine of the server has ended: nil after an orderly end.
+func (s *Server) Serve(ctx context.Context) error {
+	if s.grpcLis == nil {
+		return errors.New("server: Serve before Listen")
+	}
+	stopBell := s.cfg.Store.Bell().Listen(s.waiters.listen)
+	defer stopBell()
+	background, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	var group sync.WaitGroup
+	failed := make(chan error, 3)
+	serve := func(what string, f func() error) {
+		group.Go(func() {
+			if err := f(); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
+				failed <- fmt.Errorf("serve %s: %w", what, err)
+			}
+		})
+	}
+	serve("gRPC", func() error { return s.grpc.Serve(s.grpcLis) })
+	if s.http != nil {
+		serve("the gateway's gRPC", func() error { return s.inner.Serve(s.inproc) })
+		serve("HTTP", func() error { return s.http.Serve(s.httpLis) })
+	}
+	group.Go(func() { s.sweepLoop(background) })
+
+	var err error
+	select {
+	case <-s.stopped:
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	limit, stop := context.WithTimeout(background, s.cfg.ShutdownTimeout)
+	defer stop()
+	if e := s.Shutdown(limit); err == nil {
+		err = e
+	}
+	cancel()
+	group.Wait()
+	return err
+}
+
+// Shutdown ends serving: no new calls, waiting calls are answered with what is known,
+// running ones may finish until ctx ends and are then cut off. A cut-off is no
+// error: whatever was acknowledged is in the store.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.shutdownOnce.Do(func() {
+		s.shutdownErr = s.shutdown(ctx)
+		close(s.stopped)
+	})
+	<-s.stopped
+	return s.shutdownErr
+}
+
+func (s *Server) shutdown(ctx context.Context) error {
+	s.health.Shutdown()
+	s.closeOnce.Do(func() { close(s.closing) })
+	var group sync.WaitGroup
+	if s.http != nil {
+		// REST first: its calls go through the inner server.
+		if err := s.http.Shutdown(ctx); err != nil {
+			s.log.Warn("HTTP requests were cut off", "error", err)
+			_ = s.http.Close()
+		}
+	}
+	for _, g := range []*grpc.Server{s.inner, s.grpc} {
+		group.Go(func() { stopGRPC(ctx, g) })
+	}
+	group.Wait()
+	_ = s.inproc.Close()
+	if s.grpcLis != nil {
+		_ = s.grpcLis.Close() // in case it was never served
+	}
+	if s.httpLis != nil {
+		_ = s.httpLis.Close()
+	}
+	return s.conn.Close()
+}
+
+// stopGRPC drains a server until ctx ends, then cuts it off. GracefulStop alone
+// waits for streams for ever.
+func stopGRPC(ctx context.Context, g *grpc.Server) {
+	drained := make(chan struct{})
+	go func() {
+		g.GracefulStop()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+	case <-ctx.Done():
+		g.Stop()
+		<-drained
+	}
+}
+
+func (s *Server) isClosing() bool {
+	select {
+	case <-s.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// sweepLoop is the safety net under the bell, and keeps the health service current.
+func (s *Server) sweepLoop(ctx context.Context) {
+	ticker := time.NewTicker(s.cfg.SafetyNet)
+	defer ticker.Stop()
+	healthy := true
+	for {
+		err := s.probe(ctx)
+		if (err == nil) != healthy && ctx.Err() == nil {
+			healthy = err == nil
+			if healthy {
+				s.log.Info("the store answers again")
+			} else {
+				s.log.Warn("the store does not answer", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := s.waiters.sweep(ctx, s.cfg.Store); err != nil && ctx.Err() == nil {
+			s.log.Debug("waiting tasks could not be looked up", "error", err)
+		}
+	}
+}
