@@ -69,7 +69,8 @@ go_tools() {
 venv() {
   command -v python3 >/dev/null || apt python3 python3-venv
   local want
-  want="$(fingerprint "$2")-$(python3 --version)"
+  # A virtual environment works only where it was made.
+  want="$(fingerprint "$2")-$(python3 --version)-$PWD"
   fresh "$1" "$want" && return
   say "installing $2"
   rm -rf ".tools/$1" ".tools/stamp/$1"
@@ -93,7 +94,7 @@ node() {
     "$home/lib/node_modules/npm/bin/npm-cli.js" >.tools/bin/npm
   chmod +x .tools/bin/npm
 
-  want="$(fingerprint tools/python/node.txt tools/node/package.json tools/node/package-lock.json)"
+  want="$(fingerprint tools/python/node.txt tools/node/package.json tools/node/package-lock.json)-$PWD"
   fresh node "$want" && return
   say "installing tools/node/package-lock.json"
   rm -rf .tools/node
