@@ -8,10 +8,8 @@ export TREADLE_BIN="${TREADLE_BIN:-$PWD/bin/treadle}"
 # Tests see the client as it stands here, not as it may be installed.
 export PYTHONPATH="$PWD/clients/python/src" PYTHONDONTWRITEBYTECODE=1
 
-generated='extend-exclude=["_gen"]'
-trees=(clients/python worker/pyproc/script)
-ruff format --check --config "$generated" "${trees[@]}"
-ruff check --config "$generated" "${trees[@]}"
+ruff format --check .
+ruff check .
 
 cd clients/python
 mypy --strict src/treadle
