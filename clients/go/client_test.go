@@ -422,14 +422,14 @@ func TestLeavingTheQueue(t *testing.T) {
 	srv.Handle("double", double)
 	c := dial(t, srv)
 	var wg sync.WaitGroup
-	for range 4 {
+	for i := range int32(4) {
 		wg.Go(func() {
 			if _, err := c.Execute(t.Context(), treadle.Request{Function: "double", Args: []any{1}}); err != nil {
 				t.Error(err)
 			}
 		})
+		waitFor(t, func() bool { return flying.Load() == i+1 })
 	}
-	waitFor(t, func() bool { return flying.Load() == 4 })
 	// The fifth finds no flight; it leaves the queue and is never sent.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

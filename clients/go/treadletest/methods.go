@@ -29,7 +29,7 @@ func Error(code codes.Code, reason, format string, args ...any) error {
 }
 
 func invalid(format string, args ...any) error {
-	return Error(codes.InvalidArgument, "INVALID_ARGUMENT", format, args...)
+	return Error(codes.InvalidArgument, "INVALID_REQUEST", format, args...)
 }
 
 func notFound(kind, id string) error {
