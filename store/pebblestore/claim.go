@@ -2,7 +2,9 @@ package pebblestore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/treadle-dev/treadle/store"
@@ -141,6 +143,10 @@ func (g *claimGroup) again(claim task.ID) []store.Claimed {
 			out = append(out, e.claimed(tok))
 		}
 	}
+	// After a restart the group was found in another order.
+	slices.SortFunc(out, func(a, b store.Claimed) int {
+		return cmp.Or(cmp.Compare(b.Task.Priority, a.Task.Priority), cmp.Compare(a.Task.Seq, b.Task.Seq))
+	})
 	return out
 }
 
