@@ -149,9 +149,9 @@ func describe(out task.Outcome) string {
 // for it, and returns what it prints.
 func python(t testing.TB, e *Executor, program string, stdin []byte) string {
 	t.Helper()
-	cmd := exec.Command(e.python, "-c", program)
+	// At the end of the path, as in a runner: the interpreter's own packages come first.
+	cmd := exec.Command(e.python, "-c", "import sys\nsys.path.append("+pyString(e.libs)+")\n"+program)
 	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.Env = append(os.Environ(), "PYTHONPATH="+e.libs)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("python: %v\n%s", err, out)

@@ -99,9 +99,9 @@ func (o *output) deliver(b []byte) {
 	}
 }
 
-// begin gives an attempt the output from now on.
+// begin gives an attempt the output from now on. Nothing of an earlier attempt can be in
+// the pipe: end has read it, and a process that still writes is not kept.
 func (o *output) begin(sink func([]byte)) {
-	o.drain()
 	o.mu.Lock()
 	o.sink = sink
 	o.mu.Unlock()

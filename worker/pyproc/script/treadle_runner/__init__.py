@@ -9,7 +9,9 @@ standard library is used, so that any interpreter of 3.9 or newer can be a runne
 ``wire``       frames
 ``functions``  bytes or source text to a callable
 ``values``     arguments and results
+``pickling``   writing pickles
 ``failures``   exceptions as text and as pickles that clients can load
+``limits``     a memory limit without control groups
 ``state``      the process between two attempts: put back, or worth replacing?
 =============  ==================================================================
 """

@@ -15,7 +15,9 @@ import sys
 import sysconfig
 import traceback
 from types import TracebackType
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
+
+from . import pickling
 
 TEXT_LIMIT = 64 << 10
 # The message of the pickled object contains the traceback, which is also an attribute of
@@ -23,7 +25,6 @@ TEXT_LIMIT = 64 << 10
 _PICKLED_TRACEBACK = 18 << 10
 _PICKLED_TEXT = 8 << 10
 _PICKLE_LIMIT = 64 << 10
-_PROTOCOL = 4
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB_PATH = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
@@ -61,7 +62,7 @@ def class_name(exc: BaseException) -> str:
     """The class as a traceback names it."""
     cls = type(exc)
     module = cls.__module__
-    if not isinstance(module, str) or module in ("builtins", "__main__") or module.startswith("treadle_source_"):
+    if not isinstance(module, str) or module in ("builtins", "__main__") or module.startswith(pickling.SOURCE_PREFIX):
         return cls.__qualname__
     return f"{module}.{cls.__qualname__}"
 
@@ -71,7 +72,7 @@ def text_of(exc: BaseException) -> str:
     for render in (str, BaseException.__str__, repr):
         try:
             text = render(exc)
-        except BaseException:  # noqa: B036 - user code
+        except BaseException:  # user code
             continue
         if isinstance(text, str):
             return str.__str__(text)
@@ -87,7 +88,7 @@ def one_line(exc: BaseException) -> str:
     return f"{name}: {text[:2000]}" if text else name
 
 
-def user_traceback(exc: BaseException) -> Optional[TracebackType]:
+def user_traceback(exc: BaseException) -> TracebackType | None:
     """The traceback without the runner's own frames at its start."""
     tb = exc.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
@@ -99,7 +100,7 @@ def traceback_text(exc: BaseException) -> str:
     """What the interpreter would print."""
     try:
         return "".join(traceback.format_exception(type(exc), exc, user_traceback(exc)))
-    except BaseException as broken:  # noqa: B036 - formatting runs user code
+    except BaseException as broken:  # formatting runs user code
         return f"{class_name(exc)}: {text_of(exc)}\n(the traceback cannot be formatted: {class_name(broken)})\n"
 
 
@@ -120,7 +121,7 @@ def describe(exc: BaseException, task_id: str) -> Failure:
     if not own:
         stand_in = RuntimeError(f"{name}: {short_text}")
         stand_in.__dict__.update(attributes)
-        own = _dumps(stand_in, _PROTOCOL)
+        own = _dumps(stand_in, pickling.PROTOCOL)
     return Failure(
         clip(name, 1024),
         clip(text, TEXT_LIMIT),
@@ -135,40 +136,25 @@ def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[by
     for key, value in attributes.items():
         try:
             setattr(exc, key, value)
-        except BaseException:  # noqa: B036, PERF203 - a class may refuse attributes, or run code
+        except BaseException:  # a class may refuse attributes, or run code
             continue
     try:
-        data = _dumps(exc, _PROTOCOL)
-    except BaseException:  # noqa: B036
-        return b"", _by_value(exc)
+        data = _dumps(exc, pickling.PROTOCOL)
+    except BaseException:
+        return b"", pickling.by_value(exc) or b""
     if len(data) > _PICKLE_LIMIT:
         return b"", b""
     checker = _Checker(io.BytesIO(data))
     try:
         loaded = checker.load()
-    except BaseException:  # noqa: B036
+    except BaseException:
         loaded = None
     if checker.foreign:
-        return b"", _by_value(exc) if b"treadle_source_" in data else data
+        return b"", pickling.dump(exc)
     # A reader may raise what it reads: what ends an interpreter is never handed out.
     if type(loaded) is not type(exc) or not isinstance(exc, Exception):
         return b"", b""
     return data, b""
-
-
-def _by_value(exc: BaseException) -> bytes:
-    """A pickle that carries the class itself, where there is a library that writes such."""
-    for module in ("dill", "cloudpickle"):
-        library = sys.modules.get(module)
-        if library is None:
-            continue
-        try:
-            data: bytes = library.dumps(exc, protocol=_PROTOCOL)
-        except BaseException:  # noqa: B036
-            continue
-        if b"treadle_source_" not in data:
-            return data
-    return b""
 
 
 class _Checker(pickle.Unpickler):

@@ -9,20 +9,18 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
-from . import failures, wire
-
-SOURCE_PREFIX = "treadle_source_"
+from . import failures, pickling, wire
 
 _MAX_FUNCTIONS = 256
 _MAX_BYTES = 256 << 20
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """A payload that cannot be used; the text says why and what to do."""
 
-    def __init__(self, text: str, cause: Optional[BaseException] = None) -> None:
+    def __init__(self, text: str, cause: BaseException | None = None) -> None:
         super().__init__(text)
         self.cause = cause
 
@@ -34,7 +32,7 @@ class Cache:
         self._entries: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, digest: bytes) -> Optional[Callable[..., Any]]:
+    def get(self, digest: bytes) -> Callable[..., Any] | None:
         entry = self._entries.get(digest)
         if entry is None:
             return None
@@ -53,21 +51,25 @@ class Cache:
 
 
 def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:
-    """Return the callable that the bytes describe, or raise Unreadable."""
+    """Return the callable that the bytes describe, or raise UnreadableError."""
     try:
         fn = _from_source(name, digest, code) if form == wire.FORM_SOURCE else unpickle(code)
-    except Unreadable:
+    except UnreadableError:
         raise
     except ImportError as exc:
-        raise Unreadable(missing_module("the function", exc), exc) from None
-    except BaseException as exc:  # noqa: B036 - a payload may raise anything, SystemExit included
-        if isinstance(exc, MemoryError):
-            raise
-        what = "source does not run" if form == wire.FORM_SOURCE else "pickle cannot be loaded"
-        raise Unreadable(f"the function's {what}: {failures.one_line(exc)}", exc) from None
+        raise UnreadableError(missing_module("the function", exc), exc) from None
+    except MemoryError:
+        raise
+    except BaseException as exc:  # a payload may raise anything, SystemExit included
+        if form == wire.FORM_SOURCE:
+            raise UnreadableError(f"the function's source does not run: {failures.one_line(exc)}", exc) from None
+        raise UnreadableError(
+            f"the function's pickle cannot be loaded: {failures.one_line(exc)} (the worker has {_versions()})", exc
+        ) from None
     if not callable(fn):
-        raise Unreadable(f"the function's payload is an object of type {type_name(fn)!r}, which is not callable")
-    return fn
+        raise UnreadableError(f"the function's payload is an object of type {type_name(fn)!r}, which is not callable")
+    loaded: Callable[..., Any] = fn
+    return loaded
 
 
 def unpickle(data: Any) -> Any:
@@ -104,22 +106,32 @@ def missing_module(what: str, exc: ImportError) -> str:
     )
 
 
+def _versions() -> str:
+    """What a pickle of another version may trip over."""
+    found = ["Python " + ".".join(str(part) for part in sys.version_info[:3])]
+    for name in ("dill", "cloudpickle"):
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version:
+            found.append(f"{name} {version}")
+    return ", ".join(found)
+
+
 def type_name(value: object) -> str:
     """The class of a value the way people write it."""
     cls = type(value)
-    if cls.__module__ in ("builtins", "__main__") or cls.__module__.startswith(SOURCE_PREFIX):
+    if cls.__module__ in ("builtins", "__main__") or cls.__module__.startswith(pickling.SOURCE_PREFIX):
         return cls.__qualname__
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _from_source(name: str, digest: bytes, code: bytes) -> Any:
-    module_name = SOURCE_PREFIX + digest.hex()[:16]
+    module_name = pickling.SOURCE_PREFIX + digest.hex()[:16]
     filename = f"<function {name}>"
     try:
         text = io.TextIOWrapper(io.BytesIO(code), encoding="utf-8-sig").read()
         compiled = compile(text, filename, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as exc:
-        raise Unreadable(f"the function's source cannot be compiled: {failures.one_line(exc)}", exc) from None
+        raise UnreadableError(f"the function's source cannot be compiled: {failures.one_line(exc)}", exc) from None
     module = types.ModuleType(module_name)
     module.__file__ = filename
     # Tracebacks show the source's lines; without a time of change the entry never goes stale.
@@ -145,9 +157,9 @@ def _choose(name: str, module: types.ModuleType) -> Any:
     if len(defined) == 1:
         return next(iter(defined.values()))
     if not defined:
-        raise Unreadable(f"the source defines no function, and nothing named {name!r}")
+        raise UnreadableError(f"the source defines no function, and nothing named {name!r}")
     listed = ", ".join(sorted(defined))
-    raise Unreadable(
+    raise UnreadableError(
         f"the source defines nothing named {name!r} and more than one function ({listed}): "
         "register it under the name of the one to run"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import resource
-from typing import Any, Optional
+from typing import Any
 
 _RAISE = dis.opmap.get("RAISE_VARARGS")
 
@@ -14,7 +14,7 @@ class AddressSpace:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._before: Optional[tuple[int, int]] = None
+        self._before: tuple[int, int] | None = None
 
     def impose(self) -> None:
         """Put the limit in force; raises OSError or ValueError where the system refuses."""

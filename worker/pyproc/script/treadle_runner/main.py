@@ -9,7 +9,7 @@ import signal
 import sys
 import types
 import uuid
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from . import failures, functions, limits, state, values, wire
 
@@ -34,7 +34,7 @@ def run() -> None:
     except (wire.WireError, OSError) as exc:
         _last_words(exc)
         _exit(EXIT_WIRE)
-    except BaseException as exc:  # noqa: B036
+    except BaseException as exc:
         _last_words(exc)
         _exit(EXIT_BROKEN)
     finally:
@@ -54,9 +54,11 @@ class Runner:
     def __init__(self) -> None:
         self._pid = _getpid()
         self._in_function = False
+        self._reply_flags = 0
         life = state.raise_fd(5)
         self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4))
         _die_with_agent(life)
+        # A forked child must not hold them: their closing tells the agent of this process's end.
         fds = (self._wire.fd_in, self._wire.fd_out, life)
         os.register_at_fork(after_in_child=lambda: _close_all(fds))
         signal.signal(signal.SIGINT, self._interrupt)
@@ -65,11 +67,11 @@ class Runner:
             raise wire.WireError("the first frame is not the set-up")
         hello = _set_up(json.loads(bytes(body)))
         self._cache = functions.Cache()
-        self._process = state.Process(fds)
+        self._process = state.Process()
         faulthandler.enable(2, all_threads=False)
         self._wire.send(seq, wire.KIND_HELLO, json.dumps(hello).encode())
 
-    def _interrupt(self, _number: int, _frame: Optional[types.FrameType]) -> None:
+    def _interrupt(self, _number: int, _frame: types.FrameType | None) -> None:
         # Between attempts an interrupt would tear a frame apart; nobody is there to want it.
         if self._in_function:
             raise KeyboardInterrupt
@@ -82,19 +84,17 @@ class Runner:
             if kind != wire.KIND_CALL:
                 raise wire.WireError(f"unexpected frame of kind {kind}")
             reply = self._attempt(body)
-            if settle():
-                reply = reply._replace(flags=reply.flags | wire.REPLY_RECYCLE)
-            head, tail = reply.parts()
+            flags = self._reply_flags | wire.REPLY_RECYCLE if settle() else self._reply_flags
             del body
-            send(seq, wire.KIND_REPLY, head, tail)
-            del reply, head, tail
+            send(seq, wire.KIND_REPLY, reply.head(flags), reply.result)
+            del reply
 
     def _attempt(self, body: memoryview) -> wire.Reply:
         form, flags, name_len, code_len, memory, max_result, task, digest = wire.CALL.unpack_from(body)
         at = wire.CALL.size
         name, code, args = at, at + name_len, at + name_len + code_len
-        limit = limits.AddressSpace(memory) if memory and flags & wire.CALL_RLIMIT else None
-        reply = None
+        limit = limits.AddressSpace(memory) if flags & wire.CALL_RLIMIT else None
+        self._reply_flags = 0
         try:
             fn = self._cache.get(digest)
             if fn is None and not flags & wire.CALL_HAS_CODE:
@@ -104,16 +104,16 @@ class Runner:
             if fn is None:
                 text = bytes(body[name:code]).decode("utf-8", "replace")
                 fn = self._load(form, text, digest, bytes(body[code:args]))
-            reply = self._call(fn, body[args:], flags, max_result, task, limit)
-        except functions.Unreadable as exc:
-            reply = _unreadable(exc)
+            self._reply_flags = wire.REPLY_CACHED
+            return self._call(fn, body[args:], flags, max_result, task, limit)
+        except functions.UnreadableError as exc:
+            return _unreadable(exc)
         except MemoryError as exc:
-            reply = self._out_of_memory(exc, limit)
+            return self._out_of_memory(exc, limit)
         finally:
             self._in_function = False
             if limit is not None:
                 limit.lift()
-        return reply if fn is None else reply._replace(flags=wire.REPLY_CACHED)
 
     def _load(self, form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:
         self._in_function = True
@@ -133,7 +133,7 @@ class Runner:
         flags: int,
         max_result: int,
         task: bytes,
-        limit: Optional[limits.AddressSpace],
+        limit: limits.AddressSpace | None,
     ) -> wire.Reply:
         args, kwargs = values.decode_args(data, bool(flags & wire.CALL_ARGS_JSON))
         try:
@@ -142,24 +142,22 @@ class Runner:
             if type(value) is _COROUTINE:
                 value = _run_coroutine(value)
             self._in_function = False
-        except BaseException as exc:  # noqa: B036 - whatever a function raises is its outcome
+        except BaseException as exc:  # whatever a function raises is its outcome
             self._in_function = False
             self._leave_if_forked(exc)
             if limit is not None and limits.ran_out(exc):
                 raise
             # First of all: the function may have left a limit that not even formatting fits in.
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000))
-            return wire.Reply(
-                wire.END_RAISED, 0, 0, *failures.describe(exc, str(uuid.UUID(bytes=task)))
-            )
+            return wire.Reply(wire.END_RAISED, 0, b"", *failures.describe(exc, str(uuid.UUID(bytes=task))))
         if _getpid() != self._pid:
             self._leave_if_forked()
         try:
             return values.encode_result(value, bool(flags & wire.CALL_RETURNS_JSON), max_result)
-        except values.TooLarge as exc:
+        except values.TooLargeError as exc:
             return wire.Reply(wire.END_EXHAUSTED, message=failures.clip(str(exc), failures.TEXT_LIMIT))
 
-    def _leave_if_forked(self, exc: Optional[BaseException] = None) -> None:
+    def _leave_if_forked(self, exc: BaseException | None = None) -> None:
         """End a process that a function forked and that came back here: the answer is its parent's to give."""
         if _getpid() == self._pid:
             return
@@ -168,7 +166,7 @@ class Runner:
         self._process.flush()
         _exit(0 if exc is None or (isinstance(exc, SystemExit) and not exc.code) else 1)
 
-    def _out_of_memory(self, exc: MemoryError, limit: Optional[limits.AddressSpace]) -> wire.Reply:
+    def _out_of_memory(self, exc: MemoryError, limit: limits.AddressSpace | None) -> wire.Reply:
         if limit is None:
             # Decoding or encoding without a limit of ours: the machine itself has no more.
             text = "the worker's machine ran out of memory while it handled the attempt's payload or result"
@@ -185,7 +183,7 @@ class Runner:
         )
 
 
-def _unreadable(exc: functions.Unreadable) -> wire.Reply:
+def _unreadable(exc: functions.UnreadableError) -> wire.Reply:
     cause = exc.cause
     label = failures.clip(failures.class_name(cause), 1024) if cause is not None else b""
     trace = failures.clip_tail(failures.traceback_text(cause), failures.TEXT_LIMIT) if cause is not None else b""
@@ -269,5 +267,5 @@ def _version(package: str, load: bool) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-    except BaseException:  # noqa: B036 - a broken package is an absent one
+    except BaseException:  # a broken package is an absent one
         return ""

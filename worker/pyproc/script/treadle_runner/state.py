@@ -11,21 +11,24 @@ second call fast, and it is documented.
 
 from __future__ import annotations
 
-import _signal
 import _thread
 import ctypes
 import gc
+import importlib
 import io
 import os
 import sys
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE = 0.02
 _FD_CHECK_EVERY = 256
 _FD_LIMIT = 512
+
+# The functions of C: those of the signal module turn each answer into an enum, slowly.
+_signal: Any = importlib.import_module("_signal")
 
 _WATCHED_SIGNALS = tuple(
     int(number)
@@ -37,7 +40,7 @@ _WATCHED_SIGNALS = tuple(
 )
 
 # Bound at start: user code may replace what the modules hold.
-_getcwd, _chdir, _dup2, _umask, _getpgrp = os.getcwd, os.chdir, os.dup2, os.umask, os.getpgrp
+_getcwd, _chdir, _dup2, _umask = os.getcwd, os.chdir, os.dup2, os.umask
 _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
 _getsignal, _setsignal, _alarm = _signal.getsignal, _signal.signal, _signal.alarm
 _getrecursion, _setrecursion = sys.getrecursionlimit, sys.setrecursionlimit
@@ -55,12 +58,17 @@ def adopt_orphans() -> bool:
         return False
 
 
-def libc_flush() -> Optional[Callable[[Optional[int]], int]]:
-    """fflush of the C library: what C code printed belongs to the attempt that ran it."""
+def _libc() -> tuple[Callable[..., int] | None, Callable[..., int] | None]:
+    """fflush and waitpid of the C library.
+
+    What C code printed belongs to the attempt that ran it. waitpid, because the usual
+    answer, "no children", is an exception in Python and a number in C.
+    """
     try:
-        return ctypes.CDLL(None).fflush  # type: ignore[no-any-return]
+        library = ctypes.CDLL(None)
+        return library.fflush, library.waitpid
     except (OSError, AttributeError, TypeError):
-        return None
+        return None, None
 
 
 def open_stream(fd: int) -> io.TextIOWrapper:
@@ -74,17 +82,13 @@ def open_stream(fd: int) -> io.TextIOWrapper:
 class Process:
     """What the process looked like when it was fresh, and the way back there."""
 
-    def __init__(self, fds: tuple[int, ...]) -> None:
-        self._fds = fds
-        self._null = os.dup(0)
-        self._log = os.dup(1)
-        self._null, self._log = _raise_fd(self._null), _raise_fd(self._log)
+    def __init__(self) -> None:
+        self._null, self._log = raise_fd(os.dup(0)), raise_fd(os.dup(1))
         self.out, self.err = open_stream(1), open_stream(2)
         sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
         self._stdin = sys.stdin
-        self._pid = os.getpid()
-        self._fflush = libc_flush()
+        self._fflush, self._c_waitpid = _libc()
         self._attempts = 0
         self.note()
         self._cwd = os.getcwd()
@@ -129,8 +133,6 @@ class Process:
             _dup2(self._log, 1)
             _dup2(self._log, 2)
             _dup2(self._null, 0)
-            for fd in self._fds:
-                os.get_inheritable(fd)  # the cheapest question that fails on a closed descriptor
         except OSError:
             worn = True
         try:
@@ -149,11 +151,11 @@ class Process:
                     worn = True
                 else:
                     _setsignal(number, handler)
-        if _environ_data() != self._environ:
+        if os.environ._data != self._environ:  # type: ignore[attr-defined]
             self._restore_environ()
         if sys.path != self._path:
             sys.path[:] = self._path
-        if _getpgrp() != self._pid or _getpriority(0, 0) != self._nice:
+        if _getpriority(0, 0) != self._nice:
             worn = True
         self._attempts += 1
         if self._attempts % _FD_CHECK_EVERY == 0 and _open_files() > _FD_LIMIT:
@@ -171,27 +173,32 @@ class Process:
                 environ[_decode(key)] = _decode(value)
 
     def _flush(self) -> None:
-        for name in ("stdout", "stderr"):
-            ours = self.out if name == "stdout" else self.err
-            current = getattr(sys, name, None)
-            if current is not ours:
-                try:
-                    current.flush()  # type: ignore[union-attr]
-                except BaseException:  # noqa: B036 - it may be anything, or None
-                    pass
-            try:
-                ours.flush()
-            except BaseException:  # noqa: B036 - closed or detached by the function
-                ours = open_stream(1 if name == "stdout" else 2)
-                setattr(self, "out" if name == "stdout" else "err", ours)
-                setattr(sys, f"__{name}__", ours)
-            setattr(sys, name, ours)
-        sys.stdin = self._stdin
+        if sys.stdout is not self.out or sys.stderr is not self.err or sys.stdin is not self._stdin:
+            self._restore_streams()
+        try:
+            self.out.flush()
+            self.err.flush()
+        except BaseException:  # closed or detached by the function
+            self._restore_streams()
         if self._fflush is not None:
             self._fflush(None)
 
+    def _restore_streams(self) -> None:
+        for stream in (sys.stdout, sys.stderr, self.out, self.err):
+            try:
+                stream.flush()
+            except BaseException:  # it may be anything, or None
+                continue
+        if not _usable(self.out):
+            self.out = open_stream(1)
+        if not _usable(self.err):
+            self.err = open_stream(2)
+        sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
+        sys.stdin = self._stdin
+
     def _left_behind(self) -> bool:
-        if _count() == self._threads and not _children():
+        if _count() == self._threads and not self._children():
             return False
         # A pool that nobody closed ends with its last reference, a thread that has
         # nothing left to do ends by itself: both deserve a moment.
@@ -200,21 +207,33 @@ class Process:
         for thread in threading.enumerate():
             if thread is not threading.main_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        while _count() != self._threads or _children():
+        while _count() != self._threads or self._children():
             if time.monotonic() >= deadline:
                 return True
             time.sleep(0.001)
         return False
 
+    def _children(self) -> bool:
+        """Whether a child is alive; the dead ones are collected on the way."""
+        if self._c_waitpid is not None:
+            while True:
+                got = self._c_waitpid(-1, None, 1)  # 1 is WNOHANG
+                if got <= 0:
+                    return got == 0
+        try:
+            while True:
+                if _waitpid(-1, 1)[0] == 0:
+                    return True
+        except ChildProcessError:
+            return False
 
-def _children() -> bool:
-    """Whether a child is alive; the dead ones are collected on the way."""
+
+def _usable(stream: io.TextIOWrapper) -> bool:
     try:
-        while True:
-            if _waitpid(-1, 1)[0] == 0:  # 1 is WNOHANG
-                return True
-    except ChildProcessError:
+        stream.flush()
+    except BaseException:
         return False
+    return True
 
 
 def _environ_data() -> dict[Any, Any]:
@@ -233,7 +252,7 @@ def _open_files() -> int:
         return 0
 
 
-def _raise_fd(fd: int) -> int:
+def raise_fd(fd: int) -> int:
     """Move a descriptor out of the range that functions close or write to by number."""
     import fcntl
     import resource
@@ -246,6 +265,3 @@ def _raise_fd(fd: int) -> int:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return high
-
-
-raise_fd = _raise_fd

@@ -5,28 +5,25 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-import threading
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
-from . import failures, functions, wire
+from . import failures, functions, pickling, wire
 
 REPR_LIMIT = 4096
-PROTOCOL = 4
 
 # Bound at start, see functions.pickle_loads.
 _pickle_loads = pickle.loads
-_pickle_dumps = pickle.dumps
 _json_loads = json.loads
 _json_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 # Python refuses to print or to read integers of more than 4,300 digits; JSON has no such limit.
-_set_digits: Optional[Callable[[int], None]] = getattr(sys, "set_int_max_str_digits", None)
-_get_digits: Optional[Callable[[], int]] = getattr(sys, "get_int_max_str_digits", None)
+_set_digits: Callable[[int], None] | None = getattr(sys, "set_int_max_str_digits", None)
+_get_digits: Callable[[], int] | None = getattr(sys, "get_int_max_str_digits", None)
 
 _SCALARS = {str, int, float, bool, type(None)}
 _NO_KEYWORDS: dict[str, Any] = {}
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """A result over the limit of its attempt."""
 
 
@@ -38,9 +35,9 @@ def decode_args(data: Any, as_json: bool) -> tuple[Any, Any]:
         return _decode_json(data)
     try:
         value = _pickle_loads(data)
-    except BaseException as first:  # noqa: B036
-        if isinstance(first, MemoryError):
-            raise
+    except MemoryError:
+        raise
+    except BaseException as first:
         value = _unpickle_again(data, first)
     kind = type(value)
     if kind is tuple and len(value) == 2:
@@ -48,8 +45,6 @@ def decode_args(data: Any, as_json: bool) -> tuple[Any, Any]:
         if type(kwargs) is dict and type(args) in (tuple, list):
             return args, kwargs
     if kind is tuple or kind is list:
-        if kind is list and len(value) == 2 and isinstance(value[0], (tuple, list)) and isinstance(value[1], dict):
-            return value, _NO_KEYWORDS
         return value, _NO_KEYWORDS
     if kind is dict:
         return (), value
@@ -61,26 +56,26 @@ def _unpickle_again(data: Any, first: BaseException) -> Any:
     try:
         return functions.unpickle(data)
     except ImportError as exc:
-        raise functions.Unreadable(functions.missing_module("an argument", exc), exc) from None
-    except BaseException as exc:  # noqa: B036
-        if isinstance(exc, MemoryError):
-            raise
-        raise functions.Unreadable(f"the arguments cannot be unpickled: {failures.one_line(first)}", first) from None
+        raise functions.UnreadableError(functions.missing_module("an argument", exc), exc) from None
+    except MemoryError:
+        raise
+    except BaseException:
+        raise functions.UnreadableError(f"the arguments cannot be unpickled: {failures.one_line(first)}", first) from None
 
 
 def _decode_json(data: Any) -> tuple[Any, Any]:
     try:
         value = _any_digits(lambda: _json_loads(bytes(data)))
     except (ValueError, RecursionError) as exc:
-        raise functions.Unreadable(f"the arguments are not JSON: {failures.one_line(exc)}", exc) from None
+        raise functions.UnreadableError(f"the arguments are not JSON: {failures.one_line(exc)}", exc) from None
     if not isinstance(value, dict) or not set(value) <= {"args", "kwargs"}:
-        raise functions.Unreadable('JSON arguments must be an object of the form {"args": [...], "kwargs": {...}}')
+        raise functions.UnreadableError('JSON arguments must be an object of the form {"args": [...], "kwargs": {...}}')
     args = value.get("args")
     kwargs = value.get("kwargs")
     args = [] if args is None else args
     kwargs = {} if kwargs is None else kwargs
     if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise functions.Unreadable('in JSON arguments "args" must be an array and "kwargs" an object')
+        raise functions.UnreadableError('in JSON arguments "args" must be an array and "kwargs" an object')
     return args, kwargs
 
 
@@ -96,27 +91,27 @@ def _any_digits(work: Callable[[], Any]) -> Any:
 
 
 def encode_result(value: Any, as_json: bool, limit: int) -> wire.Reply:
-    """Encode what a function returned; raises functions.Unreadable or TooLarge."""
+    """Encode what a function returned; raises functions.UnreadableError or TooLargeError."""
     if as_json:
         data = _to_json(value)
         if data is not None:
             _check(data, limit)
-            return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_JSON, result=data)
-        data = dump(value)
+            return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_JSON, data)
+        data = _dump(value)
         _check(data, limit)
-        return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_PICKLE, label=_repr(value), result=data)
-    data = dump(value)
+        return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_PICKLE, data, _repr(value))
+    data = _dump(value)
     if len(data) > limit:
         _check(data, limit)
-    return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_PICKLE, result=data)
+    return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_PICKLE, data)
 
 
 def _check(data: bytes, limit: int) -> None:
     if len(data) > limit:
-        raise TooLarge(f"the result has {len(data)} bytes; the limit is {limit} bytes")
+        raise TooLargeError(f"the result has {len(data)} bytes; the limit is {limit} bytes")
 
 
-def _to_json(value: Any) -> Optional[bytes]:
+def _to_json(value: Any) -> bytes | None:
     """The value as JSON, or None where JSON would refuse or silently change it."""
     try:
         if type(value) not in _SCALARS and not _keys_are_text(value):
@@ -155,86 +150,16 @@ def _keys_are_text(value: Any) -> bool:
 def _repr(value: Any) -> bytes:
     try:
         text = repr(value)
-    except BaseException:  # noqa: B036 - a broken __repr__ must not change the outcome
+    except BaseException:  # a broken __repr__ must not change the outcome
         text = f"<{functions.type_name(value)} object>"
     return failures.clip(text, REPR_LIMIT)
 
 
-def dump(value: Any) -> bytes:
-    """Pickle a value: plain pickle where it can, then dill, then cloudpickle."""
+def _dump(value: Any) -> bytes:
     try:
-        data = _pickle_dumps(value, PROTOCOL)
-    except BaseException as exc:  # noqa: B036 - __reduce__ is user code
-        if isinstance(exc, MemoryError):
-            raise
-        return _dump_by_value(value, exc)
-    if functions.SOURCE_PREFIX.encode() in data:
-        # By reference the pickle names a module that exists in this process only.
-        try:
-            return _dump_by_value(value, None)
-        except functions.Unreadable:
-            return data
-    return data
-
-
-def _dump_by_value(value: Any, first: Optional[BaseException]) -> bytes:
-    last = first
-    dumpers = (_dump_dill, _dump_cloudpickle) if first is not None else (_dump_cloudpickle,)
-    for dumper in dumpers:
-        try:
-            data = dumper(value)
-        except BaseException as exc:  # noqa: B036
-            if isinstance(exc, MemoryError):
-                raise
-            last = last or exc
-            continue
-        if data is not None:
-            return data
-    why = failures.one_line(last) if last is not None else "neither dill nor cloudpickle is there"
-    raise functions.Unreadable(
-        f"the result, an object of type {functions.type_name(value)!r}, cannot be pickled: {why}", last
-    )
-
-
-def _dump_dill(value: Any) -> Optional[bytes]:
-    dill = sys.modules.get("dill")
-    if dill is None:
-        return None
-    import io
-
-    # dill would write locks and open files as new, unrelated ones: a result that
-    # means nothing to its reader is refused instead.
-    pickler = _dill_pickler(dill)
-    out = io.BytesIO()
-    pickler(out, protocol=PROTOCOL).dump(value)
-    return out.getvalue()
-
-
-_dill_class: Any = None
-
-
-def _dill_pickler(dill: Any) -> Any:
-    global _dill_class
-    if _dill_class is None:
-        dispatch = dill.Pickler.dispatch.copy()
-        refused = {type(threading.Lock()), type(threading.RLock())}
-        for cls in list(dispatch):
-            module = getattr(cls, "__module__", "")
-            if cls in refused or module in ("_io", "io"):
-                del dispatch[cls]
-        base = dill.Pickler
-        table = type(base.dispatch)(dispatch)
-        _dill_class = type("Pickler", (base,), {"dispatch": table, "__module__": base.__module__})
-    return _dill_class
-
-
-def _dump_cloudpickle(value: Any) -> Optional[bytes]:
-    try:
-        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        return None
-    for name, module in list(sys.modules.items()):
-        if name.startswith(functions.SOURCE_PREFIX):
-            cloudpickle.register_pickle_by_value(module)
-    data: bytes = cloudpickle.dumps(value, protocol=PROTOCOL)
-    return data
+        return pickling.dump(value)
+    except MemoryError:
+        raise
+    except BaseException as exc:
+        what = f"the result, an object of type {functions.type_name(value)!r},"
+        raise functions.UnreadableError(f"{what} cannot be pickled: {failures.one_line(exc)}", exc) from None

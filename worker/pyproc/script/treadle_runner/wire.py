@@ -44,27 +44,23 @@ class Reply(NamedTuple):
 
     end: int
     encoding: int = ENCODING_PICKLE
-    flags: int = 0
+    result: bytes = b""
     label: bytes = b""  # the repr of a result that JSON cannot hold, or the class of an exception
     message: bytes = b""
     traceback: bytes = b""
     pickle: bytes = b""
     foreign: bytes = b""
-    result: bytes = b""
 
-    def parts(self) -> tuple[bytes, bytes]:
-        """The body as (everything but the result, the result)."""
-        head = REPLY.pack(
-            self.end,
-            self.encoding,
-            self.flags,
-            len(self.label),
-            len(self.message),
-            len(self.traceback),
-            len(self.pickle),
-            len(self.foreign),
-        )
-        return head + self.label + self.message + self.traceback + self.pickle + self.foreign, self.result
+    def head(self, flags: int) -> bytes:
+        """The body without the result, which is its end."""
+        end, encoding, _, label, message, traceback, pickle, foreign = self
+        if end == END_SUCCEEDED and not label:
+            return _PACK_REPLY(end, encoding, flags, 0, 0, 0, 0, 0)
+        lengths = len(label), len(message), len(traceback), len(pickle), len(foreign)
+        return _PACK_REPLY(end, encoding, flags, *lengths) + label + message + traceback + pickle + foreign
+
+
+_PACK_REPLY = REPLY.pack
 
 
 class Wire:
@@ -90,12 +86,12 @@ class Wire:
             data += more
         magic, seq, kind, length = self._unpack(data)
         if magic != MAGIC:
-            raise WireError("not a frame: %r" % (data[:16],))
+            raise WireError(f"not a frame: {data[:16]!r}")
         have = len(data) - 16
         if have == length:
             return kind, seq, memoryview(data)[16:]
         if have > length:
-            raise WireError("%d bytes after a frame" % (have - length))
+            raise WireError(f"{have - length} bytes after a frame")
         body = memoryview(bytearray(length))
         body[:have] = memoryview(data)[16:]
         while have < length:
