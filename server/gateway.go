@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
@@ -70,8 +71,13 @@ func exchangeOf(ctx context.Context) *exchange {
 func routed(next runtime.HandlerFunc) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request, params map[string]string) {
 		ex := exchangeOf(r.Context())
+		foreign := isForeignVerb(r, params)
 		if ex.probe {
-			ex.matched = true
+			ex.matched = !foreign
+			return
+		}
+		if foreign {
+			writeMethodNotAllowed(w, r, allowedMethods(ex.mux, r))
 			return
 		}
 		if p, ok := runtime.HTTPPattern(r.Context()); ok {
@@ -79,6 +85,13 @@ func routed(next runtime.HandlerFunc) runtime.HandlerFunc {
 		}
 		next(w, r, params)
 	}
+}
+
+// isForeignVerb reports whether the last part of a path is a verb that takes POST
+// while the request is a GET: it would be taken for an id or a name that ends so.
+func isForeignVerb(r *http.Request, params map[string]string) bool {
+	return r.Method == http.MethodGet &&
+		(strings.HasSuffix(params["task_id"], ":cancel") || strings.HasSuffix(params["function"], ":call")) && !isRoot(r.URL.Path)
 }
 
 // createdStatus answers accepted registrations and executions at the root with the
@@ -268,6 +281,13 @@ func (m marshaler) NewDecoder(r io.Reader) runtime.Decoder {
 type queryParser struct{ runtime.DefaultQueryParser }
 
 func (p queryParser) Parse(msg proto.Message, values url.Values, filter *utilities.DoubleArray) error {
+	for key, texts := range values {
+		for _, text := range texts {
+			if !utf8.ValidString(text) {
+				return fmt.Errorf("%.40q is not UTF-8", key)
+			}
+		}
+	}
 	for _, key := range []string{"wait", "timeout"} {
 		for i, text := range values[key] {
 			d, err := restjson.ParseDuration(text)

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -101,6 +102,11 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		page(w, r)
+		return
+	}
+	if !utf8.ValidString(r.URL.Path) {
+		writeError(w, r, restError{http: http.StatusNotFound, code: codes.NotFound, reason: reasonRoute,
+			text: fmt.Sprintf("Not Found: %.200q is not UTF-8", r.URL.Path)})
 		return
 	}
 	if h.s.cfg.WorkersOnly {
