@@ -11,10 +11,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import sys
 import sysconfig
 import traceback
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from . import pickling
@@ -29,6 +29,8 @@ _PICKLE_LIMIT = 64 << 10
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB_PATH = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
 _STDLIB_NAMES: frozenset[str] = getattr(sys, "stdlib_module_names", frozenset())
+
+_SOURCE_MODULE = re.compile(re.escape(pickling.SOURCE_PREFIX) + r"[0-9a-f]{16}\.")
 
 _dumps = pickle.dumps
 
@@ -88,26 +90,32 @@ def one_line(exc: BaseException) -> str:
     return f"{name}: {text[:2000]}" if text else name
 
 
-def user_traceback(exc: BaseException) -> TracebackType | None:
-    """The traceback without the runner's own frames at its start."""
-    tb = exc.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
-        tb = tb.tb_next
-    return tb
-
-
 def traceback_text(exc: BaseException) -> str:
-    """What the interpreter would print."""
+    """What the interpreter would print, without the runner's own frames and module names."""
     try:
-        return "".join(traceback.format_exception(type(exc), exc, user_traceback(exc)))
+        told = traceback.TracebackException(type(exc), exc, exc.__traceback__)
+        _cut_frames(told, set())
+        text = "".join(told.format())
     except BaseException as broken:  # formatting runs user code
         return f"{class_name(exc)}: {text_of(exc)}\n(the traceback cannot be formatted: {class_name(broken)})\n"
+    return _SOURCE_MODULE.sub("", text)
+
+
+def _cut_frames(told: traceback.TracebackException, seen: set[int]) -> None:
+    if id(told) in seen:
+        return
+    seen.add(id(told))
+    told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(_HERE)]
+    members = getattr(told, "exceptions", None) or []
+    for other in (told.__cause__, told.__context__, *members):
+        if other is not None:
+            _cut_frames(other, seen)
 
 
 def describe(exc: BaseException, task_id: str) -> Failure:
     """Everything that is told of an exception that a function raised."""
     name, text, trace = class_name(exc), text_of(exc), traceback_text(exc)
-    exc.__traceback__ = None
+    forget_frames(exc)
     short_trace = clip_tail(trace, _PICKLED_TRACEBACK).decode()
     short_text = clip(text, _PICKLED_TEXT).decode()
     attributes = {
@@ -131,6 +139,11 @@ def describe(exc: BaseException, task_id: str) -> Failure:
     )
 
 
+def forget_frames(exc: BaseException) -> None:
+    """Let go of what the frames of a traceback hold. A class may forbid to set attributes; C does not ask it."""
+    BaseException.with_traceback(exc, None)
+
+
 def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[bytes, bytes]:
     """Return (the pickle that any Python loads, the pickle for those who have the class)."""
     for key, value in attributes.items():
@@ -139,7 +152,7 @@ def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[by
         except BaseException:  # a class may refuse attributes, or run code
             continue
     try:
-        data = _dumps(exc, pickling.PROTOCOL)
+        data = _Pickler.dump_exception(exc)
     except BaseException:
         return b"", pickling.by_value(exc) or b""
     if len(data) > _PICKLE_LIMIT:
@@ -155,6 +168,29 @@ def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[by
     if type(loaded) is not type(exc) or not isinstance(exc, Exception):
         return b"", b""
     return data, b""
+
+
+class _Pickler(pickle.Pickler):
+    """Writes an exception with its attributes, also where the class names its arguments only."""
+
+    top: BaseException
+
+    @classmethod
+    def dump_exception(cls, exc: BaseException) -> bytes:
+        out = io.BytesIO()
+        pickler = cls(out, pickling.PROTOCOL)
+        pickler.top = exc
+        pickler.dump(exc)
+        return out.getvalue()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if obj is not self.top:
+            return NotImplemented
+        reduced = obj.__reduce_ex__(pickling.PROTOCOL)
+        attributes = getattr(obj, "__dict__", None)
+        if isinstance(reduced, tuple) and len(reduced) == 2 and attributes:
+            return (*reduced, attributes)
+        return reduced
 
 
 class _Checker(pickle.Unpickler):

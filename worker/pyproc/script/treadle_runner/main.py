@@ -149,7 +149,7 @@ class Runner:
                 raise
             # First of all: the function may have left a limit that not even formatting fits in.
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000))
-            return wire.Reply(wire.END_RAISED, 0, b"", *failures.describe(exc, str(uuid.UUID(bytes=task))))
+            return _raised(exc, task)
         if _getpid() != self._pid:
             self._leave_if_forked()
         try:
@@ -174,13 +174,23 @@ class Runner:
             limit.lift()
             text = f"the attempt needed more memory than its limit of {limit.limit} bytes (RLIMIT_AS)"
         trace = failures.traceback_text(exc)
-        exc.__traceback__ = None
+        failures.forget_frames(exc)
         return wire.Reply(
             wire.END_EXHAUSTED,
             label=b"MemoryError",
             message=failures.clip(text, failures.TEXT_LIMIT),
             traceback=failures.clip_tail(trace, failures.TEXT_LIMIT),
         )
+
+
+def _raised(exc: BaseException, task: bytes) -> wire.Reply:
+    try:
+        told = failures.describe(exc, str(uuid.UUID(bytes=task)))
+    except MemoryError:
+        raise
+    except BaseException as broken:  # whatever an exception's own code does, the function raised it
+        told = failures.describe(RuntimeError(f"{type(exc).__qualname__} (telling of it raised {broken!r})"), "")
+    return wire.Reply(wire.END_RAISED, wire.ENCODING_PICKLE, b"", *told)
 
 
 def _unreadable(exc: functions.UnreadableError) -> wire.Reply:

@@ -60,7 +60,9 @@ def _unpickle_again(data: Any, first: BaseException) -> Any:
     except MemoryError:
         raise
     except BaseException:
-        raise functions.UnreadableError(f"the arguments cannot be unpickled: {failures.one_line(first)}", first) from None
+        raise functions.UnreadableError(
+            f"the arguments cannot be unpickled: {failures.one_line(first)}", first
+        ) from None
 
 
 def _decode_json(data: Any) -> tuple[Any, Any]:
