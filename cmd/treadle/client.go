@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	treadle "github.com/treadle-dev/treadle/clients/go"
+)
+
+const (
+	addressFlag = "address"
+	// What completing a name may take, as a person waits for the key.
+	completionTime = time.Second
+	maxCompletions = 200
+)
+
+// clientOptions are the choices that all client verbs have.
+type clientOptions struct {
+	json     bool
+	insecure bool
+}
+
+// clientCommand makes a command one that speaks to a server: it gets --json and
+// --insecure, and run gets a client.
+func clientCommand(
+	cmd *cobra.Command, jsonUsage string,
+	run func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error,
+) *cobra.Command {
+	o := &clientOptions{}
+	if cmd.Annotations == nil {
+		cmd.Annotations = map[string]string{}
+	}
+	cmd.Annotations[clientMark] = "true"
+	addJSONFlag(cmd, &o.json, jsonUsage)
+	cmd.Flags().BoolVar(&o.insecure, "insecure", false,
+		"let TREADLE_TOKEN travel without TLS to another machine")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		c, err := dialFor(cmd, o.insecure)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.Close()) }()
+		return atAddress(c.Address(), run(cmd, c, o, args))
+	}
+	return cmd
+}
+
+// dialFor makes the client of a command. The token comes from the environment alone:
+// arguments can be read by everybody on the machine.
+func dialFor(cmd *cobra.Command, insecure bool) (*treadle.Client, error) {
+	address, err := cmd.Flags().GetString(addressFlag)
+	if err != nil {
+		return nil, err
+	}
+	opts := []treadle.Option{treadle.WithFailFast(), treadle.WithUserAgent("treadle-cli/" + versionOf().Version)}
+	if insecure {
+		opts = append(opts, treadle.WithInsecure())
+	}
+	c, err := treadle.Dial(address, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// explain writes an error for people, with what to do about it.
+func explain(ctx context.Context, err error) string {
+	if errors.Is(context.Cause(ctx), errInterrupted) && errors.Is(err, context.Canceled) {
+		return errInterrupted.Error()
+	}
+	var nobody *unreachable
+	if errors.As(err, &nobody) {
+		return fmt.Sprintf("%v (%s)\nStart a server with 'treadle up', or name another with --address or %s.",
+			nobody, transportText(nobody.err), treadle.EnvAddress)
+	}
+	var e *treadle.Error
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	switch {
+	case errors.Is(e, treadle.ErrUnauthenticated):
+		return e.Message + "\nPut the token into the environment variable " + treadle.EnvToken + "."
+	default:
+		return err.Error()
+	}
+}
+
+// transportText keeps the useful end of what the transport says, for example
+// "dial tcp 127.0.0.1:50051: connect: connection refused".
+func transportText(e *treadle.Error) string {
+	text := e.Message
+	if i := strings.LastIndex(text, "dial "); i >= 0 {
+		text = text[i:]
+	}
+	return strings.TrimRight(text, `"`)
+}
+
+// unreachable is a call that no server answered, with where.
+type unreachable struct {
+	address string
+	err     *treadle.Error
+}
+
+func (u *unreachable) Error() string { return "no server answers at " + u.address }
+func (u *unreachable) Unwrap() error { return u.err }
+
+// atAddress names the address of a call that did not reach a server.
+func atAddress(address string, err error) error {
+	var e *treadle.Error
+	if errors.As(err, &e) && errors.Is(e, treadle.ErrUnavailable) && e.Reason == "" {
+		return &unreachable{address, e}
+	}
+	return err
+}
+
+// jsonWord is an argument of the command line as JSON: itself where it is JSON, else
+// the text as a string.
+func jsonWord(word string) json.RawMessage {
+	if json.Valid([]byte(word)) {
+		return json.RawMessage(strings.TrimSpace(word))
+	}
+	text, _ := json.Marshal(word) // a string is always JSON
+	return text
+}
+
+// completeFunction offers the names of registered functions to the shell.
+func completeFunction(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	defer cancel()
+	c, err := dialFor(cmd, os.Getenv(treadle.EnvToken) == "")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer func() { _ = c.Close() }()
+	seen := map[string]bool{}
+	var names []string
+	for fn, err := range c.Functions(ctx) {
+		if err != nil || len(names) == maxCompletions {
+			break
+		}
+		if !seen[fn.Name] && strings.HasPrefix(fn.Name, prefix) {
+			seen[fn.Name] = true
+			names = append(names, fn.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// envPrefix starts the name of every flag's twin in the environment.
+const envPrefix = "TREADLE_"
+
+// envName is the twin of a flag: TREADLE_GRPC_ADDR for --grpc-addr.
+func envName(flag string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// envValue is a flag's value that reads its twin in another form than the flag.
+type envValue interface {
+	// SetEnv replaces the value by the text of the variable.
+	SetEnv(text string) error
+}
+
+// bindEnv gives every flag that the command has so far (call it last) its twin in the
+// environment, named in the help. A flag on the command line goes before the
+// variable, the variable before the default; an empty variable is no variable. The
+// variables are read before the command runs, and a value that cannot be is a misuse
+// that names the variable.
+func bindEnv(cmd *cobra.Command) {
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "help" {
+			f.Usage += " (env " + envName(f.Name) + ")"
+		}
+	})
+	next := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if err := readEnv(cmd); err != nil {
+			return err
+		}
+		if next != nil {
+			return next(cmd, args)
+		}
+		return nil
+	}
+}
+
+func readEnv(cmd *cobra.Command) error {
+	var first error
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		text := os.Getenv(envName(f.Name))
+		if first != nil || f.Changed || f.Name == "help" || text == "" {
+			return
+		}
+		var err error
+		if v, ok := f.Value.(envValue); ok {
+			err = v.SetEnv(text)
+		} else {
+			err = cmd.Flags().Set(f.Name, text)
+		}
+		if err != nil {
+			first = misuse("environment variable %s=%q: %w", envName(f.Name), text, plainFlagError(err))
+		}
+		f.Changed = true
+	})
+	return first
+}
+
+// plainFlagError takes off what pflag puts before the cause, as it speaks of a flag
+// that nobody typed.
+func plainFlagError(err error) error {
+	if cause := err.Error(); strings.HasPrefix(cause, "invalid argument ") {
+		if _, rest, ok := strings.Cut(cause, " flag: "); ok {
+			return fmt.Errorf("%s", rest)
+		}
+	}
+	return err
+}

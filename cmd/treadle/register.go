@@ -1,0 +1,110 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	treadle "github.com/treadle-dev/treadle/clients/go"
+)
+
+func newRegisterCommand() *cobra.Command {
+	var name, queue, requestID string
+	var pickle bool
+	cmd := &cobra.Command{
+		Use:   "register FILE.py:NAME",
+		Short: "Register a Python function and print its id",
+		Long: `Register the function NAME that FILE.py defines. The text of the whole file is sent,
+so no Python is needed here; workers run the file once and then call NAME. Files that
+it imports must be where the workers can import them.
+
+With --pickle FILE holds a pickled callable instead (by dill, cloudpickle or pickle).
+"-" reads standard input. Every registration gives a new id, and the newest one of a
+name is what the name means.`,
+		Example: `  treadle register functions.py:double
+  treadle register functions.py:double --name double-v2 --queue batch
+  treadle register --pickle model.pkl --name predict
+  id=$(treadle register functions.py:double)`,
+		Args: arguments(1, 1, "one FILE.py:NAME"),
+	}
+	cmd.Flags().StringVar(&name, "name", "", "name of the function (default NAME)")
+	cmd.Flags().StringVar(&queue, "queue", "", `queue of its tasks (default "default")`)
+	cmd.Flags().BoolVar(&pickle, "pickle", false, "FILE is a pickled callable")
+	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the registration idempotent")
+	return clientCommand(cmd, "print the registration as one JSON object",
+		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
+			reg, err := registration(cmd.InOrStdin(), args[0], name, pickle)
+			if err != nil {
+				return err
+			}
+			reg.Queue, reg.RequestID = queue, requestID
+			fn, err := c.Register(cmd.Context(), reg)
+			if err != nil {
+				return err
+			}
+			if o.json {
+				return printJSON(cmd.OutOrStdout(), fn)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), fn.ID)
+			return err
+		})
+}
+
+// identifier is a name that a Python file can define.
+var identifier = regexp.MustCompile(`^[\pL_][\pL\pN_]*$`)
+
+// registration reads what the argument names.
+func registration(stdin io.Reader, arg, name string, pickle bool) (treadle.Registration, error) {
+	var reg treadle.Registration
+	if pickle {
+		if name == "" {
+			return reg, misuse("--pickle needs --name: a pickle does not say what to call it")
+		}
+		data, err := readFile(stdin, arg)
+		reg.Name, reg.Payload = name, data
+		return reg, err
+	}
+	i := strings.LastIndex(arg, ":")
+	if i <= 0 || !identifier.MatchString(arg[i+1:]) {
+		return reg, misuse("%q: want FILE.py:NAME, for example functions.py:double", arg)
+	}
+	file, callable := arg[:i], arg[i+1:]
+	data, err := readFile(stdin, file)
+	if err != nil {
+		return reg, err
+	}
+	reg.Name, reg.Source = callable, string(data)
+	if !defines(reg.Source, callable) {
+		return reg, fmt.Errorf("%s does not define %q", file, callable)
+	}
+	if name != "" && name != callable {
+		reg.Name = name
+		reg.Source += alias(name, callable)
+	}
+	return reg, nil
+}
+
+func readFile(stdin io.Reader, name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(stdin)
+	}
+	return os.ReadFile(name)
+}
+
+// defines reports whether the source may define the name: the word stands in it. What
+// Python makes of it only Python knows; this catches the typing error.
+func defines(source, name string) bool {
+	return regexp.MustCompile(`(^|[^\pL\pN_])` + regexp.QuoteMeta(name) + `([^\pL\pN_]|$)`).MatchString(source)
+}
+
+// alias makes the file define the function under its registered name too, which may be
+// any text, as workers look it up by that.
+func alias(name, callable string) string {
+	quoted, _ := json.Marshal(name) // also a Python literal
+	return fmt.Sprintf("\n\nglobals()[%s] = %s\n", quoted, callable)
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Groups of commands in the help of the root.
+const (
+	groupServe  = "serve"
+	groupClient = "client"
+	groupTools  = "tools"
+)
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "treadle",
+		Short: "A task fabric: register a function once, run it any number of times",
+		Long: `Treadle runs functions as tasks: register a function once, execute it by id any
+number of times, watch its tasks and fetch their results.
+
+'treadle up' starts everything in one process. The other commands speak to it, over
+gRPC, at --address.`,
+		Example: `  treadle up                                     # in one terminal
+  treadle register functions.py:double           # in another
+  treadle run double 21
+  seq 1 1000 | treadle map double > results.txt
+  treadle tasks --status FAILED`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			cmd.SuggestionsMinimumDistance = 2
+			text := fmt.Sprintf("unknown command %q", args[0])
+			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+				text += ": did you mean " + strings.Join(like, " or ") + "?"
+			}
+			return misuse("%s", text)
+		},
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       versionOf().Version,
+	}
+	root.SetVersionTemplate("treadle {{.Version}}\n")
+	root.AddGroup(
+		&cobra.Group{ID: groupServe, Title: "Servers and workers:"},
+		&cobra.Group{ID: groupClient, Title: "Functions and tasks:"},
+		&cobra.Group{ID: groupTools, Title: "Tools:"},
+	)
+	add := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add(groupServe, serverCommands()...)
+	add(groupClient, newRegisterCommand(), newRunCommand(), newMapCommand(), newStatusCommand(), newResultCommand(),
+		newWatchCommand(), newLogsCommand(), newCancelCommand(), newTasksCommand(), newFunctionsCommand(),
+		newWorkersCommand(), newQueuesCommand())
+	add(groupTools, newVersionCommand())
+	root.SetHelpCommandGroupID(groupTools)
+	root.SetCompletionCommandGroupID(groupTools)
+	root.PersistentFlags().String(addressFlag, "", "gRPC address of the server (env TREADLE_ADDRESS, default 127.0.0.1:50051)")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed(addressFlag) && !isClient(cmd) && cmd.HasParent() {
+			return misuse("'%s' has no --%s", cmd.CommandPath(), addressFlag)
+		}
+		return nil
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
+	return root
+}
+
+// usageTemplate shows the global flags only where they mean something.
+func usageTemplate(standard string) string {
+	return strings.Replace(standard, "{{if .HasAvailableInheritedFlags}}",
+		`{{if and .HasAvailableInheritedFlags (index .Annotations "`+clientMark+`")}}`, 1)
+}
+
+// clientMark annotates commands that speak to a server.
+const clientMark = "treadle.client"
+
+func isClient(cmd *cobra.Command) bool { return cmd.Annotations[clientMark] != "" }
+
+// arguments checks the number of arguments; a negative limit means any number.
+func arguments(minimum, maximum int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case maximum == 0 && len(args) > 0:
+			return misuse("'%s' takes no arguments: %q is one too many", cmd.CommandPath(), args[0])
+		case len(args) < minimum:
+			return misuse("'%s' wants %s", cmd.CommandPath(), what)
+		case maximum >= 0 && len(args) > maximum:
+			return misuse("'%s' wants %s: %q is one too many", cmd.CommandPath(), what, args[maximum])
+		}
+		return nil
+	}
+}
+
+// negative marks an argument that looks like a flag and is a number. No command line
+// can hold the character.
+const negative = "\x00"
+
+// protectNegatives lets `treadle run abs -5` mean what it says: a word like -5 that is
+// a JSON number, is no flag's value and follows a verb that takes JSON is an argument.
+// The verb takes the mark off again by [plainArgs].
+func protectNegatives(root *cobra.Command, args []string) []string {
+	verb := slices.IndexFunc(args, func(a string) bool { return a == "run" || a == "map" })
+	if verb < 0 {
+		return args
+	}
+	cmd, _, err := root.Find(args[verb : verb+1])
+	if err != nil {
+		return args
+	}
+	out := slices.Clone(args)
+	for i := verb + 1; i < len(out); i++ {
+		switch {
+		case out[i] == "--":
+			return out
+		case len(out[i]) > 1 && out[i][0] == '-' && json.Valid([]byte(out[i])) && !takesValue(cmd, out[i-1]):
+			out[i] = negative + out[i]
+		}
+	}
+	return out
+}
+
+// takesValue reports whether a word is a flag whose value is the next word.
+func takesValue(cmd *cobra.Command, word string) bool {
+	var f *pflag.Flag
+	switch name, long := strings.CutPrefix(word, "--"); {
+	case long && !strings.Contains(name, "="):
+		if f = cmd.Flags().Lookup(name); f == nil {
+			f = cmd.InheritedFlags().Lookup(name)
+		}
+	case !long && len(word) == 2 && word[0] == '-':
+		f = cmd.Flags().ShorthandLookup(word[1:])
+	}
+	return f != nil && f.NoOptDefVal == ""
+}
+
+// plainArgs takes off what [protectNegatives] put on.
+func plainArgs(args []string) []string {
+	out := slices.Clone(args)
+	for i, a := range out {
+		out[i] = strings.TrimPrefix(a, negative)
+	}
+	return out
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	treadle "github.com/treadle-dev/treadle/clients/go"
+)
+
+// taskFlags are the options of tasks, as flags of run and map.
+type taskFlags struct {
+	priority, maxRetries, functionRetries int
+	timeout, within                       time.Duration
+	memoryLimit                           byteSize
+}
+
+func (f *taskFlags) register(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.IntVar(&f.priority, "priority", 5, "0 to 9, higher first")
+	fl.DurationVar(&f.timeout, "timeout", 0, "limit on one attempt's run time, for example 30s (default: the server's)")
+	fl.DurationVar(&f.within, "deadline", 0, "give up when the task is not finished within this time, waiting included")
+	fl.IntVar(&f.maxRetries, "max-retries", 3, "how many lost workers the task survives (default: the server's)")
+	fl.IntVar(&f.functionRetries, "function-retries", 0, "how often a raised exception is tried again")
+	fl.Var(&f.memoryLimit, "memory-limit", "memory of one attempt, for example 512MiB (default: the worker's)")
+	fl.Lookup("max-retries").DefValue = "0" // hides it in the help: the default is the server's
+}
+
+// options leaves to the server what was not given.
+func (f *taskFlags) options(cmd *cobra.Command) (treadle.Options, error) {
+	given := cmd.Flags().Changed
+	o := treadle.Options{Timeout: f.timeout, MemoryLimit: int64(f.memoryLimit)}
+	switch {
+	case f.priority < 0 || f.priority > 9:
+		return o, misuse("--priority %d: want 0 to 9", f.priority)
+	case f.timeout < 0 || f.within < 0:
+		return o, misuse("--timeout and --deadline: want a time that is not negative")
+	case f.maxRetries < 0 || f.functionRetries < 0:
+		return o, misuse("--max-retries and --function-retries: want a number that is not negative")
+	}
+	if given("priority") {
+		o.Priority = &f.priority
+	}
+	if given("max-retries") {
+		o.MaxRetries = &f.maxRetries
+	}
+	if given("function-retries") {
+		o.FunctionRetries = &f.functionRetries
+	}
+	if f.within > 0 {
+		o.Deadline = time.Now().Add(f.within)
+	}
+	return o, nil
+}
+
+const wordsHelp = `An argument that is JSON (21, true, null, [1, 2], {"a": 1}, "text") is that value; any
+other word is a string. To pass the string 21 write '"21"'.`
+
+func newRunCommand() *cobra.Command {
+	var kwargs, requestID string
+	var pairs []string
+	var detach bool
+	var task taskFlags
+	cmd := &cobra.Command{
+		Use:   "run FUNCTION [ARG...]",
+		Short: "Execute a function, wait and print its result as JSON",
+		Long: `Execute a function, by id or name, wait for the result and print it as JSON. When the
+task fails its traceback goes to standard error and the exit code is 1. Ctrl-C ends the
+wait, not the task.
+
+` + wordsHelp,
+		Example: `  treadle run double 21
+  treadle run greet Ada -k greeting=Hello
+  treadle run train '{"layers": [64, 64]}' --timeout 1h --kwargs '{"epochs": 10}'
+  id=$(treadle run --detach double 21); treadle result "$id" --wait 30s`,
+		Args:              arguments(1, -1, "a FUNCTION, by id or name"),
+		ValidArgsFunction: completeFunction,
+	}
+	cmd.Flags().StringVar(&kwargs, "kwargs", "", "keyword arguments, one JSON object")
+	cmd.Flags().StringArrayVarP(&pairs, "kwarg", "k", nil, "one keyword argument, key=value; may be repeated")
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait: print the task's id")
+	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the execution idempotent")
+	task.register(cmd)
+	return clientCommand(cmd, "print the result with its task id and status as one JSON object",
+		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
+			args = plainArgs(args)
+			req := treadle.Request{Function: args[0], RequestID: requestID}
+			var err error
+			if req.Kwargs, err = keywords(kwargs, pairs); err != nil {
+				return err
+			}
+			if req.Options, err = task.options(cmd); err != nil {
+				return err
+			}
+			for _, a := range args[1:] {
+				req.Args = append(req.Args, jsonWord(a))
+			}
+			id, err := c.Execute(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if detach && o.json {
+				return printJSON(out, map[string]string{"task_id": id})
+			}
+			if detach {
+				_, err = fmt.Fprintln(out, id)
+				return err
+			}
+			result, err := c.Result(cmd.Context(), id, -1)
+			if err != nil {
+				return fmt.Errorf("task %s goes on, see 'treadle result %s --wait 30s': %w", id, id, err)
+			}
+			return printResult(cmd, result, o.json)
+		})
+}
+
+// keywords joins --kwargs and -k, which goes first.
+func keywords(object string, pairs []string) (map[string]any, error) {
+	var raw map[string]json.RawMessage
+	if object != "" {
+		if err := json.Unmarshal([]byte(object), &raw); err != nil || raw == nil {
+			return nil, misuse("--kwargs %s: want one JSON object, for example '{\"key\": 1}'", object)
+		}
+	}
+	out := make(map[string]any, len(raw)+len(pairs))
+	for k, v := range raw {
+		out[k] = v
+	}
+	for _, p := range pairs {
+		key, value, ok := strings.Cut(p, "=")
+		if !ok || key == "" {
+			return nil, misuse("-k %s: want key=value", p)
+		}
+		out[key] = jsonWord(value)
+	}
+	return out, nil
+}
+
+// printResult prints what a task ended in. A task without a value ends the program
+// with code 1 and says why on standard error.
+func printResult(cmd *cobra.Command, r *treadle.Result, asJSON bool) error {
+	err := r.Err()
+	switch {
+	case asJSON:
+		if e := printJSON(cmd.OutOrStdout(), r); e != nil {
+			return e
+		}
+	case err == nil && r.JSON != nil:
+		if _, e := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", r.JSON); e != nil {
+			return e
+		}
+	case err == nil && r.Repr != "":
+		if _, e := fmt.Fprintln(cmd.OutOrStdout(), r.Repr); e != nil {
+			return e
+		}
+	case err == nil:
+		fmt.Fprintf(cmd.ErrOrStderr(), "The result is a pickle of %s: --json prints it in base64.\n",
+			formatBytes(int64(len(r.Pickle))))
+	default:
+		printFailure(cmd.ErrOrStderr(), r, err)
+	}
+	if err != nil {
+		return &silentError{exitFailed}
+	}
+	return nil
+}
+
+// printFailure writes the traceback, then one line that says it all.
+func printFailure(w io.Writer, r *treadle.Result, err error) {
+	var failed *treadle.TaskError
+	if errors.As(err, &failed) {
+		if failed.Traceback != "" {
+			fmt.Fprintln(w, strings.TrimRight(failed.Traceback, "\n"))
+		}
+		fmt.Fprintf(w, "treadle: task %s %s: %v\n", r.TaskID, r.Status, err)
+		return
+	}
+	fmt.Fprintf(w, "treadle: task %s is %s: wait for it with 'treadle result %s --wait 30s'\n", r.TaskID, r.Status, r.TaskID)
+}

@@ -1,0 +1,328 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+)
+
+// role is what a process of this binary does; it decides which flags there are.
+type role int
+
+const (
+	// roleUp is everything in one process.
+	roleUp role = iota
+	// roleServer is the API alone.
+	roleServer
+	// roleDispatcher takes worker streams, or runs a pool itself.
+	roleDispatcher
+	// roleWorker is a worker agent.
+	roleWorker
+)
+
+// serverFlags are the settings of servers and workers. A command makes one, calls
+// register when it is built, and validate, then logger, when it runs. Each role has
+// those flags that mean something to it; the others keep their zero value.
+type serverFlags struct {
+	GRPCAddr string
+	// HTTPAddr is empty for no HTTP port.
+	HTTPAddr string
+	Store    string
+	DataDir  string
+
+	Slots      int
+	Python     string
+	PythonPath []string
+	// MaxRetries, TaskTimeout (0 for none) and MemoryLimit (in bytes, 0 for none) are
+	// the defaults of tasks that do not say.
+	MaxRetries  int
+	TaskTimeout time.Duration
+	MemoryLimit int64
+
+	Heartbeat      time.Duration
+	Lease          time.Duration
+	ReconnectGrace time.Duration
+	DrainTimeout   time.Duration
+	// MaxPayload is the one limit on a payload or result, in bytes.
+	MaxPayload int64
+	Retention  time.Duration
+
+	RESTCompat        string
+	RESTCreatedStatus int
+
+	// Insecure admits addresses that are not loopback.
+	Insecure  bool
+	Name      string
+	LogLevel  string
+	LogFormat string
+	// JSON prints the ready line as one JSON object.
+	JSON bool
+
+	// Dispatchers and Queues are a worker's; Mode is that of a worker (push, pull) or of
+	// a dispatcher (any, push, pull, local).
+	Dispatchers []string
+	Queues      []string
+	Mode        string
+}
+
+// Limits of the settings.
+const (
+	maxSlots       = 4096
+	maxRetriesCap  = 1000
+	minMaxPayload  = 1 << 10
+	maxMaxPayload  = 1<<30 - 1<<20 // twice it and 1 MiB is still a gRPC message
+	minMemoryLimit = 16 << 20
+	minHeartbeat   = 20 * time.Millisecond
+	// missedBeats mark a worker as lost.
+	missedBeats = 3
+)
+
+// register adds the flags of a role, with their twins in the environment. Flags that
+// the command adds by itself come before the call.
+func (f *serverFlags) register(cmd *cobra.Command, r role) {
+	fl := cmd.Flags()
+	if r != roleWorker {
+		fl.StringVar(&f.GRPCAddr, "grpc-addr", "127.0.0.1:50051", "where gRPC listens; port 0 picks a free one")
+		httpDefault := "127.0.0.1:8000"
+		if r == roleDispatcher {
+			httpDefault = ""
+		}
+		fl.StringVar(&f.HTTPAddr, "http-addr", httpDefault, "where REST, health and metrics listen; port 0 picks a free one")
+		storeDefault := "embedded:"
+		if r != roleUp {
+			storeDefault = ""
+		}
+		fl.StringVar(&f.Store, "store", storeDefault, "store URL: embedded: (under --data-dir) or memory:")
+	} else {
+		fl.StringVar(&f.HTTPAddr, "http-addr", "", "where health and metrics listen (default nowhere)")
+		fl.StringSliceVar(&f.Dispatchers, "dispatcher", []string{"127.0.0.1:50051"}, "HOST:PORT of dispatchers, tried in turn")
+		fl.Var(newChoice(&f.Mode, "push", "push", "pull"), "mode", "who starts each delivery: the dispatcher (push) or the worker (pull)")
+		fl.StringSliceVar(&f.Queues, "queues", []string{"default"}, "queues that the worker serves")
+	}
+	if r == roleDispatcher {
+		fl.Var(newChoice(&f.Mode, "any", "any", "push", "pull", "local"), "mode",
+			"which workers it takes; local takes none and runs a pool of --slots")
+	}
+	fl.StringVar(&f.DataDir, "data-dir", defaultDataDir(), "where state is kept")
+	if r != roleServer {
+		slots := "how many attempts run at once"
+		if r != roleWorker {
+			slots += "; 0 means no local pool"
+		}
+		fl.IntVar(&f.Slots, "slots", defaultSlots(), slots)
+		fl.StringVar(&f.Python, "python", "python3", "Python interpreter, a path or a name on PATH")
+		fl.Var((*pathList)(&f.PythonPath), "python-path", "folder added to the runners' sys.path; may be repeated")
+		fl.Var((*byteSize)(&f.MemoryLimit), "memory-limit", "memory of one attempt, for example 512MiB (default off)")
+		fl.DurationVar(&f.DrainTimeout, "drain-timeout", 25*time.Second, "how long running attempts may go on after SIGTERM")
+	}
+	if r == roleUp || r == roleDispatcher {
+		fl.DurationVar(&f.Heartbeat, "heartbeat", time.Second, "how often a worker must be heard")
+		fl.DurationVar(&f.Lease, "lease", 10*time.Second, "how long a silent worker keeps its attempts")
+		fl.DurationVar(&f.ReconnectGrace, "reconnect-grace", time.Second, "how long a worker whose connection closed may take to come back")
+	}
+	if r == roleUp || r == roleServer {
+		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how many lost workers a task survives, unless it says otherwise")
+		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task says otherwise (default none)")
+		fl.DurationVar(&f.Retention, "retention", 24*time.Hour, "how long finished tasks are kept")
+		fl.Var(newChoice(&f.RESTCompat, "course", "course", "seed"), "rest-compat", "how the REST routes at the root wrap results")
+		fl.IntVar(&f.RESTCreatedStatus, "rest-created-status", 200, "HTTP status of accepted registrations and executions at the root, 200 or 201")
+	}
+	if r != roleWorker {
+		f.MaxPayload = 64 << 20
+		fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result")
+		fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach, without TLS and tokens")
+	}
+	fl.StringVar(&f.Name, "name", "", "name shown to people (default the host's)")
+	fl.StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
+	fl.Var(newChoice(&f.LogFormat, "text", "text", "json"), "log-format", "form of the log on standard error")
+	fl.BoolVar(&f.JSON, "json", false, "print one JSON line when ready")
+	bindEnv(cmd)
+}
+
+// defaultSlots is one for each core, and at least four.
+func defaultSlots() int { return max(4, runtime.NumCPU()) }
+
+// defaultDataDir is $XDG_DATA_HOME/treadle, else ~/.local/share/treadle, and empty
+// where there is no home.
+func defaultDataDir() string {
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "treadle")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, ".local", "share", "treadle")
+}
+
+// logger builds the logger that the flags ask for.
+func (f *serverFlags) logger(w io.Writer) (*slog.Logger, error) {
+	log, err := newLogger(w, f.LogLevel, f.LogFormat)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	return log, nil
+}
+
+// validate refuses settings that cannot work, as misuse. Each message names the value,
+// the limit and the fix.
+func (f *serverFlags) validate(r role) error {
+	checks := []func(role) error{f.validateAddrs, f.validateStore, f.validatePool, f.validateTimes, f.validateAPI, f.validateWorker}
+	for _, check := range checks {
+		if err := check(r); err != nil {
+			return &usageError{err}
+		}
+	}
+	if utf8.RuneCountInString(f.Name) > 256 {
+		return misuse("--name has %d characters: want at most 256", utf8.RuneCountInString(f.Name))
+	}
+	_, err := f.logger(io.Discard)
+	return err
+}
+
+func (f *serverFlags) validateAddrs(r role) error {
+	addrs := []struct {
+		flag, value string
+		required    bool
+	}{{"--grpc-addr", f.GRPCAddr, r != roleWorker}, {"--http-addr", f.HTTPAddr, false}}
+	for _, a := range addrs {
+		if a.value == "" && !a.required {
+			continue
+		}
+		host, err := splitAddr(a.value)
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", a.flag, a.value, err)
+		}
+		if !isLoopback(host) && !f.Insecure {
+			return fmt.Errorf("%s %s is not loopback: other machines would reach it without TLS and tokens, "+
+				"and whoever reaches it runs code here; use 127.0.0.1, or --insecure when that is meant", a.flag, a.value)
+		}
+	}
+	if f.GRPCAddr != "" && f.GRPCAddr == f.HTTPAddr && !strings.HasSuffix(f.GRPCAddr, ":0") {
+		return fmt.Errorf("--grpc-addr and --http-addr are both %s: want two ports", f.GRPCAddr)
+	}
+	return nil
+}
+
+// splitAddr checks HOST:PORT and returns the host.
+func splitAddr(addr string) (host string, err error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", fmt.Errorf("want HOST:PORT, for example 127.0.0.1:50051")
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return "", fmt.Errorf("port %q: want 0 to 65535", port)
+	}
+	return host, nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func (f *serverFlags) validateStore(r role) error {
+	if r == roleWorker {
+		return nil
+	}
+	scheme, _, ok := strings.Cut(f.Store, ":")
+	switch {
+	case f.Store == "":
+		return fmt.Errorf("--store is missing: name the store that servers and dispatchers share")
+	case !ok || scheme == "":
+		return fmt.Errorf("--store %q: want a URL such as embedded: or memory:", f.Store)
+	case scheme == "embedded" && f.DataDir == "":
+		return fmt.Errorf("--data-dir is empty and this user has no home directory: name a folder")
+	}
+	return nil
+}
+
+func (f *serverFlags) validatePool(r role) error {
+	least := 0
+	if r == roleWorker {
+		least = 1
+	}
+	switch {
+	case r == roleServer:
+		return nil
+	case f.Slots < least || f.Slots > maxSlots:
+		return fmt.Errorf("--slots %d: want %d to %d", f.Slots, least, maxSlots)
+	case f.Python == "":
+		return fmt.Errorf("--python is empty: want an interpreter, for example python3")
+	case f.MemoryLimit != 0 && f.MemoryLimit < minMemoryLimit:
+		return fmt.Errorf("--memory-limit %s: an interpreter alone needs about that; want at least %s, or off",
+			formatBytes(f.MemoryLimit), formatBytes(minMemoryLimit))
+	case f.DrainTimeout < 0:
+		return fmt.Errorf("--drain-timeout %s: want 0 or more", f.DrainTimeout)
+	}
+	return nil
+}
+
+func (f *serverFlags) validateTimes(r role) error {
+	if r != roleUp && r != roleDispatcher {
+		return nil
+	}
+	switch {
+	case f.Heartbeat < minHeartbeat:
+		return fmt.Errorf("--heartbeat %s: want at least %s", f.Heartbeat, minHeartbeat)
+	case f.Lease <= missedBeats*f.Heartbeat:
+		return fmt.Errorf("--lease %s with --heartbeat %s: %d missed heartbeats must end before the lease does; want more than %s",
+			f.Lease, f.Heartbeat, missedBeats, missedBeats*f.Heartbeat)
+	case f.ReconnectGrace < 0 || f.ReconnectGrace >= f.Lease:
+		return fmt.Errorf("--reconnect-grace %s: want from 0 to less than --lease (%s)", f.ReconnectGrace, f.Lease)
+	}
+	return nil
+}
+
+func (f *serverFlags) validateAPI(r role) error {
+	if r != roleWorker && (f.MaxPayload < minMaxPayload || f.MaxPayload > maxMaxPayload) {
+		return fmt.Errorf("--max-payload %s: want %s to %s", formatBytes(f.MaxPayload), formatBytes(minMaxPayload), formatBytes(maxMaxPayload))
+	}
+	if r != roleUp && r != roleServer {
+		return nil
+	}
+	switch {
+	case f.MaxRetries < 0 || f.MaxRetries > maxRetriesCap:
+		return fmt.Errorf("--max-retries %d: want 0 to %d", f.MaxRetries, maxRetriesCap)
+	case f.TaskTimeout < 0:
+		return fmt.Errorf("--task-timeout %s: want 0 (none) or more", f.TaskTimeout)
+	case f.Retention < time.Second:
+		return fmt.Errorf("--retention %s: want at least 1s, or nobody could fetch a result", f.Retention)
+	case f.RESTCreatedStatus != 200 && f.RESTCreatedStatus != 201:
+		return fmt.Errorf("--rest-created-status %d: want 200 or 201", f.RESTCreatedStatus)
+	}
+	return nil
+}
+
+func (f *serverFlags) validateWorker(r role) error {
+	if r != roleWorker {
+		return nil
+	}
+	if len(f.Dispatchers) == 0 {
+		return fmt.Errorf("--dispatcher is empty: want HOST:PORT of at least one")
+	}
+	for _, d := range f.Dispatchers {
+		if _, err := splitAddr(d); err != nil {
+			return fmt.Errorf("--dispatcher %q: %w", d, err)
+		}
+	}
+	for _, q := range f.Queues {
+		if q == "" || len(q) > 128 {
+			return fmt.Errorf("--queues: %q has %d bytes: want 1 to 128", q, len(q))
+		}
+	}
+	if len(f.Queues) == 0 {
+		return fmt.Errorf("--queues is empty: want at least one")
+	}
+	return nil
+}
