@@ -125,7 +125,7 @@ func (s *session) read() {
 }
 
 func (s *session) serve(ctx context.Context) error {
-	if err := s.hello(); err != nil {
+	if err := s.hello(ctx); err != nil {
 		return err
 	}
 	period := s.agent.heartbeat()
@@ -173,7 +173,7 @@ func (a *Agent) heartbeat() time.Duration {
 }
 
 // hello opens the session and waits for the terms.
-func (s *session) hello() error {
+func (s *session) hello(ctx context.Context) error {
 	a := s.agent
 	a.mu.Lock()
 	held := a.heldLocked()
@@ -205,6 +205,8 @@ func (s *session) hello() error {
 		}
 	case <-timer.C:
 		return fmt.Errorf("no welcome within %s", welcomeWait)
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

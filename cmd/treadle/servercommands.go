@@ -3,4 +3,6 @@ package main
 import "github.com/spf13/cobra"
 
 // serverCommands are the roles of this binary.
-func serverCommands() []*cobra.Command { return nil }
+func serverCommands() []*cobra.Command {
+	return []*cobra.Command{newUpCommand(), newWorkerCommand()}
+}

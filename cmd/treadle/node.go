@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/treadle-dev/treadle/dispatcher"
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/link/linkpb"
+	"github.com/treadle-dev/treadle/server"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/pebblestore"
+	"github.com/treadle-dev/treadle/task"
+	"github.com/treadle-dev/treadle/worker"
+	"github.com/treadle-dev/treadle/worker/pyproc"
+)
+
+// node is one process of the fabric: its settings and the wiring of the parts that
+// they ask for. This file alone chooses a store.
+type node struct {
+	serverFlags
+	Version string
+	Log     *slog.Logger
+	// Ready is called once, with the addresses that are listened on.
+	Ready func(grpcAddr, httpAddr string)
+}
+
+func randomID() task.ID { return task.ID(uuid.New()) }
+
+func timeID() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
+
+// openStore opens what a store URL names.
+func (n *node) openStore(ctx context.Context) (store.Store, error) {
+	opts := pebblestore.Options{Retention: n.Retention, Lease: n.Lease, Logger: n.Log}
+	switch scheme, _, _ := strings.Cut(n.Store, ":"); scheme {
+	case "embedded":
+		opts.Durability, opts.Dir = pebblestore.Embedded, filepath.Join(n.DataDir, "store")
+		if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the data folder (--data-dir): %w", err)
+		}
+	case "memory":
+		opts.Durability = pebblestore.Memory
+	default:
+		return nil, fmt.Errorf("store %q (--store): this release has embedded: and memory:", redactURL(n.Store))
+	}
+	return pebblestore.Open(ctx, opts)
+}
+
+// redactURL keeps what may be a password out of messages.
+func redactURL(u string) string {
+	scheme, rest, ok := strings.Cut(u, "://")
+	if !ok {
+		return task.ClipText(u, 128)
+	}
+	if _, host, ok := strings.Cut(rest, "@"); ok {
+		rest = "***@" + host
+	}
+	return task.ClipText(scheme+"://"+rest, 128)
+}
+
+// up runs everything in one process until ctx ends, then drains: the pool first,
+// while its results can still be fetched, then the worker streams and the API.
+func (n *node) up(ctx context.Context) (err error) {
+	st, err := n.openStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	d, err := dispatcher.New(dispatcher.Config{
+		Lease: n.Lease, Heartbeat: n.Heartbeat, Grace: orNone(n.ReconnectGrace), MaxPayload: int(n.MaxPayload),
+		ID: randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
+	}, st)
+	if err != nil {
+		return err
+	}
+	srv, err := server.New(server.Config{
+		Store: st, Dispatcher: d, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version,
+		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
+		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus,
+	})
+	if err != nil {
+		return err
+	}
+	var pool *worker.Agent
+	if n.Slots > 0 {
+		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
+			n.Log.Warn("the local pool's link ended", "error", err)
+		}))
+		if err != nil {
+			return err
+		}
+	}
+	if err := srv.Listen(); err != nil {
+		return err
+	}
+	var stages stages
+	stages.run(srv.Serve)
+	stages.run(d.Run)
+	if pool != nil {
+		stages.run(pool.Run)
+	}
+	if n.Ready != nil {
+		n.Ready(srv.GRPCAddr(), srv.HTTPAddr())
+	}
+	return stages.wait(ctx)
+}
+
+// orNone turns a zero that a user gave into the negative number that means none,
+// as a zero in a configuration means its default.
+func orNone[T int | time.Duration](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
+}
+
+// work runs a worker agent until ctx ends, then drains.
+func (n *node) work(ctx context.Context) error {
+	dialer, err := linkpb.NewDialer(n.Dispatchers, link.Mode(n.Mode), int(n.MaxPayload), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	id := randomID().String()
+	agent, err := n.agent(id, link.Mode(n.Mode), dialer.Dial)
+	if err != nil {
+		return err
+	}
+	n.Log.Info("worker starts", "worker", id, "dispatchers", strings.Join(n.Dispatchers, ","), "mode", n.Mode, "slots", n.Slots)
+	return agent.Run(ctx)
+}
+
+// agent makes a worker with a Python executor.
+func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link.Conn, error)) (*worker.Agent, error) {
+	python, err := pyproc.New(pyproc.Config{
+		Python: n.Python, Paths: n.PythonPath, MemoryLimit: n.MemoryLimit, Dir: filepath.Join(n.DataDir, "workers", id),
+		Logger: n.Log, MaxPayload: int(n.MaxPayload),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return worker.New(worker.Config{
+		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Slots: n.Slots, Queues: n.Queues,
+		Executors: []worker.Executor{python}, DrainTimeout: orNone(n.DrainTimeout), Logger: n.Log,
+	})
+}
+
+// stages are parts that start in order and stop in the opposite one, each when the
+// one after it has ended. The first that fails stops all.
+type stages struct {
+	parts  []*stage
+	failed chan struct{}
+	once   sync.Once
+}
+
+type stage struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error
+}
+
+func (s *stages) run(part func(context.Context) error) {
+	if s.failed == nil {
+		s.failed = make(chan struct{})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	st := &stage{cancel: cancel, done: make(chan struct{})}
+	s.parts = append(s.parts, st)
+	go func() {
+		defer close(st.done)
+		st.err = part(ctx)
+		if ctx.Err() == nil {
+			// Nothing ends by itself: whatever the reason, the process cannot go on.
+			s.once.Do(func() { close(s.failed) })
+		}
+	}()
+}
+
+// wait returns when all parts have ended: after ctx, or after the first failure.
+func (s *stages) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-s.failed:
+	}
+	var errs []error
+	for i := len(s.parts) - 1; i >= 0; i-- {
+		s.parts[i].cancel()
+		<-s.parts[i].done
+		errs = append(errs, s.parts[i].err)
+	}
+	return errors.Join(errs...)
+}
