@@ -19,7 +19,7 @@ func (s *Store) CheckInvariants(ctx context.Context) error {
 		return err
 	}
 	defer s.leave()
-	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retainRow{}, keys: map[string]task.ID{}}
+	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}}
 	// On the committer nothing is under way: disk and index must say the same.
 	if err := s.commit(ctx, op, 0, func(*txn) { c.run() }); err != nil {
 		return err
@@ -49,8 +49,10 @@ type checker struct {
 	errs []error
 	live map[task.ID]record
 	// finished holds what the record of each finished task says that retention must remove.
-	finished map[task.ID]retainRow
-	keys     map[string]task.ID
+	finished map[task.ID]retained
+	// kept lists the tasks in the retention index.
+	kept map[task.ID]bool
+	keys map[string]task.ID
 }
 
 func (c *checker) fail(format string, args ...any) {
@@ -66,13 +68,9 @@ func (c *checker) run() {
 	c.each(spaceResult, c.resultRow)
 	c.each(spaceOutput, c.outputRow)
 	c.each(spaceTaskKey, c.keyRow)
-	retained := 0
-	c.each(spaceRetain, func(key, value []byte) error {
-		retained++
-		return c.retainRow(key, value)
-	})
-	if retained != len(c.finished) {
-		c.fail("%d finished tasks and %d rows in the retention index", len(c.finished), retained)
+	c.each(spaceRetain, c.retainRow)
+	if len(c.kept) != len(c.finished) {
+		c.fail("%d finished tasks and %d in the retention index", len(c.finished), len(c.kept))
 	}
 	for key, id := range c.keys {
 		c.fail("task %s names the idempotency key %q, which is not there", id, key)
@@ -110,6 +108,9 @@ func (c *checker) liveRow(key, value []byte) error {
 	if err != nil {
 		return err
 	}
+	if n := rec.task.ArgsSize; n <= maxInlineArgs && len(rec.args) != n {
+		return fmt.Errorf("%d bytes of arguments, the record says %d", len(rec.args), n)
+	}
 	c.live[id] = rec
 	if rec.key != "" {
 		c.keys[rec.key] = id
@@ -130,7 +131,10 @@ func (c *checker) finishedRow(key, value []byte) error {
 		return errors.New("the task is finished and unfinished at once")
 	}
 	t := rec.task
-	c.finished[id] = retainRow{key: rec.key, result: t.Status == task.Completed && t.ResultSize > 0, logs: rec.logs}
+	if t.ResultSize <= maxInlineResult && len(rec.result) != t.ResultSize {
+		return fmt.Errorf("a result of %d bytes, the record says %d", len(rec.result), t.ResultSize)
+	}
+	c.finished[id] = retained{id: id, key: rec.key, result: t.ResultSize > maxInlineResult, logs: rec.logs}
 	if rec.key != "" {
 		c.keys[rec.key] = id
 	}
@@ -146,7 +150,7 @@ func (c *checker) argsRow(key, value []byte) error {
 	if !ok {
 		return errors.New("arguments without an unfinished task")
 	}
-	if rec.task.ArgsSize != len(value) {
+	if rec.task.ArgsSize != len(value) || len(value) <= maxInlineArgs {
 		return fmt.Errorf("%d bytes of arguments, the record says %d", len(value), rec.task.ArgsSize)
 	}
 	return nil
@@ -195,20 +199,22 @@ func (c *checker) keyRow(key, value []byte) error {
 }
 
 func (c *checker) retainRow(key, value []byte) error {
-	_, id, ok := splitRetainKey(key)
-	if !ok {
+	if _, ok := finishOf(key); !ok {
 		return errKey
 	}
-	row, err := decodeRetainRow(id, value)
+	row, err := decodeRetained(key, value)
 	if err != nil {
 		return err
 	}
-	want, ok := c.finished[id]
-	if !ok {
-		return errors.New("a retention row without a finished task")
-	}
-	if fmt.Sprint(row) != fmt.Sprint(want) {
-		return fmt.Errorf("the retention row says %+v, the record %+v", row, want)
+	for _, t := range row {
+		want, ok := c.finished[t.id]
+		if !ok || c.kept[t.id] {
+			return fmt.Errorf("task %s is not finished, or kept twice", t.id)
+		}
+		c.kept[t.id] = true
+		if fmt.Sprint(t) != fmt.Sprint(want) {
+			return fmt.Errorf("the retention row says %+v, the record %+v", t, want)
+		}
 	}
 	return nil
 }

@@ -111,7 +111,7 @@ func (x *txn) claim(now time.Time, shift time.Duration, r *store.ClaimRequest) [
 			s.fail(err)
 			break
 		}
-		x.save(e)
+		x.save(e, nil)
 		out = append(out, e.claimed(tok))
 	}
 	return out

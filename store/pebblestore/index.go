@@ -29,7 +29,8 @@ type entry struct {
 	lane     *lane
 	priority int8
 	where    place
-	// argsKept says that args holds the arguments.
+	// argsKept says that args holds the arguments. Small ones are always kept, as they
+	// are part of the record.
 	argsKept bool
 	// startUnknown marks a lease found at open: whether its attempt was started is
 	// not written, so its loss counts.
@@ -84,7 +85,24 @@ func (ix *index) add(rec record) *entry {
 		t: t, key: rec.key, logs: rec.logs}
 	ix.entries[t.ID] = e
 	ix.resident++
+	ix.setArgs(e, rec.args)
 	return e
+}
+
+// setArgs hands small arguments, or ones that there is room for, to an entry.
+func (ix *index) setArgs(e *entry, args []byte) {
+	if len(args) > 0 {
+		e.args, e.argsKept = args, true
+		ix.argBytes += len(args)
+	}
+}
+
+// inlineArgs returns the arguments that belong into the record.
+func (e *entry) inlineArgs() []byte {
+	if e.t.ArgsSize > maxInlineArgs {
+		return nil
+	}
+	return e.args
 }
 
 func (ix *index) laneOf(queue, runtime string) *lane {
@@ -172,13 +190,12 @@ const (
 	maxArgsMemory = 64 << 20
 )
 
-// keepArgs keeps a copy of small arguments for the claim.
+// keepArgs keeps a copy of arguments for the claim, where there is room.
 func (ix *index) keepArgs(e *entry, args []byte) {
-	if len(args) > maxArgsKept || ix.argBytes+len(args) > maxArgsMemory {
+	if len(args) > maxInlineArgs && (len(args) > maxArgsKept || ix.argBytes+len(args) > maxArgsMemory) {
 		return
 	}
-	e.args, e.argsKept = append([]byte(nil), args...), true
-	ix.argBytes += len(args)
+	ix.setArgs(e, append([]byte(nil), args...))
 }
 
 func (ix *index) dropArgs(e *entry) {

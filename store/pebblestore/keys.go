@@ -12,10 +12,10 @@ import (
 //
 //	l<id>            record of an unfinished task
 //	f<id>            record of a finished task
-//	a<id>            arguments of an unfinished task
-//	r<id>            result of a COMPLETED task
+//	a<id>            arguments of an unfinished task, unless they are small
+//	r<id>            result of a COMPLETED task, unless it is small
 //	o<id><attempt>   what is kept of an attempt's output
-//	x<finish><id>    finished tasks by finish time, for retention
+//	x<finish><id>    tasks that finished in one commit, for retention
 //	k<request id>    idempotency key of a task
 //	F<id>            function
 //	b<hash>          bytes of functions
@@ -67,6 +67,7 @@ func textKey(space byte, text string) []byte {
 	return append(append(make([]byte, 0, 1+len(text)), space), text...)
 }
 
+// appendRetainKey names a row by the last finish time in it and the first of its ids.
 func appendRetainKey(b []byte, finished time.Time, id task.ID) []byte {
 	b = append(b, spaceRetain)
 	// Store time is after 1970, so the unsigned form sorts like the time.
@@ -76,14 +77,12 @@ func appendRetainKey(b []byte, finished time.Time, id task.ID) []byte {
 
 const retainKeyLen = 1 + 8 + 16
 
-// splitRetainKey reads a key of the retention index.
-func splitRetainKey(key []byte) (finished time.Time, id task.ID, ok bool) {
+// finishOf reads the time of a key of the retention index.
+func finishOf(key []byte) (finished time.Time, ok bool) {
 	if len(key) != retainKeyLen || key[0] != spaceRetain {
-		return time.Time{}, task.ID{}, false
+		return time.Time{}, false
 	}
-	nanos := binary.BigEndian.Uint64(key[1:9])
-	copy(id[:], key[9:])
-	return time.Unix(0, int64(nanos)).UTC(), id, true
+	return time.Unix(0, int64(binary.BigEndian.Uint64(key[1:9]))).UTC(), true
 }
 
 // idOfKey reads the id of an id key.

@@ -68,8 +68,8 @@ func (s *Store) row(ctx context.Context, m *merge) (task.ID, *task.Task, error) 
 		}
 		return id, rec.task, nil
 	}
-	t, _, err := s.lookup(ctx, id)
-	return id, t, err
+	v, err := s.lookup(ctx, id)
+	return id, v.task, err
 }
 
 // settled says that a finished task on disk is durable.

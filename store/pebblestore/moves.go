@@ -7,28 +7,55 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// save writes an entry's record as it now is. A finished task moves to its own
-// keyspace and to the retention index, and its arguments go.
-func (x *txn) save(e *entry) {
+// save writes an entry's record as it now is, with its result when it has one. A
+// finished task moves to its own keyspace and is noted for retention, and its
+// arguments go.
+func (x *txn) save(e *entry, result []byte) {
 	t := e.t
 	x.touch(e)
 	var key [32]byte
 	rec := record{task: t, key: e.key, logs: e.logs}
-	x.buf = appendRecord(x.buf[:0], &rec)
 	if !t.Status.Terminal() {
+		rec.args = e.inlineArgs()
+		x.buf = appendRecord(x.buf[:0], &rec)
 		x.set(appendIDKey(key[:0], spaceLive, e.id), x.buf)
 		return
 	}
+	apart := len(result) > maxInlineResult
+	if !apart {
+		rec.result = result
+	}
+	x.buf = appendRecord(x.buf[:0], &rec)
 	x.set(appendIDKey(key[:0], spaceFinished, e.id), x.buf)
 	x.del(appendIDKey(key[:0], spaceLive, e.id))
-	if t.ArgsSize > 0 {
+	if apart {
+		x.set(appendIDKey(key[:0], spaceResult, e.id), result)
+	}
+	if t.ArgsSize > maxInlineArgs {
 		x.del(appendIDKey(key[:0], spaceArgs, e.id))
 	}
-	row := retainRow{key: e.key, result: t.Status == task.Completed && t.ResultSize > 0, logs: e.logs}
-	x.buf = appendRetainRow(x.buf[:0], &row)
-	x.set(appendRetainKey(key[:0], t.FinishedAt, e.id), x.buf)
-	x.s.gcAt(t.FinishedAt.Add(x.s.opts.Retention))
+	x.ended = append(x.ended, retained{id: e.id, key: e.key, result: apart, logs: e.logs})
+	x.endedAt = t.FinishedAt
+	if len(x.ended) == maxRetainedRow {
+		x.retain()
+	}
 	x.signals = append(x.signals, store.Signal{Kind: store.Done, Task: e.id})
+}
+
+// maxRetainedRow bounds the tasks in one row of the retention index.
+const maxRetainedRow = 64
+
+// retain writes the tasks that ended since the last row. Store time never goes
+// back, so the last of them finished last.
+func (x *txn) retain() {
+	if len(x.ended) == 0 {
+		return
+	}
+	var key [32]byte
+	x.buf = appendRetained(x.buf[:0], x.ended)
+	x.set(appendRetainKey(key[:0], x.endedAt, x.ended[0].id), x.buf)
+	x.s.gcAt(x.endedAt.Add(x.s.opts.Retention))
+	x.ended = x.ended[:0]
 }
 
 // saveOutput writes what is kept of the attempt that just ended.
@@ -67,11 +94,11 @@ func (x *txn) settle(e *entry, now time.Time, tok task.Token, out task.Outcome, 
 		x.saveOutput(e, t.AttemptCount)
 	}
 	e.out = nil
-	if t.Status == task.Completed && len(out.Result) > 0 {
-		var key [32]byte
-		x.set(appendIDKey(key[:0], spaceResult, e.id), out.Result)
+	var result []byte
+	if t.Status == task.Completed {
+		result = out.Result
 	}
-	x.save(e)
+	x.save(e, result)
 	if e.where == whereReady {
 		x.wake(e.lane)
 	}
@@ -93,7 +120,7 @@ func (x *txn) force(e *entry, now time.Time, move func(*task.Task) bool) bool {
 		x.saveOutput(e, t.AttemptCount)
 	}
 	e.out = nil
-	x.save(e)
+	x.save(e, nil)
 	if held {
 		x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
 	}

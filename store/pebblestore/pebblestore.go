@@ -217,7 +217,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		MemTableSize:                64 << 20,
 		MemTableStopWritesThreshold: 4,
 		CacheSize:                   32 << 20,
-		L0CompactionThreshold:       2,
+		LBaseMaxBytes:               256 << 20,
 		L0StopWritesThreshold:       1000,
 		MaxOpenFiles:                1000,
 		DisableWAL:                  s.opts.Durability == Memory,

@@ -149,11 +149,11 @@ func (s *Store) nextReap(now time.Time) (time.Time, error) {
 	return time.Unix(0, next).UTC(), nil
 }
 
-// garbage is one finished task to remove.
+// garbage is one row of the retention index with the tasks to remove and those that
+// stay for the next call.
 type garbage struct {
-	key []byte
-	id  task.ID
-	row retainRow
+	key       []byte
+	out, rest []retained
 }
 
 // collect removes finished tasks past their retention (T10): record, result, output
@@ -167,20 +167,20 @@ func (s *Store) collect(ctx context.Context, now time.Time, limit int) error {
 	s.mu.Lock()
 	s.nextGC = time.Time{}
 	s.mu.Unlock()
-	victims, next, err := s.expired(ctx, now, limit)
+	rows, next, err := s.expired(ctx, now, limit)
 	if err != nil {
 		err = task.Errorf(task.CodeUnavailable, "reap", "%w", err)
-	} else if len(victims) > 0 {
-		err = s.commit(ctx, "reap", 128*len(victims), func(x *txn) {
-			for i := range victims {
-				x.remove(&victims[i])
+	} else if len(rows) > 0 {
+		err = s.commit(ctx, "reap", 128*limit, func(x *txn) {
+			for i := range rows {
+				x.remove(&rows[i])
 			}
 		})
 	}
 	if err != nil {
 		next = now
-	} else if len(victims) > 0 {
-		s.cursor = victims[len(victims)-1].key
+	} else if len(rows) > 0 {
+		s.cursor = rows[len(rows)-1].key
 	}
 	s.mu.Lock()
 	s.gcAt(next)
@@ -209,43 +209,61 @@ func (s *Store) expired(ctx context.Context, now time.Time, limit int) (out []ga
 	}
 	defer func() { err = errors.Join(err, it.Error(), it.Close()) }()
 	for ok := it.First(); ok; ok = it.Next() {
-		finished, id, isRow := splitRetainKey(it.Key())
+		finished, isRow := finishOf(it.Key())
 		if !isRow {
 			return nil, next, fmt.Errorf("the key %q is damaged", it.Key())
 		}
-		if due := finished.Add(s.opts.Retention); due.After(now) || len(out) == limit {
+		if due := finished.Add(s.opts.Retention); due.After(now) || limit == 0 {
 			return out, due, nil
 		}
-		row, err := decodeRetainRow(id, it.Value())
+		tasks, err := decodeRetained(it.Key(), it.Value())
 		if err != nil {
 			return nil, next, err
 		}
-		out = append(out, garbage{key: append([]byte(nil), it.Key()...), id: id, row: row})
+		g := garbage{key: append([]byte(nil), it.Key()...)}
+		n := min(limit, len(tasks))
+		g.out, g.rest = tasks[:n], tasks[n:]
+		limit -= n
+		out = append(out, g)
+		if len(g.rest) > 0 {
+			return out, now, nil
+		}
 	}
 	return out, next, nil
 }
 
-// remove deletes everything of one finished task.
+// remove deletes everything of the finished tasks of a row.
 func (x *txn) remove(g *garbage) {
+	for i := range g.out {
+		x.removeTask(&g.out[i])
+	}
+	if len(g.rest) == 0 {
+		x.del(g.key)
+		return
+	}
+	x.buf = appendRetained(x.buf[:0], g.rest)
+	x.set(g.key, x.buf)
+}
+
+func (x *txn) removeTask(t *retained) {
 	var key [32]byte
-	x.del(g.key)
-	x.del(appendIDKey(key[:0], spaceFinished, g.id))
-	if g.row.result {
-		x.del(appendIDKey(key[:0], spaceResult, g.id))
+	x.del(appendIDKey(key[:0], spaceFinished, t.id))
+	if t.result {
+		x.del(appendIDKey(key[:0], spaceResult, t.id))
 	}
-	for _, attempt := range g.row.logs {
-		x.del(appendOutputKey(key[:0], g.id, attempt))
+	for _, attempt := range t.logs {
+		x.del(appendOutputKey(key[:0], t.id, attempt))
 	}
-	if g.row.key != "" {
-		x.del(textKey(spaceTaskKey, g.row.key))
+	if t.key != "" {
+		x.del(textKey(spaceTaskKey, t.key))
 		// A submission later in this group may use the key again.
 		if x.dropped == nil {
 			x.dropped = make(map[string]struct{})
 		}
-		x.dropped[g.row.key] = struct{}{}
+		x.dropped[t.key] = struct{}{}
 	}
 	if x.gone == nil {
 		x.gone = make(map[task.ID]struct{})
 	}
-	x.gone[g.id] = struct{}{}
+	x.gone[t.id] = struct{}{}
 }

@@ -13,7 +13,17 @@ type record struct {
 	key string
 	// logs lists the attempts whose output is stored.
 	logs []int
+	// args and result hold small payloads, which then have no key of their own: every
+	// key costs more than a few hundred bytes in a record do.
+	args, result []byte
 }
+
+// What goes into the record, in bytes. The record of an unfinished task is written
+// again by each claim, that of a finished one only once.
+const (
+	maxInlineArgs   = 512
+	maxInlineResult = 4 << 10
+)
 
 // Numbers of the fields of a task record. A number is never used again for
 // something else. The id is in the key.
@@ -52,6 +62,8 @@ const (
 	fFailure
 	fKey
 	fLogs
+	fInlineArgs
+	fInlineResult
 )
 
 // Numbers of the fields of a lease.
@@ -139,6 +151,8 @@ func appendRecord(b []byte, rec *record) []byte {
 		m.tag(fLogs)
 		m.b = appendInts(m.b, rec.logs)
 	}
+	m.bytes(fInlineArgs, rec.args)
+	m.bytes(fInlineResult, rec.result)
 	return m.done()
 }
 
@@ -309,6 +323,10 @@ func readStateField(r *reader, rec *record, num int) bool {
 		rec.key = r.text()
 	case fLogs:
 		rec.logs = readInts(r)
+	case fInlineArgs:
+		rec.args = append([]byte(nil), r.bytes()...)
+	case fInlineResult:
+		rec.result = append([]byte(nil), r.bytes()...)
 	default:
 		return false
 	}

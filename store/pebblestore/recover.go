@@ -24,20 +24,19 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.recoverClock(); err != nil {
 		return err
 	}
-	x := &txn{s: s, b: s.db.NewBatch()}
+	x := s.newTxn()
 	counts, err := s.recoverLive(ctx, x)
 	if err != nil {
-		return errors.Join(err, x.b.Close())
+		return errors.Join(err, x.close())
 	}
 	if err := s.recoverFinished(); err != nil {
-		return errors.Join(err, x.b.Close())
+		return errors.Join(err, x.close())
 	}
 	if err := s.broken.Load(); err != nil {
 		return err
 	}
-	if !x.b.Empty() {
-		clock := clockRow{now: s.now, seq: s.seq}
-		x.set(keyClock, clock.append(nil))
+	if !x.empty() {
+		x.seal()
 		if err := s.sealed(x.b); err != nil {
 			return task.Errorf(task.CodeUnavailable, "open store", "recovery cannot be written: %w", err)
 		}
@@ -45,7 +44,7 @@ func (s *Store) recover(ctx context.Context) error {
 	s.finish(x)
 	s.log.Info("store opened", "dir", s.opts.Dir, "durability", s.opts.Durability, "unfinished", counts.live,
 		"leases", counts.leases, "requeued", counts.requeued)
-	return x.b.Close()
+	return x.close()
 }
 
 // checkFormat refuses a folder written by a newer build.
@@ -155,7 +154,7 @@ func (s *Store) recoverTask(x *txn, rec record, n *recovered) error {
 		// A pool may have been killed by what it ran: the loss counts.
 		t.Settle(s.now, tok, task.Fail(task.EndLost, lostAtRestart), jitterOf(t))
 		s.ix.place(e, s.now)
-		x.save(e)
+		x.save(e, nil)
 		return nil
 	}
 	t.Renew(tok, s.now.Add(s.opts.Lease), time.Time{})
@@ -171,7 +170,7 @@ func (s *Store) recoverFinished() error {
 	if err != nil {
 		return err
 	}
-	if finished, _, ok := splitRetainKey(key); ok {
+	if finished, ok := finishOf(key); ok {
 		s.nextGC = finished.Add(s.opts.Retention)
 	}
 	for _, space := range []byte{spaceLive, spaceFinished} {

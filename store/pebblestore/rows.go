@@ -66,50 +66,67 @@ func decodeFunction(id task.ID, b []byte) (task.Function, error) {
 	return f, nil
 }
 
-// retainRow is what retention must know to remove a finished task without reading
-// its record.
-type retainRow struct {
+// retained is what retention must know to remove a finished task without reading its
+// record. One row of the retention index holds those that finished in one commit.
+type retained struct {
+	id     task.ID
 	key    string
 	result bool
 	logs   []int
 }
 
-// Numbers of the fields of a retention row.
+// Numbers of the fields of a retained task.
 const (
-	fxKey = iota + 1
+	fxID = iota + 1
+	fxKey
 	fxResult
 	fxLogs
 )
 
-func appendRetainRow(b []byte, row *retainRow) []byte {
-	m := openMap(b)
-	m.text(fxKey, row.key)
-	m.bool(fxResult, row.result)
-	if len(row.logs) > 0 {
-		m.tag(fxLogs)
-		m.b = appendInts(m.b, row.logs)
+func appendRetained(b []byte, row []retained) []byte {
+	b = appendArrayLen(b, len(row))
+	for i := range row {
+		m := openMap(b)
+		m.array(fxID, row[i].id[:])
+		m.text(fxKey, row[i].key)
+		m.bool(fxResult, row[i].result)
+		if len(row[i].logs) > 0 {
+			m.tag(fxLogs)
+			m.b = appendInts(m.b, row[i].logs)
+		}
+		b = m.done()
 	}
-	return m.done()
+	return b
 }
 
-func decodeRetainRow(id task.ID, b []byte) (retainRow, error) {
-	var row retainRow
+func decodeRetained(key, b []byte) ([]retained, error) {
 	r := &reader{b: b}
-	r.eachField(func(num int) bool {
-		switch num {
-		case fxKey:
-			row.key = r.text()
-		case fxResult:
-			row.result = r.bool()
-		case fxLogs:
-			row.logs = readInts(r)
-		default:
-			return false
-		}
-		return true
-	})
+	n := r.arrayLen()
+	row := make([]retained, 0, min(n, maxRetainedRow))
+	for ; n > 0 && r.err == nil; n-- {
+		var t retained
+		r.eachField(func(num int) bool {
+			switch num {
+			case fxID:
+				r.array(t.id[:])
+			case fxKey:
+				t.key = r.text()
+			case fxResult:
+				t.result = r.bool()
+			case fxLogs:
+				t.logs = readInts(r)
+			default:
+				return false
+			}
+			return true
+		})
+		row = append(row, t)
+	}
+	if r.err == nil && len(r.b) > 0 {
+		r.fail(fmt.Errorf("%d bytes after the end of the row", len(r.b)))
+	}
 	if r.err != nil {
-		return retainRow{}, fmt.Errorf("the retention row of task %s is damaged: %w", id, r.err)
+		return nil, fmt.Errorf("the retention row under key %q is damaged: %w", key, r.err)
 	}
 	return row, nil
 }

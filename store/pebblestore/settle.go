@@ -64,7 +64,9 @@ func (ix *index) renew(e *entry, r *store.Renewal, shift time.Duration) task.Ver
 		e.lane.count(was, -1)
 		e.lane.count(t.Status, 1)
 		// The attempt has its arguments now.
-		ix.dropArgs(e)
+		if t.ArgsSize > maxInlineArgs {
+			ix.dropArgs(e)
+		}
 	}
 	e.write(r.Log)
 	return v
@@ -176,12 +178,12 @@ func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlem
 // settleEnded answers a report about a task that is not in the index: it ended
 // before, or was never there.
 func (s *Store) settleEnded(ctx context.Context, now time.Time, it *store.Settlement) (task.Verdict, error) {
-	t, _, err := s.lookup(ctx, it.Token.Task)
+	v, err := s.lookup(ctx, it.Token.Task)
 	if err != nil {
 		return "", err
 	}
-	if t == nil || !t.Status.Terminal() {
+	if v.task == nil || !v.task.Status.Terminal() {
 		return task.VerdictStale, nil
 	}
-	return t.Settle(now, it.Token, it.Outcome, it.Jitter), nil
+	return v.task.Settle(now, it.Token, it.Outcome, it.Jitter), nil
 }

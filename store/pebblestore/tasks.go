@@ -93,12 +93,12 @@ func (x *txn) submit(now time.Time, it *store.Submission) store.Submitted {
 	// Strings that came with a request would keep the whole request in memory.
 	e := s.ix.add(record{task: t, key: strings.Clone(it.Key.ID)})
 	t.Queue, t.Runtime = e.lane.key.queue, e.lane.key.runtime
+	s.ix.keepArgs(e, it.Args)
 	s.ix.place(e, now)
-	x.save(e)
-	var key [32]byte
-	if len(it.Args) > 0 {
+	x.save(e, nil)
+	if len(it.Args) > maxInlineArgs {
+		var key [32]byte
 		x.set(appendIDKey(key[:0], spaceArgs, e.id), it.Args)
-		s.ix.keepArgs(e, it.Args)
 	}
 	if e.key != "" {
 		row := keyRow{id: e.id, digest: it.Key.Digest}
@@ -159,39 +159,46 @@ func (x *txn) fresh(id task.ID) error {
 	return nil
 }
 
-// lookup returns a private copy of a record that is durable, and the output kept in
-// memory where the attempt is in force; nil when there is no such task.
-func (s *Store) lookup(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
+// view is what a reader sees of a task: a private copy of the record, nil when there
+// is none, with its result when that is small, and with the output of an attempt in force.
+type view struct {
+	task   *task.Task
+	out    []byte
+	result []byte
+}
+
+// lookup returns what is durable of a task.
+func (s *Store) lookup(ctx context.Context, id task.ID) (view, error) {
 	for {
 		s.mu.Lock()
 		if err := s.broken.Load(); err != nil {
 			s.mu.Unlock()
-			return nil, nil, err
+			return view{}, err
 		}
 		e := s.ix.entries[id]
 		if f := s.flight; f != nil && f.touches(e, id) {
 			s.mu.Unlock()
 			if err := await(ctx, f.done); err != nil {
-				return nil, nil, err
+				return view{}, err
 			}
 			continue
 		}
 		space := byte(spaceFinished)
 		if e != nil {
 			if e.t != nil {
-				t, out := e.t.Clone(), slices.Clone(e.out.bytes())
+				v := view{task: e.t.Clone(), out: slices.Clone(e.out.bytes())}
 				s.mu.Unlock()
-				return t, out, nil
+				return v, nil
 			}
 			space = spaceLive
 		}
 		s.mu.Unlock()
 		rec, err := s.readRecord(space, id)
 		if err != nil {
-			return nil, nil, task.Errorf(task.CodeUnavailable, "read task", "%w", err)
+			return view{}, task.Errorf(task.CodeUnavailable, "read task", "%w", err)
 		}
 		if s.unchanged(e, id) {
-			return rec.task, nil, nil
+			return view{task: rec.task, result: rec.result}, nil
 		}
 	}
 }
@@ -237,14 +244,14 @@ func (s *Store) Task(ctx context.Context, id task.ID) (*task.Task, error) {
 		return nil, err
 	}
 	defer s.leave()
-	t, _, err := s.lookup(ctx, id)
+	v, err := s.lookup(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if t == nil {
+	if v.task == nil {
 		return nil, notFound(op, id)
 	}
-	return t, nil
+	return v.task, nil
 }
 
 // Tasks implements [store.Tasks].
@@ -259,11 +266,11 @@ func (s *Store) Tasks(ctx context.Context, ids []task.ID) ([]*task.Task, error) 
 func (s *Store) lookupAll(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	out := make([]*task.Task, len(ids))
 	for i, id := range ids {
-		t, _, err := s.lookup(ctx, id)
+		v, err := s.lookup(ctx, id)
 		if err != nil {
 			return nil, err
 		}
-		out[i] = t
+		out[i] = v.task
 	}
 	return out, nil
 }
@@ -275,28 +282,29 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 		return nil, nil, err
 	}
 	defer s.leave()
-	t, _, err := s.lookup(ctx, id)
+	v, err := s.lookup(ctx, id)
 	if err != nil {
 		return nil, nil, err
 	}
-	if t == nil {
+	switch t := v.task; {
+	case t == nil:
 		return nil, nil, notFound(op, id)
-	}
-	if t.Status != task.Completed {
+	case t.Status != task.Completed:
 		return t, nil, nil
-	}
-	if t.ResultSize == 0 {
+	case t.ResultSize == 0:
 		return t, []byte{}, nil
+	case t.ResultSize == len(v.result):
+		return t, v.result, nil
 	}
-	v, err := s.read(idKey(spaceResult, id))
+	result, err := s.read(idKey(spaceResult, id))
 	if err != nil {
 		return nil, nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
-	if v == nil {
+	if result == nil {
 		// Removed by retention between the two reads.
 		return nil, nil, notFound(op, id)
 	}
-	return t, v, nil
+	return v.task, result, nil
 }
 
 // Cancel implements [store.Tasks].
@@ -327,9 +335,11 @@ func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*ta
 		if out[i] != nil {
 			continue
 		}
-		if out[i], _, err = s.lookup(ctx, id); err != nil {
+		v, err := s.lookup(ctx, id)
+		if err != nil {
 			return nil, err
 		}
+		out[i] = v.task
 	}
 	return out, nil
 }
@@ -341,10 +351,11 @@ func (s *Store) Log(ctx context.Context, id task.ID, attempt int) ([]byte, error
 		return nil, err
 	}
 	defer s.leave()
-	t, live, err := s.lookup(ctx, id)
+	v, err := s.lookup(ctx, id)
 	if err != nil {
 		return nil, err
 	}
+	t := v.task
 	if t == nil {
 		return nil, notFound(op, id)
 	}
@@ -355,13 +366,13 @@ func (s *Store) Log(ctx context.Context, id task.ID, attempt int) ([]byte, error
 		attempt = t.AttemptCount
 	}
 	if t.Status == task.Running && attempt == t.AttemptCount {
-		return live, nil
+		return v.out, nil
 	}
-	v, err := s.read(appendOutputKey(nil, id, attempt))
+	out, err := s.read(appendOutputKey(nil, id, attempt))
 	if err != nil {
 		return nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
-	return v, nil
+	return out, nil
 }
 
 // QueueStats implements [store.Tasks].
