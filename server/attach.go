@@ -31,5 +31,7 @@ func (w workers) attach(stream workerStream, mode link.Mode) error {
 	if !slices.Contains(w.s.cfg.Modes, mode) {
 		return task.Errorf(task.CodeState, "", "this dispatcher admits no %s workers: start them with another --mode", mode)
 	}
-	return w.s.cfg.Dispatcher.Attach(stream.Context(), linkpb.NewDispatcherConn(stream), mode)
+	conn := linkpb.NewDispatcherConn(stream)
+	defer conn.Close(nil)
+	return w.s.cfg.Dispatcher.Attach(stream.Context(), conn, mode)
 }

@@ -6,6 +6,7 @@
 package jsonscan
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"unicode/utf8"
@@ -250,24 +251,36 @@ func (s *Scanner) RawString() ([]byte, error) {
 	}
 	s.pos++
 	start := s.pos
-	for s.pos < len(s.data) {
-		switch c := s.data[s.pos]; {
-		case c == '"':
-			raw := s.data[start:s.pos]
+	for {
+		i := s.pos
+		for i < len(s.data) && plain[s.data[i]] {
+			i++
+		}
+		s.pos = i
+		if i == len(s.data) {
+			return nil, s.fail("unexpected end of the JSON text in a string")
+		}
+		switch s.data[i] {
+		case '"':
 			s.pos++
-			return raw, nil
-		case c == '\\':
+			return s.data[start:i], nil
+		case '\\':
 			if err := s.escape(); err != nil {
 				return nil, err
 			}
-		case c < ' ':
-			return nil, s.fail("control character in a string")
 		default:
-			s.pos++
+			return nil, s.fail("control character in a string")
 		}
 	}
-	return nil, s.fail("unexpected end of the JSON text in a string")
 }
+
+// plain tells the bytes that stand for themselves in a string.
+var plain = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c >= ' ' && c != '"' && c != '\\'
+	}
+	return t
+}()
 
 func (s *Scanner) escape() error {
 	s.pos++
@@ -381,12 +394,12 @@ func hexDigit(c byte) rune {
 func Unquote(dst, raw []byte) (text []byte, lone bool) {
 	for i := 0; i < len(raw); {
 		if raw[i] != '\\' {
-			next := i + 1
-			for next < len(raw) && raw[next] != '\\' {
-				next++
+			n := bytes.IndexByte(raw[i:], '\\')
+			if n < 0 {
+				return append(dst, raw[i:]...), lone
 			}
-			dst = append(dst, raw[i:next]...)
-			i = next
+			dst = append(dst, raw[i:i+n]...)
+			i += n
 			continue
 		}
 		if raw[i+1] != 'u' {
