@@ -39,8 +39,6 @@ type Executor struct {
 	guard   *guard
 
 	spawner *spawner
-	// life is the pipe whose reading end every runner holds: it closes with the agent.
-	lifeRead, lifeWrite *os.File
 
 	ctx    context.Context // ends when Close is called
 	cancel context.CancelFunc
@@ -183,9 +181,6 @@ func (e *Executor) prepare(ctx context.Context) error {
 		e.log.Warn("functions pickled with dill or cloudpickle will not run here",
 			"python", e.python, "error", err, "fix", threeWays(e.python))
 	}
-	if e.lifeRead, e.lifeWrite, err = os.Pipe(); err != nil {
-		return fmt.Errorf("make a pipe: %w", err)
-	}
 	e.mark = newMark()
 	e.spawner = newSpawner()
 	if e.guard, err = startGuard(e); err != nil {
@@ -221,10 +216,6 @@ func (e *Executor) Close() error {
 		s.killCurrent()
 	}
 	e.keepers.Wait()
-	if e.lifeWrite != nil {
-		e.lifeWrite.Close()
-		e.lifeRead.Close()
-	}
 	if e.guard != nil {
 		e.guard.stop()
 	}

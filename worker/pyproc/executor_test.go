@@ -24,6 +24,9 @@ import (
 var sharedCache string
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("PYPROC_TEST_AGENT"); dir != "" {
+		beAgent(dir)
+	}
 	var err error
 	if sharedCache, err = os.MkdirTemp("", "treadle-pyproc-cache-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -76,6 +76,9 @@ type call struct {
 	args      []byte
 }
 
+// size is the length of the call's frame.
+func (c *call) size() int { return headSize + callSize + len(c.name) + len(c.code) + len(c.args) }
+
 // appendHead appends a frame header.
 func appendHead(b []byte, seq uint32, k kind, length int) []byte {
 	b = append(b, magic...)
@@ -87,7 +90,7 @@ func appendHead(b []byte, seq uint32, k kind, length int) []byte {
 // appendCall appends everything of a call but code and arguments, which follow it on the
 // wire in that order.
 func appendCall(b []byte, seq uint32, c *call) ([]byte, error) {
-	length := callSize + len(c.name) + len(c.code) + len(c.args)
+	length := c.size() - headSize
 	if length > maxCallBody || len(c.name) > 1<<16-1 {
 		return b, fmt.Errorf("a call of %d bytes does not fit in a frame", length)
 	}

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/treadle-dev/treadle/task"
 	"github.com/treadle-dev/treadle/worker"
 )
@@ -41,62 +43,55 @@ type runner struct {
 	out   *output
 	limit limit // the memory limit of the process, see limiter
 
-	// The pipes to and from the runner; closed by reap.
-	to, from *os.File
-	reader   *bufio.Reader
-	seq      uint32
-	buf      []byte // reused for calls
-	known    map[[32]byte]struct{}
+	// The pipes to and from the runner, and the one whose closing kills its group: nothing is
+	// ever written on that. All are closed by reap, or by the end of the agent.
+	to, from, life *os.File
+	reader         *bufio.Reader
+	seq            uint32
+	buf            []byte // reused for calls
+	known          map[[32]byte]struct{}
+	// exchanging is held while a call is on the wire, so that reap does not close the pipes under it.
+	exchanging sync.Mutex
 
 	killOnce sync.Once
 	killed   atomic.Bool
 	// exited is closed when the process has ended, gone when it is collected, nothing that
 	// it started is alive, and its output has been delivered.
 	exited, gone chan struct{}
-	state        *os.ProcessState // set before gone is closed
+	// Set before gone is closed: how the process ended, and how much of what it was sent it
+	// had not read.
+	state  *os.ProcessState
+	unread int
 }
 
 // spawn starts a runner and waits until it is ready.
 func (e *Executor) spawn(slot int) (*runner, error) {
-	toRead, to, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("make a pipe: %w", err)
-	}
-	from, fromWrite, err := os.Pipe()
-	if err != nil {
-		closeAll(toRead, to)
-		return nil, fmt.Errorf("make a pipe: %w", err)
-	}
-	out, outWrite, err := newOutput()
-	if err != nil {
-		closeAll(toRead, to, from, fromWrite)
-		return nil, fmt.Errorf("make a pipe: %w", err)
-	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		closeAll(toRead, to, from, fromWrite, out.file, outWrite)
-		return nil, err
+	var p pipes
+	if err := p.open(); err != nil {
+		p.closeOurs()
+		p.closeTheirs()
+		return nil, fmt.Errorf("make the pipes of a runner: %w", err)
 	}
 	number := e.runnerSeq.Add(1)
 	proc, err := e.spawner.start(e.python, []string{e.python, "-c", boot, e.dir}, &os.ProcAttr{
 		Env:   e.env,
-		Files: []*os.File{null, outWrite, outWrite, toRead, fromWrite, e.lifeRead},
+		Files: []*os.File{p.null, p.outWrite, p.outWrite, p.toRead, p.fromWrite, p.lifeRead},
 		Sys:   runnerAttr(),
 	})
-	closeAll(toRead, fromWrite, outWrite, null)
+	p.closeTheirs()
 	if err != nil {
-		closeAll(to, from, out.file)
+		p.closeOurs()
 		return nil, fmt.Errorf("start %s: %w", e.python, err)
 	}
 	r := &runner{
-		exec: e, proc: proc, out: out, to: to, from: from,
+		exec: e, proc: proc, out: p.out, to: p.to, from: p.from, life: p.life,
 		log:    e.log.With("slot", slot, "pid", proc.Pid),
-		reader: bufio.NewReaderSize(from, wireBuffer),
+		reader: bufio.NewReaderSize(p.from, wireBuffer),
 		known:  map[[32]byte]struct{}{},
 		exited: make(chan struct{}), gone: make(chan struct{}),
 	}
 	r.mark = e.mark.brand(proc.Pid, number, r.log)
-	go out.loop()
+	go r.out.loop()
 	go r.reap()
 	if err := r.greet(); err != nil {
 		r.kill()
@@ -108,9 +103,45 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	return r, nil
 }
 
+// pipes are what connects a runner with the agent; some ends are the agent's, some the runner's.
+type pipes struct {
+	to, from, life              *os.File
+	out                         *output
+	toRead, fromWrite, lifeRead *os.File
+	outWrite, null              *os.File
+}
+
+func (p *pipes) open() (err error) {
+	if p.toRead, p.to, err = os.Pipe(); err != nil {
+		return err
+	}
+	if p.from, p.fromWrite, err = os.Pipe(); err != nil {
+		return err
+	}
+	if p.lifeRead, p.life, err = os.Pipe(); err != nil {
+		return err
+	}
+	if p.out, p.outWrite, err = newOutput(); err != nil {
+		return err
+	}
+	p.null, err = os.Open(os.DevNull)
+	return err
+}
+
+func (p *pipes) closeOurs() {
+	closeAll(p.to, p.from, p.life)
+	if p.out != nil {
+		closeAll(p.out.file)
+	}
+}
+
+func (p *pipes) closeTheirs() { closeAll(p.toRead, p.fromWrite, p.lifeRead, p.outWrite, p.null) }
+
 func closeAll(files ...*os.File) {
 	for _, f := range files {
-		f.Close()
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
@@ -179,14 +210,31 @@ func (r *runner) reap() {
 	if left > 0 {
 		r.log.Warn("processes that a function left behind do not end", "count", left)
 	}
-	// Closing our ends lets a run that still waits for an answer go on: with nobody left on
-	// the other side its read has ended already, but for an unkillable process.
-	r.from.SetDeadline(time.Now().Add(exitGrace))
-	r.to.SetDeadline(time.Now())
 	r.out.finish()
 	r.exec.limits.release(r)
+	// With nobody left on the other side an exchange ends by itself, after it has read all
+	// that was sent; the deadlines are for a process that cannot be killed.
+	r.from.SetDeadline(time.Now().Add(exitGrace))
+	r.to.SetDeadline(time.Now().Add(exitGrace))
+	r.exchanging.Lock()
+	r.unread = unread(r.to)
+	closeAll(r.to, r.from, r.life)
+	r.exchanging.Unlock()
 	close(r.gone)
-	r.to.Close()
+}
+
+// unread returns how many bytes lie in a pipe.
+func unread(pipe *os.File) (n int) {
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if n, err = unix.IoctlGetInt(int(fd), fionread); err != nil {
+			n = 0
+		}
+	})
+	return n
 }
 
 // run runs an attempt; started is false when the runner turned out dead before the
@@ -285,11 +333,12 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out t
 		out.RunTime = time.Since(begun)
 		return out, true, false
 	}
-	var write *writeError
-	if errors.As(err, &write) && stopped.Load() == stopNone && r.diedIdle() {
+	out = r.lost(err, c.memory)
+	// A runner that died idle has not read the call: the function has not started.
+	untouched := errors.Is(err, errNotSent) || r.unread >= c.size()
+	if untouched && stopped.Load() == stopNone && r.exec.ctx.Err() == nil {
 		return task.Outcome{}, false, false
 	}
-	out = r.lost(err, c.memory)
 	switch stopped.Load() {
 	case stopTimedOut:
 		out = task.Fail(task.EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s", a.Timeout))
@@ -313,24 +362,13 @@ func (r *runner) note(c *call, cached bool) {
 	}
 }
 
-// writeError is a call that did not reach the runner whole: the function cannot have started.
-type writeError struct{ err error }
-
-func (w *writeError) Error() string { return w.err.Error() }
-func (w *writeError) Unwrap() error { return w.err }
-
-// diedIdle reports whether the runner ended by itself; it waits for that a moment.
-func (r *runner) diedIdle() bool {
-	select {
-	case <-r.exited:
-		return true
-	case <-time.After(exitGrace):
-		return false
-	}
-}
+// errNotSent is returned for a call that did not reach the runner whole.
+var errNotSent = errors.New("the runner did not take the call")
 
 // exchange sends a call and reads the reply.
 func (r *runner) exchange(c *call) (reply, error) {
+	r.exchanging.Lock()
+	defer r.exchanging.Unlock()
 	r.seq++
 	var err error
 	if r.buf, err = appendCall(r.buf[:0], r.seq, c); err != nil {
@@ -347,7 +385,7 @@ func (r *runner) exchange(c *call) (reply, error) {
 		}
 	}
 	if err != nil {
-		return reply{}, &writeError{err}
+		return reply{}, fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	body, err := readFrame(r.reader, kindReply, r.seq, c.maxResult+replySlack)
 	if err != nil {

@@ -25,29 +25,39 @@ class UnreadableError(Exception):
         self.cause = cause
 
 
+class Entry:
+    """One loaded function."""
+
+    __slots__ = ("fn", "runs", "size")
+
+    def __init__(self, fn: Callable[..., Any], size: int) -> None:
+        self.fn = fn
+        self.size = size
+        self.runs = 0
+
+
 class Cache:
     """The functions that this runner has loaded, by content hash, least recently used first."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._bytes = 0
 
-    def get(self, digest: bytes) -> Callable[..., Any] | None:
+    def get(self, digest: bytes) -> Entry | None:
+        """The entry, which becomes the most recently used one, or None."""
         entry = self._entries.get(digest)
-        if entry is None:
-            return None
-        self._entries.move_to_end(digest)
-        return entry[0]
+        if entry is not None:
+            self._entries.move_to_end(digest)
+        return entry
 
-    def put(self, digest: bytes, fn: Callable[..., Any], size: int) -> None:
-        self._entries[digest] = (fn, size)
+    def put(self, digest: bytes, fn: Callable[..., Any], size: int) -> Entry:
+        """Keep a function, dropping others when there are too many or they are too large."""
+        entry = self._entries[digest] = Entry(fn, size)
         self._bytes += size
         while len(self._entries) > 1 and (len(self._entries) > _MAX_FUNCTIONS or self._bytes > _MAX_BYTES):
-            _, (_, dropped) = self._entries.popitem(last=False)
-            self._bytes -= dropped
-
-    def __len__(self) -> int:
-        return len(self._entries)
+            _, dropped = self._entries.popitem(last=False)
+            self._bytes -= dropped.size
+        return entry
 
 
 def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:

@@ -17,8 +17,11 @@ from . import failures, functions, limits, state, values, wire
 EXIT_WIRE = 97
 EXIT_BROKEN = 98
 
+# How often a function is looked at closely before it is taken for one that patches nothing.
+_WATCHED_RUNS = 3
+
 _exit, _getpid = os._exit, os.getpid
-_COROUTINE = types.CoroutineType
+_COROUTINE, _type = types.CoroutineType, type
 
 
 def run() -> None:
@@ -55,6 +58,7 @@ class Runner:
         self._pid = _getpid()
         self._in_function = False
         self._reply_flags = 0
+        self._watch = True
         life = state.raise_fd(5)
         self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4))
         _die_with_agent(life)
@@ -78,7 +82,7 @@ class Runner:
 
     def serve(self) -> None:
         """Answer calls; returns never."""
-        receive, send, settle = self._wire.receive, self._wire.send, self._process.settle
+        receive, send, settle = self._wire.receive, self._wire.send, self._settle
         while True:
             kind, seq, body = receive()
             if kind != wire.KIND_CALL:
@@ -89,23 +93,35 @@ class Runner:
             send(seq, wire.KIND_REPLY, reply.head(flags), reply.result)
             del reply
 
+    def _settle(self) -> bool:
+        try:
+            worn = self._process.settle()
+            if self._watch and self._process.patched():
+                worn = True
+            return worn
+        except BaseException:  # a name that is needed here is gone
+            return True
+
     def _attempt(self, body: memoryview) -> wire.Reply:
         form, flags, name_len, code_len, memory, max_result, task, digest = wire.CALL.unpack_from(body)
         at = wire.CALL.size
         name, code, args = at, at + name_len, at + name_len + code_len
         limit = limits.AddressSpace(memory) if flags & wire.CALL_RLIMIT else None
         self._reply_flags = 0
+        self._watch = True
         try:
-            fn = self._cache.get(digest)
-            if fn is None and not flags & wire.CALL_HAS_CODE:
+            entry = self._cache.get(digest)
+            if entry is None and not flags & wire.CALL_HAS_CODE:
                 return wire.Reply(wire.END_MISSING)
             if limit is not None:
                 limit.impose()
-            if fn is None:
+            if entry is None:
                 text = bytes(body[name:code]).decode("utf-8", "replace")
-                fn = self._load(form, text, digest, bytes(body[code:args]))
+                entry = self._load(form, text, digest, bytes(body[code:args]))
             self._reply_flags = wire.REPLY_CACHED
-            return self._call(fn, body[args:], flags, max_result, task, limit)
+            self._watch = entry.runs < _WATCHED_RUNS
+            entry.runs += 1
+            return self._call(entry.fn, body[args:], flags, max_result, task, limit)
         except functions.UnreadableError as exc:
             return _unreadable(exc)
         except MemoryError as exc:
@@ -115,16 +131,15 @@ class Runner:
             if limit is not None:
                 limit.lift()
 
-    def _load(self, form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:
+    def _load(self, form: int, name: str, digest: bytes, code: bytes) -> functions.Entry:
         self._in_function = True
         try:
             fn = functions.load(form, name, digest, code)
         finally:
             self._in_function = False
             self._leave_if_forked()
-        self._cache.put(digest, fn, len(code))
         self._process.note()
-        return fn
+        return self._cache.put(digest, fn, len(code))
 
     def _call(
         self,
@@ -139,7 +154,7 @@ class Runner:
         try:
             self._in_function = True
             value = fn(*args, **kwargs)
-            if type(value) is _COROUTINE:
+            if _type(value) is _COROUTINE:
                 value = _run_coroutine(value)
             self._in_function = False
         except BaseException as exc:  # whatever a function raises is its outcome
