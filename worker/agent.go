@@ -45,6 +45,7 @@ type Agent struct {
 	needs   [][32]byte
 	// asked is the credit that was asked for and not used, under pull.
 	asked    int
+	attached bool
 	draining bool
 	ending   bool
 }
@@ -367,12 +368,21 @@ func (a *Agent) drained() bool {
 
 // Status describes the agent for people.
 type Status struct {
-	Running, Waiting, Unreported int
+	// Attached says that a dispatcher has welcomed the agent and the link stands.
+	Attached bool `json:"attached"`
+	Draining bool `json:"draining"`
+	Running  int  `json:"running"`
+	// Waiting offers have no slot yet; Unreported outcomes are not acknowledged yet.
+	Waiting    int `json:"waiting"`
+	Unreported int `json:"unreported"`
 }
 
 // Status may be called at any time.
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Status{Running: a.active - len(a.queue), Waiting: len(a.queue), Unreported: len(a.claims) - a.active}
+	return Status{
+		Attached: a.attached, Draining: a.draining,
+		Running: a.active - len(a.queue), Waiting: len(a.queue), Unreported: len(a.claims) - a.active,
+	}
 }

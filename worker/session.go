@@ -79,6 +79,9 @@ func (a *Agent) attach(ctx context.Context) (welcomed bool, err error) {
 	defer reader.Wait()
 	defer close(s.ended)
 	err = s.serve(ctx)
+	a.mu.Lock()
+	a.attached = false
+	a.mu.Unlock()
 	conn.Close(nil)
 	return s.welcomed, err
 }
@@ -230,7 +233,7 @@ func (s *session) welcome(w *link.Welcome, sentAt time.Time, held []link.Holding
 	a := s.agent
 	s.welcomed = true
 	a.mu.Lock()
-	a.terms = *w
+	a.terms, a.attached = *w, true
 	for _, h := range held {
 		if c := a.claims[h.Token]; c != nil {
 			c.leaseFrom = sentAt

@@ -138,7 +138,12 @@ func (n *node) work(ctx context.Context) error {
 		return err
 	}
 	n.Log.Info("worker starts", "worker", id, "dispatchers", strings.Join(n.Dispatchers, ","), "mode", n.Mode, "slots", n.Slots)
-	return agent.Run(ctx)
+	var stages stages
+	if n.HTTPAddr != "" {
+		stages.run(func(ctx context.Context) error { return serveWorkerHealth(ctx, n.HTTPAddr, agent) })
+	}
+	stages.run(agent.Run)
+	return stages.wait(ctx)
 }
 
 // agent makes a worker with a Python executor.
