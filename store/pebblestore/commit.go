@@ -235,15 +235,12 @@ func (s *Store) commitGroup(group []*change) error {
 // sealed commits the batch; Pebble's panic on a failed write comes back as an error.
 func (s *Store) sealed(b *pebble.Batch) (err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			var f fatal
-			if cause, ok := r.(error); ok && !errors.As(cause, &f) {
-				err = cause
-			} else if f.error != nil {
-				err = f.error
-			} else {
-				err = fmt.Errorf("pebble: %v", r)
-			}
+		switch r := recover().(type) {
+		case nil:
+		case error:
+			err = r
+		default:
+			err = fmt.Errorf("pebble: %v", r)
 		}
 	}()
 	return b.Commit(s.sync)

@@ -309,7 +309,13 @@ func (s *Store) closeDB() error {
 
 // fatal is what Pebble's fatal errors become: a panic that the committer turns into a
 // broken store. In Pebble's own goroutines it ends the process, as Pebble demands.
-type fatal struct{ error }
+type fatal struct {
+	text  string
+	cause error
+}
+
+func (f *fatal) Error() string { return f.text }
+func (f *fatal) Unwrap() error { return f.cause }
 
 // pebbleLog passes Pebble's words on.
 type pebbleLog struct{ log *slog.Logger }
@@ -323,7 +329,12 @@ func (l pebbleLog) Errorf(format string, args ...any) {
 }
 
 func (l pebbleLog) Fatalf(format string, args ...any) {
-	err := fmt.Errorf(format, args...)
-	l.log.Error("pebble", "error", err)
-	panic(fatal{err})
+	f := &fatal{text: fmt.Sprintf(format, args...)}
+	for _, arg := range args {
+		if err, ok := arg.(error); ok {
+			f.cause = err
+		}
+	}
+	l.log.Error("pebble", "error", f)
+	panic(f)
 }
