@@ -51,10 +51,17 @@ func start(t testing.TB, slots int, change ...func(*Config)) *Executor {
 	for _, c := range change {
 		c(&cfg)
 	}
+	return startConfig(t, slots, cfg, func(*Executor) {})
+}
+
+// startConfig lets a test change an executor before it starts.
+func startConfig(t testing.TB, slots int, cfg Config, change func(*Executor)) *Executor {
+	t.Helper()
 	e, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(e)
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
@@ -169,18 +176,4 @@ func TestSourceFunctionWithJSON(t *testing.T) {
 	if got := filepath.Base(e.python); !strings.HasPrefix(got, "python") {
 		t.Fatalf("interpreter %s", e.python)
 	}
-}
-
-func BenchmarkNoop(b *testing.B) {
-	e := start(b, 1)
-	a := fromSource("def f():\n    return None", "")
-	a.Returns = task.EncodingPickle
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	for b.Loop() {
-		if out := e.Run(ctx, 0, a); out.End != task.EndSucceeded {
-			b.Fatal(describe(out))
-		}
-	}
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
 }

@@ -1,0 +1,160 @@
+//go:build unix
+
+package pyproc
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// fakePython returns an interpreter without dill and cloudpickle whose pip runs a script:
+// a wrapper around the real one.
+func fakePython(t *testing.T, pip string) string {
+	t.Helper()
+	real, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer real.Close()
+	found, err := inspect(context.Background(), real.python, real.env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	real.resolve(found)
+	path := filepath.Join(t.TempDir(), "python")
+	// -S leaves out what is installed, -I what the environment adds. The executable is
+	// hidden, so that the wrapper stays in use.
+	script := `#!/bin/sh
+if [ "$1 $2" = "-m pip" ]; then
+` + pip + `
+fi
+if [ "$1" = -c ] && [ "$#" = 2 ]; then
+	shift
+	exec "` + real.python + `" -S -c "import sys; sys.executable = ''
+$@"
+fi
+exec "` + real.python + `" -S "$@"
+`
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestMissingPackagesAreInstalledOnce: several agents that start at once on an empty cache
+// install one time, and the next agent not at all.
+func TestMissingPackagesAreInstalledOnce(t *testing.T) {
+	cache, count := t.TempDir(), filepath.Join(t.TempDir(), "count")
+	pip := `echo run >> ` + count + `
+while [ "$1" != --target ]; do shift; done
+for name in dill cloudpickle; do
+	mkdir "$2/$name"
+	echo "from pickle import *; __version__ = 'fake'; from pickle import loads, dumps" > "$2/$name/__init__.py"
+done
+exit 0`
+	path := fakePython(t, pip)
+	quiet := slog.New(slog.DiscardHandler)
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			e, err := New(Config{Python: path, CacheDir: cache, Dir: t.TempDir(), Logger: quiet})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer e.Close()
+			if err := e.Start(context.Background(), 1); err != nil {
+				t.Error(err)
+				return
+			}
+			if got := e.slots[0].cur.info; got.Dill != "fake" {
+				t.Errorf("hello %+v", got)
+			}
+			want := runJSON(t, e, "import sys\ndef f(): return sys.path[-1]", "")
+			if !strings.Contains(string(want.Result), cache) {
+				t.Errorf("the packages are not at the end of the path: %s", describe(want))
+			}
+		})
+	}
+	wg.Wait()
+	runs, err := os.ReadFile(count)
+	if err != nil || string(runs) != "run\n" {
+		t.Fatalf("pip ran: %q, %v", runs, err)
+	}
+	in, err := Probe(context.Background(), Config{Python: path, CacheDir: cache, Logger: quiet})
+	if err != nil || in.Libs == "" || in.Dill != "" || in.Version == "" || in.Path != path {
+		t.Fatalf("%+v, %v", in, err)
+	}
+}
+
+// TestWithoutPackages: when nothing can be installed there is one warning, source and plain
+// pickles run, and the others say what is missing and how to get it.
+func TestWithoutPackages(t *testing.T) {
+	cache := t.TempDir()
+	var said log
+	logger := slog.New(slog.NewTextHandler(writerFunc(func(b []byte) { said.write(b) }), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	path := fakePython(t, "echo 'ERROR: no network here' >&2\nexit 1")
+	e := startConfig(t, 2, Config{Python: path, CacheDir: cache, Dir: t.TempDir(), Logger: logger}, func(*Executor) {})
+	if n := strings.Count(said.String(), "level=WARN"); n != 1 || !strings.Contains(said.String(), "no network here") {
+		t.Fatalf("%d warnings: %s", n, said.String())
+	}
+	want(t, runJSON(t, e, "def f(): return 1", ""), "1")
+	want(t, run(t, e, 0, fromPickle([]byte("cmath\nfloor\n."), []byte("\x80\x02G@\t!\xfbTD-\x18\x85q\x00."))), "3")
+	for _, pickle := range []string{"cdill._dill\n_create_function\n.", "ccloudpickle.cloudpickle\n_make_function\n."} {
+		out := run(t, e, 0, fromPickle([]byte(pickle), nil))
+		wantEnd(t, out, task.EndUnreadable, "needs the Python package")
+		for _, way := range []string{"-m pip install", "--python PATH", "--python-path DIR"} {
+			if !strings.Contains(out.Failure.Message, way) {
+				t.Errorf("%q is not in %s", way, out.Failure.Message)
+			}
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(cache, "python", "*-*")); len(left) > 0 {
+		t.Fatalf("a failed installation left %v", left)
+	}
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
+
+// TestRealInstallation: what is pinned can be installed and used by the interpreter of the
+// tests, whatever it has itself.
+func TestRealInstallation(t *testing.T) {
+	e := start(t, 1)
+	if e.libs == "" {
+		t.Skip("the interpreter has dill and cloudpickle")
+	}
+	out, err := exec.Command(e.python, "-S", "-c", "import sys; sys.path.append("+pyString(e.libs)+"); import dill, cloudpickle; print(dill.__version__, cloudpickle.__version__)").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "0.4.1 3.1.2" {
+		t.Fatalf("%s, %v", out, err)
+	}
+}
+
+func TestLockEndsWithItsWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	unlock, err := lockFile(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := lockFile(ctx, path); err == nil || !strings.Contains(err.Error(), "another agent") {
+		t.Fatalf("error %v", err)
+	}
+	unlock()
+	again, err := lockFile(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
