@@ -63,7 +63,7 @@ gRPC, at --address.`,
 	add(groupClient, newRegisterCommand(), newRunCommand(), newMapCommand(), newStatusCommand(), newResultCommand(),
 		newWatchCommand(), newLogsCommand(), newCancelCommand(), newTasksCommand(), newFunctionsCommand(),
 		newWorkersCommand(), newQueuesCommand())
-	add(groupTools, newVersionCommand())
+	add(groupTools, newBenchCommand(), newBenchWorkerCommand(), newDoctorCommand(), newVersionCommand())
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	root.PersistentFlags().String(addressFlag, "", "gRPC address of the server (env TREADLE_ADDRESS, default 127.0.0.1:50051)")
