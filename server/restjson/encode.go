@@ -20,7 +20,7 @@ import (
 // Encode returns the document of msg. Fields that hold JSON are trusted to be valid
 // JSON text.
 func Encode(msg proto.Message) ([]byte, error) {
-	return appendMessage(make([]byte, 0, proto.Size(msg)*5/4+128), msg.ProtoReflect())
+	return appendMessage(make([]byte, 0, proto.Size(msg)*17/16+256), msg.ProtoReflect())
 }
 
 func appendMessage(b []byte, m protoreflect.Message) ([]byte, error) {
