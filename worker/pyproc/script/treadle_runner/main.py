@@ -126,6 +126,8 @@ class Runner:
             return _unreadable(exc)
         except MemoryError as exc:
             return self._out_of_memory(exc, limit)
+        except BaseException as exc:  # from a signal handler of the function, or its like
+            return _raised(exc, task)
         finally:
             self._in_function = False
             if limit is not None:

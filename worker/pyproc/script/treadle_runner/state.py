@@ -30,14 +30,8 @@ _FD_LIMIT = 512
 # The functions of C: those of the signal module turn each answer into an enum, slowly.
 _signal: Any = importlib.import_module("_signal")
 
-_WATCHED_SIGNALS = tuple(
-    int(number)
-    for number in (
-        getattr(_signal, name, None)
-        for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGALRM", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD")
-    )
-    if number is not None
-)
+_WATCHED_SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM, _signal.SIGCHLD, _signal.SIGPIPE)
+_INT, _TERM, _ALRM, _CHLD, _PIPE = (int(number) for number in _WATCHED_SIGNALS)
 
 # What functions share with each other and with the runner.
 _CORE = ("builtins", "sys", "os", "io", "json", "json.encoder", "json.decoder", "pickle", "struct", "threading", "time")
@@ -65,17 +59,38 @@ def adopt_orphans() -> bool:
         return False
 
 
-def _libc() -> tuple[Callable[..., int] | None, Callable[..., int] | None]:
-    """fflush and waitpid of the C library.
+class _C:
+    """What is asked of the C library, where it can be had."""
 
-    What C code printed belongs to the attempt that ran it. waitpid, because the usual
-    answer, "no children", is an exception in Python and a number in C.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        return library.fflush, library.waitpid
-    except (OSError, AttributeError, TypeError):
-        return None, None
+    def __init__(self) -> None:
+        self.waitpid: Callable[..., int] | None = None
+        self.fflush: Callable[..., int] | None = None
+        try:
+            library = ctypes.CDLL(None)
+            # The usual answer, "no children", is an exception in Python and a number in C.
+            self.waitpid = library.waitpid
+            self.fflush = library.fflush
+            # What C code prints belongs to the attempt that runs it. Unbuffered it is there at
+            # once; where that cannot be had, it is flushed after each attempt.
+            stdout = ctypes.c_void_p.in_dll(library, "stdout")
+            if library.setvbuf(stdout, None, 2, 0) == 0:  # 2 is _IONBF
+                self.fflush = None
+        except (OSError, AttributeError, TypeError, ValueError):
+            pass
+
+
+class _Environ(dict[Any, Any]):
+    """What os.environ keeps its variables in; notes that something was changed."""
+
+    changed = False
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.changed = True
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self.changed = True
+        super().__delitem__(key)
 
 
 def open_stream(fd: int) -> io.TextIOWrapper:
@@ -95,15 +110,20 @@ class Process:
         sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
         self._stdin = sys.stdin
-        self._fflush, self._c_waitpid = _libc()
+        self._c = _C()
         self._attempts = 0
+        self._environ = os.environ
+        self._variables = _Environ(os.environ._data)  # type: ignore[attr-defined]
+        mapping: Any
+        for mapping in (os.environ, os.environb):
+            mapping._data = self._variables
         self.note()
         self._cwd = os.getcwd()
         self._umask = os.umask(0o22)
         os.umask(self._umask)
         self._nice = _getpriority(os.PRIO_PROCESS, 0)
         self._recursion = _getrecursion()
-        self._signals = [(number, _getsignal(number)) for number in _WATCHED_SIGNALS]
+        self._handlers = _handlers()
         self._threads = _count()
 
     def note(self) -> None:
@@ -111,7 +131,8 @@ class Process:
 
         Called again after a function was loaded: what an import sets is meant to last.
         """
-        self._environ: dict[Any, Any] = dict(_environ_data())
+        self._normal: dict[Any, Any] = dict(self._variables)
+        self._variables.changed = False
         self._path = list(sys.path)
         self._modules = dict(sys.modules)
         self._names = [(module.__dict__, _names(module)) for module in map(importlib.import_module, _CORE)]
@@ -126,71 +147,73 @@ class Process:
         return any(not then.items() <= now.items() for now, then in self._names)
 
     def settle(self) -> bool:
-        """Put the process back; returns whether it has to be replaced."""
-        if _getrecursion() != self._recursion:
-            _setrecursion(self._recursion)
-        if _gettrace() is not None:
-            _settrace(None)
-        if _getprofile() is not None:
-            _setprofile(None)
-        worn = self._put_back()
-        self._flush()
-        # Threads and children last: both may still print.
-        if self._left_behind():
-            worn = True
-            self._flush()
-        return worn
+        """Put the process back; returns whether it has to be replaced.
 
-    def flush(self) -> None:
-        """Send what the Python streams hold."""
-        self._flush()
-
-    def _put_back(self) -> bool:
+        This is on the path of every attempt: some 20 questions in 4 microseconds.
+        """
         worn = False
         try:
+            if _getrecursion() != self._recursion:
+                _setrecursion(self._recursion)
+            if _gettrace() is not None or _getprofile() is not None:
+                _settrace(None)
+                _setprofile(None)
+            # Without asking, as asking costs the same.
+            _alarm(0)
+            _umask(self._umask)
             _dup2(self._log, 1)
             _dup2(self._log, 2)
             _dup2(self._null, 0)
-        except OSError:
-            worn = True
-        try:
+            if _handlers() != self._handlers:
+                worn = self._restore_handlers()
+            if self._variables.changed or os.environ is not self._environ:
+                self._restore_environ()
+            if sys.path != self._path:
+                sys.path[:] = self._path
+            if _getpriority(0, 0) != self._nice:
+                worn = True
             if _getcwd() != self._cwd:
                 _chdir(self._cwd)
         except OSError:
-            try:
-                _chdir(self._cwd)
-            except OSError:
-                worn = True
-        _umask(self._umask)
-        _alarm(0)
-        for number, handler in self._signals:
-            if _getsignal(number) is not handler:
-                if handler is None:
-                    worn = True
-                else:
-                    _setsignal(number, handler)
-        if os.environ._data != self._environ:  # type: ignore[attr-defined]
-            self._restore_environ()
-        if sys.path != self._path:
-            sys.path[:] = self._path
-        if _getpriority(0, 0) != self._nice:
-            worn = True
+            worn = self._restore_folder() or worn
         self._attempts += 1
         if self._attempts % _FD_CHECK_EVERY == 0 and _open_files() > _FD_LIMIT:
             worn = True
+        self.flush()
+        # Threads and children last: both may still print.
+        if (_count() != self._threads or self._children()) and self._left_behind():
+            worn = True
+            self.flush()
         return worn
 
-    def _restore_environ(self) -> None:
-        # Through the mapping, so that C code sees it too.
-        environ = os.environ
-        data = _environ_data()
-        for key in [key for key in data if key not in self._environ]:
-            del environ[_decode(key)]
-        for key, value in self._environ.items():
-            if data.get(key) != value:
-                environ[_decode(key)] = _decode(value)
+    def _restore_folder(self) -> bool:
+        """After a system call failed: the working directory may be gone, which is harmless; all else is not."""
+        try:
+            _dup2(self._log, 1)
+            _chdir(self._cwd)
+            return False
+        except OSError:
+            return True
 
-    def _flush(self) -> None:
+    def _restore_handlers(self) -> bool:
+        for number, handler in zip(_WATCHED_SIGNALS, self._handlers):
+            if handler is None:
+                return True
+            _setsignal(number, handler)
+        return False
+
+    def _restore_environ(self) -> None:
+        environ = os.environ = self._environ
+        # Through the mapping, so that C code sees it too.
+        for key in [key for key in self._variables if key not in self._normal]:
+            del environ[os.fsdecode(key)]
+        for key, value in self._normal.items():
+            if self._variables.get(key) != value:
+                environ[os.fsdecode(key)] = os.fsdecode(value)
+        self._variables.changed = False
+
+    def flush(self) -> None:
+        """Send what the streams hold, and put ours in their place."""
         if sys.stdout is not self.out or sys.stderr is not self.err or sys.stdin is not self._stdin:
             self._restore_streams()
         try:
@@ -198,8 +221,8 @@ class Process:
             self.err.flush()
         except BaseException:  # closed or detached by the function
             self._restore_streams()
-        if self._fflush is not None:
-            self._fflush(None)
+        if self._c.fflush is not None:
+            self._c.fflush(None)
 
     def _restore_streams(self) -> None:
         for stream in (sys.stdout, sys.stderr, self.out, self.err):
@@ -216,8 +239,6 @@ class Process:
         sys.stdin = self._stdin
 
     def _left_behind(self) -> bool:
-        if _count() == self._threads and not self._children():
-            return False
         # A pool that nobody closed ends with its last reference, a thread that has
         # nothing left to do ends by itself: both deserve a moment.
         gc.collect()
@@ -233,9 +254,9 @@ class Process:
 
     def _children(self) -> bool:
         """Whether a child is alive; the dead ones are collected on the way."""
-        if self._c_waitpid is not None:
+        if self._c.waitpid is not None:
             while True:
-                got = self._c_waitpid(-1, None, 1)  # 1 is WNOHANG
+                got = self._c.waitpid(-1, None, 1)  # 1 is WNOHANG
                 if got <= 0:
                     return got == 0
         try:
@@ -244,6 +265,10 @@ class Process:
                     return True
         except ChildProcessError:
             return False
+
+
+def _handlers() -> tuple[Any, ...]:
+    return _getsignal(_INT), _getsignal(_TERM), _getsignal(_ALRM), _getsignal(_CHLD), _getsignal(_PIPE)
 
 
 def _names(module: Any) -> dict[str, Any]:
@@ -256,15 +281,6 @@ def _usable(stream: io.TextIOWrapper) -> bool:
     except BaseException:
         return False
     return True
-
-
-def _environ_data() -> dict[Any, Any]:
-    data: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
-    return data
-
-
-def _decode(value: Any) -> str:
-    return os.fsdecode(value)
 
 
 def _open_files() -> int:
