@@ -6,7 +6,7 @@
 # A found input is written to the package's testdata/fuzz: commit it with the repair.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-time="${1:-5s}"
+time="${1:-5000x}"
 
 count=0
 while IFS=: read -r file name; do
