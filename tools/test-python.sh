@@ -1,16 +1,41 @@
 #!/usr/bin/env bash
-# Checks the Python code: the client's format, lint, types and tests (against
-# bin/treadle), and the lint of the runner that the Go binary carries.
+# Checks the Python code: format and lint of all of it, then the client: types, its
+# tests (against bin/treadle), and that what `pip install` would install is whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/python/bin:$PATH"
 export TREADLE_BIN="${TREADLE_BIN:-$PWD/bin/treadle}"
-# Tests see the client as it stands here, not as it may be installed.
-export PYTHONPATH="$PWD/clients/python/src" PYTHONDONTWRITEBYTECODE=1
+export PYTHONDONTWRITEBYTECODE=1
 
 ruff format --check .
 ruff check .
 
-cd clients/python
-mypy --strict src/treadle
-pytest --strict-markers --strict-config -ra tests
+# Tests see the client as it stands here, not as it may be installed.
+(
+  cd clients/python
+  export PYTHONPATH="$PWD/src"
+  mypy --strict src/treadle
+  pytest --strict-markers --strict-config -ra tests
+)
+
+dir="$(mktemp -d)"
+trap 'rm -rf "$dir"' EXIT
+python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+  --wheel-dir "$dir" ./clients/python
+python -m pip install --quiet --disable-pip-version-check --no-deps --target "$dir/site" "$dir"/*.whl
+# Run elsewhere, so that the sources cannot help.
+cd "$dir"
+PYTHONPATH="$dir/site" python - "$dir/site" <<'PY'
+import importlib.metadata
+import pathlib
+import sys
+
+import treadle
+from treadle._gen.treadle.v1 import fabric_pb2, fabric_pb2_grpc  # noqa: F401
+
+site = pathlib.Path(sys.argv[1])
+assert site in pathlib.Path(treadle.__file__).parents, treadle.__file__
+assert treadle.__version__ == importlib.metadata.version("treadle")
+assert (site / "treadle" / "py.typed").exists(), "the wheel does not say that it is typed"
+print("test-python: the wheel is whole:", treadle.__version__)
+PY
