@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -136,5 +139,54 @@ func BenchmarkRootLarge(b *testing.B) {
 			b.Fatal(err)
 		}
 		resp.Body.Close()
+	}
+}
+
+// BenchmarkBatch is one task of a batch of 256 over gRPC and its result, the worker's
+// time left out.
+func BenchmarkBatch(b *testing.B) {
+	srv, _ := benchServer(b)
+	work(b, srv.cfg.Store, succeed([]byte("42"), task.EncodingJSON))
+	conn, err := grpc.NewClient(srv.GRPCAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	client := treadlev1.NewFabricServiceClient(conn)
+	if _, err := client.RegisterFunction(b.Context(), &treadlev1.RegisterFunctionRequest{Name: "f", Source: "x"}); err != nil {
+		b.Fatal(err)
+	}
+	req := &treadlev1.ExecuteBatchRequest{}
+	for range 256 {
+		req.Requests = append(req.Requests, &treadlev1.ExecuteRequest{Function: "f", Args: []byte(`[21]`)})
+	}
+	b.ReportAllocs()
+	for n := 0; n < b.N; n += len(req.Requests) {
+		res, err := client.ExecuteBatch(b.Context(), req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		await := &treadlev1.AwaitResultsRequest{}
+		for _, item := range res.GetItems() {
+			await.TaskIds = append(await.TaskIds, item.GetTaskId())
+		}
+		stream, err := client.AwaitResults(b.Context(), await)
+		if err != nil {
+			b.Fatal(err)
+		}
+		got := 0
+		for {
+			msg, err := stream.Recv()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			got += len(msg.GetResults())
+		}
+		if got != len(req.Requests) {
+			b.Fatalf("%d results", got)
+		}
 	}
 }

@@ -33,6 +33,7 @@ type body struct {
 	w      http.ResponseWriter
 	rest   io.ReadCloser
 	limit  int64
+	grace  time.Duration
 	budget *semaphore.Weighted
 	held   int64
 	// err is why the body was refused.
@@ -70,9 +71,18 @@ func (b *body) readAll() ([]byte, error) {
 	if size > b.limit {
 		return nil, b.tooLarge(size)
 	}
-	if err := b.setDeadline(); err != nil {
-		return nil, err
+	b.setDeadline()
+	data, err := b.readWithin(size)
+	if err == nil {
+		// A deadline left behind would end a call that waits for its task: net/http goes
+		// on reading, to notice when the client leaves. After a refusal it stays, as
+		// net/http then reads what is left of the body.
+		b.clearDeadline()
 	}
+	return data, err
+}
+
+func (b *body) readWithin(size int64) ([]byte, error) {
 	if size < 0 {
 		return b.readUnknown()
 	}
@@ -134,20 +144,22 @@ func (b *body) hold(size int64) error {
 }
 
 // setDeadline bounds the time that the client may take, by the size it announced.
-func (b *body) setDeadline() error {
+// Where there is no connection to bound, as in tests, there is nobody to be slow.
+func (b *body) setDeadline() {
 	size := b.r.ContentLength
 	if size < 0 {
 		size = b.limit
 	}
-	limit := bodyGrace + time.Duration(size/bodyRate)*time.Second
-	err := http.NewResponseController(b.w).SetReadDeadline(time.Now().Add(limit))
-	if err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return b.broken(err)
-	}
-	return nil
+	limit := b.grace + time.Duration(size/bodyRate)*time.Second
+	_ = http.NewResponseController(b.w).SetReadDeadline(time.Now().Add(limit))
+}
+
+func (b *body) clearDeadline() {
+	_ = http.NewResponseController(b.w).SetReadDeadline(time.Time{})
 }
 
 func (b *body) broken(err error) error {
+	b.w.Header().Set("Connection", "close")
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return b.fail(restError{http: http.StatusRequestTimeout, code: codes.DeadlineExceeded, reason: reasonSlowBody,
 			text: "the body arrived too slowly"})
@@ -160,7 +172,7 @@ func (b *body) broken(err error) error {
 // reason: a client that is cut off while it sends often never reads the answer.
 func (b *body) tooLarge(size int64) error {
 	if size <= 4*b.limit {
-		_ = b.setDeadline()
+		b.setDeadline()
 		_, _ = io.CopyN(io.Discard, b.rest, 4*b.limit)
 	}
 	said := "the body, sent without its length,"

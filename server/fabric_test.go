@@ -787,3 +787,23 @@ func (e *env) eventually(what string, ok func() bool) {
 		}
 	}
 }
+
+func TestNamesInPaths(t *testing.T) {
+	e := start(t)
+	for _, name := range []string{"<lambda>", "a b", "\U0001f600", "100%", "a%2Fb", "a?b#c", "x:y", "call", ":", "a+b", "\"q\"", "..", "\u00fc", "a\tb"} {
+		a := e.must(e.post("/v1/functions", map[string]any{"name": name, "source": "x"}), 200)
+		for _, escape := range []func(string) string{url.PathEscape, func(s string) string {
+			var b strings.Builder
+			for _, c := range []byte(s) {
+				fmt.Fprintf(&b, "%%%02X", c)
+			}
+			return b.String()
+		}} {
+			path := "/v1/functions/" + escape(name)
+			if got := e.must(e.get(path), 200); got.str("function_id") != a.str("function_id") || got.str("name") != name {
+				t.Errorf("%q at %s: %s", name, path, got.raw)
+			}
+			e.must(e.post(path+":call?timeout=0s", `{}`), 200)
+		}
+	}
+}

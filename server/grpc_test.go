@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -113,6 +115,29 @@ func TestErrorsOfGRPCItself(t *testing.T) {
 	}
 	if toStatus(t.Context(), e.srv.log, "m", nil) != nil {
 		t.Error("no error becomes one")
+	}
+}
+
+// docs/errors.md shows the table as it is.
+func TestErrorTableIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for code, row := range errorTable {
+		if line := fmt.Sprintf("| `%s` | %s | %d |", row.reason, canonicalCode(row.grpc), row.http); !strings.Contains(string(doc), line) {
+			t.Errorf("docs/errors.md lacks %s for %v", line, code)
+		}
+	}
+	for reason, code := range httpByReason {
+		if !strings.Contains(string(doc), "`"+reason+"`") || !strings.Contains(string(doc), fmt.Sprint(code)) {
+			t.Errorf("docs/errors.md lacks %s, %d", reason, code)
+		}
+	}
+	for _, reason := range []string{reasonMethod, reasonRoute, reasonHost, reasonOrigin, reasonBusy, reasonSlowBody, reasonEncoding} {
+		if !strings.Contains(string(doc), "`"+reason+"`") {
+			t.Errorf("docs/errors.md lacks %s", reason)
+		}
 	}
 }
 

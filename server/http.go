@@ -35,7 +35,7 @@ const (
 // newHTTP builds the HTTP server on the listener that is bound already.
 func (s *Server) newHTTP() (*http.Server, error) {
 	h := &httpHandler{
-		s: s, budget: semaphore.NewWeighted(s.cfg.MaxBodies), hosts: newHostList(s.httpLis.Addr(), s.cfg.HTTPAddr, s.cfg.AllowedHosts),
+		s: s, budget: semaphore.NewWeighted(s.cfg.MaxBodies), grace: bodyGrace, hosts: newHostList(s.httpLis.Addr(), s.cfg.HTTPAddr, s.cfg.AllowedHosts),
 		origins: http.NewCrossOriginProtection(),
 		metrics: promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}),
 	}
@@ -55,6 +55,7 @@ type httpHandler struct {
 	s       *Server
 	mux     *runtime.ServeMux
 	budget  *semaphore.Weighted
+	grace   time.Duration
 	hosts   hostList
 	origins *http.CrossOriginProtection
 	metrics http.Handler
@@ -114,7 +115,7 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			text: "Not Found: this process serves workers; the API is at the server"})
 		return
 	}
-	b := &body{r: r, w: w, rest: r.Body, limit: h.s.cfg.maxBody(), budget: h.budget}
+	b := &body{r: r, w: w, rest: r.Body, limit: h.s.cfg.maxBody(), grace: h.grace, budget: h.budget}
 	defer b.release()
 	ex.body = b
 	call := r.WithContext(context.WithValue(r.Context(), exchangeKey{}, ex))

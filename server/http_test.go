@@ -306,6 +306,23 @@ func TestBodyBudget(t *testing.T) {
 	}
 }
 
+// The time for a body ends with the body: a call may wait longer.
+func TestBodyDeadline(t *testing.T) {
+	e := start(t)
+	e.source("f")
+	e.srv.http.Handler.(*httpHandler).grace = 50 * time.Millisecond
+	begin := time.Now()
+	a := e.must(e.post("/v1/functions/f:call?timeout=300ms", `{"args":[1]}`), 200)
+	if took := time.Since(begin); a.str("status") != "QUEUED" || took < 300*time.Millisecond {
+		t.Errorf("after %v: %s", took, a.raw)
+	}
+	// A body that never ends is refused.
+	got := e.raw("POST /v1/functions/f:call HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+	if !strings.HasPrefix(got, "408 ") || !strings.Contains(got, "BODY_TOO_SLOW") {
+		t.Errorf("%s", got)
+	}
+}
+
 func TestListenErrors(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
