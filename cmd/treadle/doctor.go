@@ -163,7 +163,7 @@ func (d *doctor) noServer(ctx context.Context, address string, err error) findin
 		return found(name, checkFail, "stop that program, or start Treadle with another --grpc-addr",
 			"somebody listens on %s, but it is no Treadle server: %v", address, err)
 	}
-	return found(name, checkWarn, "treadle up", "nobody answers at %s; the port is free", address)
+	return found(name, checkWarn, "start one: treadle up", "nobody answers at %s", address)
 }
 
 func (d *doctor) checkHTTP(ctx context.Context) finding {
@@ -290,7 +290,7 @@ func (d *doctor) interpreter(ctx context.Context) (pyproc.Interpreter, error) {
 }
 
 func (d *doctor) checkPackages(ctx context.Context) finding {
-	const name = "dill, pickle"
+	const name = "packages"
 	in, err := d.interpreter(ctx)
 	if err != nil {
 		return found(name, checkWarn, "see above", "not known without Python")

@@ -68,7 +68,7 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 // environment and the file system excepted.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRootCommand()
-	root.SetArgs(protectNegatives(root, args))
+	root.SetArgs(append([]string{}, protectArgs(root, args)...)) // nil would mean those of the process
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

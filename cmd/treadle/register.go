@@ -38,7 +38,7 @@ name is what the name means.`,
 	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the registration idempotent")
 	return clientCommand(cmd, "print the registration as one JSON object",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
-			reg, err := registration(cmd.InOrStdin(), args[0], name, pickle)
+			reg, err := registration(cmd.InOrStdin(), plainArgs(args)[0], name, pickle)
 			if err != nil {
 				return err
 			}

@@ -104,15 +104,15 @@ func arguments(minimum, maximum int, what string) cobra.PositionalArgs {
 	}
 }
 
-// negative marks an argument that looks like a flag and is a number. No command line
-// can hold the character.
-const negative = "\x00"
+// protected marks an argument that looks like a flag and is none. No command line can
+// hold the character.
+const protected = "\x00"
 
-// protectNegatives lets `treadle run abs -5` mean what it says: a word like -5 that is
-// a JSON number, is no flag's value and follows a verb that takes JSON is an argument.
-// The verb takes the mark off again by [plainArgs].
-func protectNegatives(root *cobra.Command, args []string) []string {
-	verb := slices.IndexFunc(args, func(a string) bool { return a == "run" || a == "map" })
+// protectArgs lets `treadle run abs -5` and `treadle register -:f` mean what they say: a
+// word that is a negative number, or starts with "-:", and is no flag's value is an
+// argument of these verbs. They take the mark off again by [plainArgs].
+func protectArgs(root *cobra.Command, args []string) []string {
+	verb := slices.IndexFunc(args, func(a string) bool { return a == "run" || a == "map" || a == "register" })
 	if verb < 0 {
 		return args
 	}
@@ -125,8 +125,9 @@ func protectNegatives(root *cobra.Command, args []string) []string {
 		switch {
 		case out[i] == "--":
 			return out
-		case len(out[i]) > 1 && out[i][0] == '-' && json.Valid([]byte(out[i])) && !takesValue(cmd, out[i-1]):
-			out[i] = negative + out[i]
+		case takesValue(cmd, out[i-1]):
+		case strings.HasPrefix(out[i], "-:"), strings.HasPrefix(out[i], "-") && json.Valid([]byte(out[i])):
+			out[i] = protected + out[i]
 		}
 	}
 	return out
@@ -146,11 +147,11 @@ func takesValue(cmd *cobra.Command, word string) bool {
 	return f != nil && f.NoOptDefVal == ""
 }
 
-// plainArgs takes off what [protectNegatives] put on.
+// plainArgs takes off what [protectArgs] put on.
 func plainArgs(args []string) []string {
 	out := slices.Clone(args)
 	for i, a := range out {
-		out[i] = strings.TrimPrefix(a, negative)
+		out[i] = strings.TrimPrefix(a, protected)
 	}
 	return out
 }

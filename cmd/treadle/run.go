@@ -114,7 +114,8 @@ wait, not the task.
 			}
 			result, err := c.Result(cmd.Context(), id, -1)
 			if err != nil {
-				return fmt.Errorf("task %s goes on, see 'treadle result %s --wait 30s': %w", id, id, err)
+				// The cause is not wrapped: that the wait was interrupted is no news, the task is.
+				return fmt.Errorf("%s\nTask %s goes on: see 'treadle result %s --wait 30s'", explain(cmd.Context(), err), id, id)
 			}
 			return printResult(cmd, result, o.json)
 		})

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// parse runs a command that has a role's flags, and returns them.
+func parse(t *testing.T, r role, args ...string) (*serverFlags, error) {
+	t.Helper()
+	f := &serverFlags{}
+	cmd := &cobra.Command{Use: "role", RunE: func(*cobra.Command, []string) error { return f.validate(r) },
+		SilenceErrors: true, SilenceUsage: true}
+	f.register(cmd, r)
+	cmd.SetArgs(append([]string{}, args...)) // nil would mean those of the process
+	return f, cmd.Execute()
+}
+
+func TestFlagGoesBeforeEnvironmentBeforeDefault(t *testing.T) {
+	f, err := parse(t, roleUp)
+	if err != nil || f.Lease != 10*time.Second || f.MaxPayload != 64<<20 || f.MemoryLimit != 0 {
+		t.Fatalf("%+v, %v", f, err)
+	}
+	t.Setenv("TREADLE_LEASE", "20s")
+	t.Setenv("TREADLE_MAX_PAYLOAD", "1MiB")
+	t.Setenv("TREADLE_MEMORY_LIMIT", "512M")
+	t.Setenv("TREADLE_SLOTS", "2")
+	t.Setenv("TREADLE_JSON", "true")
+	t.Setenv("TREADLE_REST_COMPAT", "seed")
+	t.Setenv("TREADLE_GRPC_ADDR", "") // an empty variable is no variable
+	t.Setenv("TREADLE_PYTHON_PATH", strings.Join([]string{"a", "b,c"}, string(os.PathListSeparator)))
+	f, err = parse(t, roleUp, "--slots", "7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Lease != 20*time.Second || f.MaxPayload != 1<<20 || f.MemoryLimit != 512<<20 || f.Slots != 7 || !f.JSON ||
+		f.RESTCompat != "seed" || f.GRPCAddr != "127.0.0.1:50051" || !slices.Equal(f.PythonPath, []string{"a", "b,c"}) {
+		t.Errorf("%+v", f)
+	}
+	f, err = parse(t, roleUp, "--python-path", "x", "--python-path", "y")
+	if err != nil || !slices.Equal(f.PythonPath, []string{"x", "y"}) {
+		t.Errorf("%v, %v", f.PythonPath, err)
+	}
+	t.Setenv("TREADLE_DISPATCHER", "a:1,b:2")
+	if f, err = parse(t, roleWorker); err != nil || !slices.Equal(f.Dispatchers, []string{"a:1", "b:2"}) || f.Mode != "push" {
+		t.Errorf("%+v, %v", f, err)
+	}
+}
+
+// TestEveryServerFlagHasATwin asks the help, as people do.
+func TestEveryServerFlagHasATwin(t *testing.T) {
+	for _, verb := range []string{"up", "worker"} {
+		for line := range strings.Lines(cli(t, "", verb, "--help").wantOK(t)) {
+			line = strings.TrimSpace(line)
+			name, _, _ := strings.Cut(strings.TrimPrefix(line, "--"), " ")
+			if strings.HasPrefix(line, "--") && !strings.Contains(line, "(env "+envName(name)+")") {
+				t.Errorf("%s: %s", verb, line)
+			}
+		}
+	}
+}
+
+func TestBadVariables(t *testing.T) {
+	for name, test := range map[string]struct{ value, want string }{
+		"TREADLE_LEASE":        {"soon", `environment variable TREADLE_LEASE="soon": time: invalid duration`},
+		"TREADLE_SLOTS":        {"many", `environment variable TREADLE_SLOTS="many": strconv`},
+		"TREADLE_MAX_PAYLOAD":  {"1 potato", `environment variable TREADLE_MAX_PAYLOAD="1 potato": want a size`},
+		"TREADLE_REST_COMPAT":  {"both", `environment variable TREADLE_REST_COMPAT="both": want one of course, seed`},
+		"TREADLE_INSECURE":     {"maybe", `environment variable TREADLE_INSECURE="maybe": strconv.ParseBool`},
+		"TREADLE_LOG_LEVEL":    {"loud", `--log-level "loud"`},
+		"TREADLE_MEMORY_LIMIT": {"-1", `environment variable TREADLE_MEMORY_LIMIT="-1": want a size`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, test.value)
+			cli(t, "", "up").want(t, exitMisuse, test.want)
+		})
+	}
+}
+
+func TestValidation(t *testing.T) {
+	for _, test := range []struct {
+		role role
+		args string
+		want string // "" means fine
+	}{
+		{roleUp, "--grpc-addr 127.0.0.1:0 --http-addr [::1]:0", ""},
+		{roleUp, "--grpc-addr 0.0.0.0:1", "--grpc-addr 0.0.0.0:1 is not loopback"},
+		{roleUp, "--grpc-addr :1", "is not loopback"},
+		{roleUp, "--grpc-addr 0.0.0.0:1 --insecure", ""},
+		{roleUp, "--grpc-addr 50051", "want HOST:PORT"},
+		{roleUp, "--http-addr 127.0.0.1:70000", `port "70000": want 0 to 65535`},
+		{roleUp, "--http-addr 127.0.0.1:50051", "want two ports"},
+		{roleUp, "--slots 0", ""},
+		{roleUp, "--slots -1", "--slots -1: want 0 to 4096"},
+		{roleWorker, "--slots 0", "--slots 0: want 1 to 4096"},
+		{roleUp, "--lease 3s", "--lease 3s with --heartbeat 1s"},
+		{roleUp, "--heartbeat 1ms", "--heartbeat 1ms: want at least 20ms"},
+		{roleUp, "--reconnect-grace 10s", "--reconnect-grace 10s"},
+		{roleUp, "--drain-timeout -1s", "--drain-timeout"},
+		{roleUp, "--max-payload 10", "--max-payload 10B: want 1KiB"},
+		{roleUp, "--max-payload 2GiB", "--max-payload 2GiB"},
+		{roleUp, "--memory-limit 1MiB", "--memory-limit 1MiB"},
+		{roleUp, "--max-retries -1", "--max-retries -1: want 0 to 1000"},
+		{roleUp, "--retention 0s", "--retention"},
+		{roleUp, "--rest-created-status 204", "want 200 or 201"},
+		{roleUp, "--task-timeout -1s", "--task-timeout"},
+		{roleUp, "--store nowhere", `--store "nowhere"`},
+		{roleUp, "--python=", "--python is empty"},
+		{roleServer, "", "--store is missing"},
+		{roleDispatcher, "--store redis://h --mode local", ""},
+		{roleWorker, "--dispatcher nowhere", `--dispatcher "nowhere"`},
+		{roleWorker, "--dispatcher=", "--dispatcher is empty"},
+		{roleWorker, "--queues a,,b", "--queues"},
+		{roleWorker, "--mode local", "want one of push, pull"},
+		{roleUp, "--log-format xml", "want one of text, json"},
+		{roleUp, "--name " + strings.Repeat("x", 257), "--name has 257 characters"},
+	} {
+		_, err := parse(t, test.role, strings.Fields(test.args)...)
+		switch {
+		case test.want == "" && err != nil:
+			t.Errorf("%s: %v", test.args, err)
+		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+			t.Errorf("%s: %v, want %q", test.args, err, test.want)
+		}
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	for text, want := range map[string]int64{
+		"0": 0, "off": 0, "1": 1, "10B": 10, "1k": 1 << 10, "1K": 1 << 10, "2KiB": 2 << 10, "1kB": 1000, "64MiB": 64 << 20,
+		"512M": 512 << 20, "1.5GiB": 3 << 29, "1 MB": 1e6, "2T": 2 << 40,
+	} {
+		if got, err := parseByteSize(text); err != nil || int64(got) != want {
+			t.Errorf("%s = %d, %v; want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "M", "-1", "1e6", "0x10", "1 MiB MiB", "NaN", "Inf", "99999999T", "1_000"} {
+		if got, err := parseByteSize(text); err == nil {
+			t.Errorf("%q = %d", text, got)
+		}
+	}
+	for n, want := range map[int64]string{0: "0", 5: "5B", 1 << 10: "1KiB", 64 << 20: "64MiB", 3 << 29: "1.5GiB", 1000: "1000B"} {
+		if got := formatBytes(n); got != want {
+			t.Errorf("%d = %s, want %s", n, got, want)
+		}
+	}
+}
+
+func TestLogger(t *testing.T) {
+	var out bytes.Buffer
+	log, err := newLogger(&out, "warn", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("hidden")
+	log.Warn("shown", slog.Int("n", 1))
+	if got := out.String(); strings.Contains(got, "hidden") || !strings.Contains(got, `"msg":"shown","n":1`) {
+		t.Errorf("%s", got)
+	}
+}
+
+// process starts this test binary as treadle.
+func process(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("signals are not sent to processes there")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(os.Environ(), asTreadle+"=1")
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// TestSecondSignalEndsTheProgram interrupts a command that reads from a pipe, which
+// nothing else interrupts.
+func TestSecondSignalEndsTheProgram(t *testing.T) {
+	cmd := process(t, "register", "-:f")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stdin.Close() }()
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stderr).ReadString('\n'); err != nil || line != listening {
+		t.Fatalf("%q, %v", line, err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	// Two signals that are sent at once may arrive as one, so keep sending.
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for running := true; running; {
+		select {
+		case <-ended:
+			running = false
+		case <-tick.C:
+			_ = cmd.Process.Signal(syscall.SIGINT) // it may have ended
+		}
+	}
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted {
+		t.Errorf("exit code %d (%s), want %d", code, cmd.ProcessState, exitInterrupted)
+	}
+}
