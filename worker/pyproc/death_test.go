@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -139,45 +140,66 @@ func TestInterruptStaysWithTheAgent(t *testing.T) {
 	awaitGone(t, pids, 5*time.Second)
 }
 
-// TestKernelAloneEndsGroups kills the guard first: the kernel alone ends the runners and what
-// stayed in their groups.
-func TestKernelAloneEndsGroups(t *testing.T) {
+// TestKernelAloneEndsRunners kills the guard first: the kernel alone ends the runners, a
+// busy loop included.
+func TestKernelAloneEndsRunners(t *testing.T) {
 	cmd, m, _ := startAgent(t)
-	var guards, groups []int
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var guards, runners, others []int
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err == nil && parentOf(pid) == cmd.Process.Pid && markOf(pid) == 0 {
+		if err != nil || parentOf(pid) != cmd.Process.Pid {
+			continue
+		}
+		if markOf(pid) == 0 {
 			guards = append(guards, pid)
+		} else {
+			runners = append(runners, pid)
 		}
 	}
-	if len(guards) != 1 {
-		t.Fatalf("%d guards", len(guards))
+	if len(guards) != 1 || len(runners) != 4 {
+		t.Fatalf("%d guards and %d runners", len(guards), len(runners))
+	}
+	for _, pid := range marked(m) {
+		if !slices.Contains(runners, pid) {
+			others = append(others, pid)
+		}
 	}
 	if err := unix.Kill(guards[0], unix.SIGKILL); err != nil {
 		t.Fatal(err)
-	}
-	var strays []int
-	for _, pid := range marked(m) {
-		if group, _ := unix.Getpgid(pid); parentOf(group) == cmd.Process.Pid || group == pid && parentOf(pid) == cmd.Process.Pid {
-			groups = append(groups, pid)
-		} else {
-			strays = append(strays, pid)
-		}
-	}
-	if len(groups) != 5 || len(strays) != 1 {
-		t.Fatalf("%d processes in groups of runners and %d outside, want 5 and 1", len(groups), len(strays))
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	awaitGone(t, groups, 5*time.Second)
-	for _, pid := range strays {
+	awaitGone(t, runners, 5*time.Second)
+	for _, pid := range others {
 		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// TestGuardIsReplaced: an executor is not without a guard for long.
+func TestGuardIsReplaced(t *testing.T) {
+	e := start(t, 1)
+	e.guard.mu.Lock()
+	first := e.guard.pid
+	e.guard.mu.Unlock()
+	if err := unix.Kill(first, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; runtime.Gosched() {
+		e.guard.mu.Lock()
+		pid := e.guard.pid
+		e.guard.mu.Unlock()
+		if pid != first {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no new guard")
+		}
 	}
 }
 

@@ -19,10 +19,12 @@
 // of its descendants (PR_SET_CHILD_SUBREAPER), so that one waitpid, a microsecond, sees
 // daemonized ones too. A runner with leftovers is replaced before Run returns.
 //
-// When the agent dies, however it dies: the kernel kills each runner (PR_SET_PDEATHSIG,
-// all children being spawned from one thread that lives as long as the executor) and its
-// process group (SIGKILL as the descriptor signal of a pipe that the agent holds), and a
-// small guard process kills whatever still carries the mark.
+// When the agent dies, however it dies, three things end what is left. The kernel kills
+// each runner (PR_SET_PDEATHSIG; all children are spawned from one thread that lives as
+// long as the executor). The closing of a pipe that the agent holds makes the kernel send
+// SIGKILL to the runner's process group, without help of the Python process (O_ASYNC with
+// F_SETSIG; elsewhere a thread waits for it). And a small guard process kills whatever
+// still carries the mark: a daemon that a function started has nobody else to end it.
 //
 // # Limits
 //

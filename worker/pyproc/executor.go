@@ -49,7 +49,6 @@ type Executor struct {
 	closed  bool
 	// runnerSeq numbers runners, for their marks.
 	runnerSeq atomic.Uint64
-	warned    sync.Once
 }
 
 var _ worker.Executor = (*Executor)(nil)
@@ -125,7 +124,7 @@ func (e *Executor) Runtimes() []string { return []string{task.RuntimePython} }
 
 // Start installs what the interpreter lacks, starts one runner for each slot, all at
 // once, and returns when they are ready. It fails when the interpreter cannot run a
-// runner at all.
+// runner at all; Close is to be called then too.
 func (e *Executor) Start(ctx context.Context, slots int) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -189,7 +188,8 @@ func (e *Executor) prepare(ctx context.Context) error {
 	return nil
 }
 
-// Run runs one attempt in a slot.
+// Run runs one attempt in a slot. Its timeout counts from the moment when a runner has
+// the call, not while a runner starts or the function's bytes are fetched.
 func (e *Executor) Run(ctx context.Context, slot int, a *worker.Attempt) task.Outcome {
 	if slot < 0 || slot >= len(e.slots) {
 		return task.Fail(task.EndLost, fmt.Sprintf("there is no slot %d", slot))
@@ -222,7 +222,6 @@ func (e *Executor) Close() error {
 	if e.spawner != nil {
 		e.spawner.stop()
 	}
-	e.limits.close()
 	if e.tempDir != "" {
 		if err := os.RemoveAll(e.tempDir); err != nil {
 			return fmt.Errorf("remove the runner's folder: %w", err)

@@ -280,8 +280,6 @@ func (l *limiter) release(r *runner) {
 	}
 }
 
-func (l *limiter) close() {}
-
 func oomKills(file string) int64 {
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -20,5 +20,3 @@ func (l *limiter) name() string { return "none" }
 func (l *limiter) impose(*runner, int64) (byAddress bool, err error) { return false, nil }
 
 func (l *limiter) release(*runner) {}
-
-func (l *limiter) close() {}

@@ -27,7 +27,9 @@ const (
 )
 
 // inspectProgram tells about an interpreter in one line of JSON.
-const inspectProgram = `import json, sys
+const inspectProgram = `import sys
+sys.path[:] = [entry for entry in sys.path if entry]  # the working directory may hold a json.py
+import json
 def version(name):
     try:
         import importlib.util, importlib.metadata
@@ -60,7 +62,7 @@ func Probe(ctx context.Context, cfg Config) (Interpreter, error) {
 	if err != nil {
 		return Interpreter{}, err
 	}
-	defer e.Close()
+	defer e.cancel() // all there is to close of an executor that was not started
 	found, err := inspect(ctx, e.python, e.env)
 	if err != nil {
 		return Interpreter{}, err
@@ -171,6 +173,7 @@ func pipInstall(ctx context.Context, python string, env []string, target string)
 		"--disable-pip-version-check", "--retries", "1", "--timeout", "15", "--target", target,
 		dillRequirement, cloudpickleRequirement)
 	cmd.Env = env
+	cmd.Dir = target // python -m looks in the working directory first
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if err == nil {
@@ -209,7 +212,9 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	case <-ctx.Done():
 		// The goroutine ends when the holder lets go, and gives the lock back at once.
 		go func() {
-			<-taken
+			if err := <-taken; err == nil {
+				_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
+			}
 			file.Close()
 		}()
 		return nil, fmt.Errorf("wait for %s, which another agent holds: %w", path, ctx.Err())

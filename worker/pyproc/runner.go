@@ -280,7 +280,7 @@ func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out 
 			c.code = *code
 			c.flags |= callHasCode
 		}
-		missing := false
+		var missing bool
 		out, started, missing = r.attempt(ctx, a, &c)
 		if !missing {
 			return out, started
@@ -293,11 +293,12 @@ func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out 
 	}
 }
 
-// stop reasons of an attempt; the first one wins.
+// Why an attempt is over; the first reason wins.
 const (
 	stopNone int32 = iota
 	stopCancelled
 	stopTimedOut
+	stopAnswered
 )
 
 // attempt sends one call and waits for its answer or its end.
@@ -319,6 +320,11 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out t
 	}
 	p, err := r.exchange(c)
 	if err == nil {
+		// A timer or a cancel that comes too late must not hit the runner's next attempt; one
+		// that has come already may still be about to.
+		if !stopped.CompareAndSwap(stopNone, stopAnswered) {
+			r.kill()
+		}
 		if p.end == endMissing {
 			delete(r.known, c.hash)
 			return task.Outcome{}, true, true

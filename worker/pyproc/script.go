@@ -16,8 +16,10 @@ import (
 var script embed.FS
 
 // boot imports the runner's package from the folder in its last argument, so that its
-// byte code is cached beside it, and leaves sys.path as it was.
-const boot = "import sys; sys.path.insert(0, sys.argv.pop()); import treadle_runner.main as m; sys.path.pop(0); m.run()"
+// byte code is cached beside it. The working directory, first in the path of a program
+// given with -c, comes back later: it may hold modules with names of the standard library.
+const boot = "import sys; sys.path[:] = [sys.argv.pop()] + [p for p in sys.path if p]; " +
+	"import treadle_runner.main as m; m.run()"
 
 // writeScript puts the embedded program into a folder below dir named after its content
 // and returns that folder.

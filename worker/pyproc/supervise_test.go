@@ -280,3 +280,43 @@ func openFiles(t *testing.T) int {
 	}
 	return len(entries)
 }
+
+// TestLateCancelHitsNobodyElse races cancels with answers: an attempt ends in one of the
+// two, and the next one on the same runner never notices.
+func TestLateCancelHitsNobodyElse(t *testing.T) {
+	e := start(t, 1)
+	a := fromSource("def f(): return 1", "")
+	want(t, run(t, e, 0, a), "1")
+	ends := map[task.End]int{}
+	for i := range 300 {
+		ctx, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(time.Duration(i%30)*10*time.Microsecond, cancel)
+		out := e.Run(ctx, 0, a)
+		if ends[out.End]++; out.End != task.EndSucceeded && out.End != task.EndCancelled {
+			t.Fatalf("attempt %d: %s", i, describe(out))
+		}
+		cancel()
+		want(t, e.Run(context.Background(), 0, a), "1")
+	}
+	if ends[task.EndSucceeded] == 0 || ends[task.EndCancelled] == 0 {
+		t.Fatalf("no race: %v", ends)
+	}
+}
+
+// TestWorkingDirectoryMayShadow: modules of the user that are named like those of the
+// standard library are no harm to the runner itself.
+func TestWorkingDirectoryMayShadow(t *testing.T) {
+	folder := t.TempDir()
+	for _, name := range []string{"json", "random", "types", "queue", "copy", "tokenize", "uuid"} {
+		if err := os.WriteFile(filepath.Join(folder, name+".py"), []byte("mine = True\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(t, 1) // has installed what the interpreter lacks
+	t.Chdir(folder)
+	e := start(t, 1)
+	if e.slots[0].cur.info.Dill == "" {
+		t.Fatal("the runner has no dill")
+	}
+	want(t, runJSON(t, e, "def f():\n    import json, os\n    return [json.dumps([1]), os.getcwd()]", ""), `["[1]","`+folder+`"]`)
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -73,6 +74,7 @@ class Runner:
         self._cache = functions.Cache()
         self._process = state.Process()
         faulthandler.enable(2, all_threads=False)
+        gc.freeze()  # what is here now stays: no collection needs to look at it
         self._wire.send(seq, wire.KIND_HELLO, json.dumps(hello).encode())
 
     def _interrupt(self, _number: int, _frame: types.FrameType | None) -> None:
@@ -270,12 +272,16 @@ def _set_up(config: dict[str, Any]) -> dict[str, Any]:
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     rest = [entry for entry in sys.path if entry not in ("", own)]
     libs = [config["libs"]] if config.get("libs") else []
-    sys.path[:] = [os.getcwd(), *config.get("paths", []), *rest, *libs]
+    cwd, paths = os.getcwd(), config.get("paths", [])
+    # dill's own imports should not meet a random.py of the working directory.
+    sys.path[:] = [*paths, *rest, *libs]
+    dill = _version("dill", load=True)
+    sys.path[:] = [cwd, *paths, *rest, *libs]
     return {
         "pid": _getpid(),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "implementation": sys.implementation.name,
-        "dill": _version("dill", load=True),
+        "dill": dill or _version("dill", load=True),
         "cloudpickle": _version("cloudpickle", load=False),
         "subreaper": state.adopt_orphans(),
     }
