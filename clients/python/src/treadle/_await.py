@@ -1,0 +1,255 @@
+"""Results of many tasks come by few streams."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable
+
+import grpc
+
+from . import _status
+from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._results import Loader, Outcome, finished, outcome
+from .errors import ClientClosed, NotFound, TreadleError, Unavailable
+from .future import TaskFuture
+
+log = logging.getLogger("treadle")
+
+# How many streams are open at once, as long as the server's limit of ids per stream
+# allows so few.
+_MAX_STREAMS = 8
+# The server's limit of ids per stream.
+_MAX_IDS = 10_000
+
+# Opens one AwaitResults stream.
+OpenStream = Callable[[pb.AwaitResultsRequest], Any]
+
+
+def backoff() -> Iterator[float]:
+    """Pauses between attempts, in seconds: from 50 ms, growing to 1 s, spread out."""
+    pause = 0.05
+    while True:
+        yield pause * random.uniform(0.7, 1.3)
+        pause = min(pause * 1.6, 1.0)
+
+
+class _Group:
+    """The futures that one stream waits for."""
+
+    __slots__ = ("call", "futures", "retired")
+
+    def __init__(self, futures: dict[str, list[TaskFuture[Any]]]) -> None:
+        # Guarded by the awaiter's lock, as everything here.
+        self.futures = futures
+        self.call: Any = None
+        # Its futures have gone to another group.
+        self.retired = False
+
+
+class Awaiter:
+    """Delivers results to futures.
+
+    What was recorded together is awaited together. The ids of a stream are fixed when it
+    opens, so new ones get a stream of their own, and when there are too many streams the
+    two smallest become one: an id is sent again a few times, not once per newcomer.
+    """
+
+    def __init__(
+        self, open_stream: OpenStream, get_task: Callable[[str], object], load: Loader, patience: float
+    ) -> None:
+        """get_task raises NotFound for an unknown id; patience is how long, in seconds, streams are
+        opened again while no server answers."""
+        self._open = open_stream
+        self._get_task = get_task
+        self._load = load
+        self._patience = patience
+        self._closed = threading.Event()
+        # Guards everything below, and all groups.
+        self._changed = threading.Condition()
+        self._groups: set[_Group] = set()
+        self._ready: deque[_Group] = deque()
+        self._idle = 0
+        self._threads: set[threading.Thread] = set()
+
+    def add(self, futures: Iterable[TaskFuture[Any]]) -> None:
+        """Wait for the results of futures whose tasks are recorded."""
+        by_id: dict[str, list[TaskFuture[Any]]] = {}
+        for future in futures:
+            by_id.setdefault(future.task_id, []).append(future)
+        with self._changed:
+            closed = self._closed.is_set()
+            if not closed:
+                self._start(_Group(by_id))
+                self._merge()
+        if closed:
+            _fail(by_id, ClientClosed("the client is closed; the task goes on"))
+
+    def close(self) -> None:
+        """End the streams; futures that are still waiting fail with ClientClosed."""
+        with self._changed:
+            self._closed.set()
+            left = [group.futures for group in self._groups]
+            for group in list(self._groups):
+                group.futures = {}
+                self._retire(group)
+            threads = list(self._threads)
+            self._changed.notify_all()
+        for futures in left:
+            _fail(futures, ClientClosed("the client was closed while waiting; the task goes on"))
+        for thread in threads:
+            if thread is not threading.current_thread():
+                # A callback of the user may keep it; daemons hold up nothing.
+                thread.join(1.0)
+
+    # Under the lock.
+
+    def _start(self, group: _Group) -> None:
+        self._groups.add(group)
+        self._ready.append(group)
+        if self._idle < len(self._ready):
+            thread = threading.Thread(target=self._run, name="treadle-await", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+        else:
+            self._changed.notify()
+
+    def _retire(self, group: _Group) -> None:
+        group.retired = True
+        self._groups.discard(group)
+        if group.call is not None:
+            group.call.cancel()
+
+    def _merge(self) -> None:
+        while len(self._groups) > _MAX_STREAMS:
+            small, next_small = sorted(self._groups, key=lambda group: len(group.futures))[:2]
+            if len(small.futures) + len(next_small.futures) > _MAX_IDS:
+                return
+            together = {id: list(futures) for id, futures in small.futures.items()}
+            for id, futures in next_small.futures.items():
+                together.setdefault(id, []).extend(futures)
+            for group in (small, next_small):
+                group.futures = {}
+                self._retire(group)
+            self._start(_Group(together))
+
+    # On the threads.
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._ready and not self._closed.is_set():
+                    if self._idle > _MAX_STREAMS:
+                        break
+                    self._changed.wait()
+                self._idle -= 1
+                if not self._ready:
+                    self._threads.discard(threading.current_thread())
+                    return
+                group = self._ready.popleft()
+            try:
+                self._serve(group)
+            except Exception as exc:  # a fault of this package must not leave futures waiting for ever
+                log.exception("waiting for results failed")
+                self._give_up(group, TreadleError(f"AwaitResults: {exc!r}"))
+
+    def _serve(self, group: _Group) -> None:
+        """Keep a stream open until every future of the group is settled."""
+        pauses = backoff()
+        since = time.monotonic()  # of a time without progress
+        while True:
+            with self._changed:
+                if group.retired or not group.futures:
+                    self._groups.discard(group)
+                    return
+                ids = list(group.futures)
+            progress, exc = self._listen(group, ids)
+            if progress:
+                pauses, since = backoff(), time.monotonic()
+            if exc is None or self._is_retired(group):
+                continue
+            if isinstance(exc, NotFound):
+                if self._sift(group, ids):
+                    continue
+            elif not isinstance(exc, Unavailable) or time.monotonic() - since > self._patience:
+                self._give_up(group, exc)
+                return
+            log.info("waiting for results again: %s", exc)
+            self._closed.wait(next(pauses))
+
+    def _listen(self, group: _Group, ids: list[str]) -> tuple[bool, TreadleError | None]:
+        """Read one stream to its end; says whether anything came, and the error that ended it."""
+        progress = False
+        try:
+            call = self._open(pb.AwaitResultsRequest(task_ids=ids))
+            with self._changed:
+                if group.retired:
+                    call.cancel()
+                else:
+                    group.call = call
+            for message in call:
+                progress = True
+                self._deliver(group, message.results)
+        except grpc.RpcError as err:
+            return progress, _status.from_rpc("AwaitResults", err)
+        except TreadleError as exc:
+            return progress, exc
+        finally:
+            with self._changed:
+                group.call = None
+        with self._changed:
+            if group.futures and not progress:
+                return False, Unavailable("AwaitResults: the stream ended without results")
+        return progress, None
+
+    def _deliver(self, group: _Group, results: Iterable[pb.TaskResult]) -> None:
+        for result in results:
+            if not finished(result):
+                continue
+            with self._changed:
+                futures = group.futures.pop(result.task_id, None)
+            # None: the group was merged into another, whose stream brings the result again.
+            if futures:
+                end = outcome(result, self._load)
+                for future in futures:
+                    future._settle(end)
+
+    def _sift(self, group: _Group, ids: list[str]) -> bool:
+        """Fail the futures of tasks that the server does not know, so that they do not take the
+        others with them; says whether there were any."""
+        found = False
+        for id in ids:
+            try:
+                self._get_task(id)
+            except NotFound as exc:
+                found = True
+                with self._changed:
+                    futures = group.futures.pop(id, [])
+                for future in futures:
+                    future._settle(Outcome(error=exc))
+            except TreadleError:
+                return found
+        return found
+
+    def _is_retired(self, group: _Group) -> bool:
+        with self._changed:
+            return group.retired
+
+    def _give_up(self, group: _Group, exc: TreadleError) -> None:
+        with self._changed:
+            futures, group.futures = group.futures, {}
+            self._groups.discard(group)
+        _fail(futures, exc)
+
+
+def _fail(futures: dict[str, list[TaskFuture[Any]]], exc: TreadleError) -> None:
+    for waiting in futures.values():
+        for future in waiting:
+            # Each its own: raising an exception writes to it.
+            future._settle(Outcome(error=copy.copy(exc)))

@@ -1,0 +1,68 @@
+"""What a client stands on: a server, or something that acts like one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from ._gen.treadle.v1 import fabric_pb2 as pb
+from .future import TaskFuture
+
+
+class Backend(Protocol):
+    """The API in the form that Client needs. Every method may be called by any thread.
+
+    Methods raise TreadleError, nothing else.
+    """
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+
+    def register(self, request: pb.RegisterFunctionRequest) -> pb.Function:
+        """Register a function."""
+
+    def get_function(self, function: str) -> pb.Function:
+        """A registration by id or name."""
+
+    def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
+        """One page of registrations."""
+
+    def submit(self, request: pb.ExecuteRequest) -> TaskFuture[Any]:
+        """Have a task recorded and its result delivered to the future."""
+
+    def attach(self, task_id: str) -> TaskFuture[Any]:
+        """Have the result of a recorded task delivered to a new future."""
+
+    def withdraw(self, future: TaskFuture[Any]) -> bool:
+        """Take a task back that was not sent yet; says whether that was so."""
+
+    def cancel_all(self, futures: Iterable[TaskFuture[Any]]) -> None:
+        """Cancel many tasks, as far as that is possible; raises nothing."""
+
+    def get_task(self, task_id: str) -> pb.Task:
+        """A task's record."""
+
+    def get_result(self, task_id: str, timeout: float | None) -> pb.TaskResult:
+        """A task's result, waiting for the end of the task; TimeoutError when timeout ends first."""
+
+    def cancel_task(self, task_id: str) -> pb.Task:
+        """Cancel a task."""
+
+    def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
+        """What an attempt printed."""
+
+    def list_tasks(self, filter: str, page_size: int, page_token: str) -> pb.ListTasksResponse:
+        """One page of tasks."""
+
+    def list_workers(self) -> pb.ListWorkersResponse:
+        """The attached workers."""
+
+    def list_queues(self) -> pb.ListQueuesResponse:
+        """The queues with unfinished tasks."""
+
+    def info(self) -> pb.ServerInfo:
+        """What the server is."""
+
+    def close(self) -> None:
+        """Send what is queued, then end. May be called more than once."""

@@ -1,0 +1,314 @@
+"""A client's connection to a server: one gRPC channel, and what runs on it."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import ipaddress
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from typing import Any, Callable, Union
+
+import grpc
+
+from . import _await, _status, _submit
+from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._gen.treadle.v1 import fabric_pb2_grpc
+from ._results import Loader, finished
+from ._version import __version__
+from .errors import ClientClosed, TreadleError, Unavailable
+from .future import TaskFuture
+
+log = logging.getLogger("treadle")
+
+# Twice the limit on a payload, as some messages carry text forms of it, and room for the rest.
+_MAX_MESSAGE = 2 * (64 << 20) + (1 << 20)
+# How long one GetResult waits; the server's limit is 5 min.
+_MAX_WAIT = 60.0
+# A slow line gets this long for a mebibyte, beyond the client's timeout.
+_SECONDS_PER_MIB = 1.0
+# How many cancellations are under way at once.
+_CANCEL_WINDOW = 100
+
+Tls = Union[bool, grpc.ChannelCredentials]
+
+
+class Connection:
+    """The Backend that is a server, over gRPC."""
+
+    def __init__(
+        self, address: str, *, token: str | None, timeout: float, tls: Tls, insecure: bool, load: Loader
+    ) -> None:
+        if token and tls is False and not insecure and not is_loopback(address):
+            raise ValueError(
+                f"a token would travel to {address} without TLS, where others can read it: "
+                "pass tls=True, or allow it with insecure=True"
+            )
+        self._address = address
+        self._timeout = timeout
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel = _dial(address, tls)
+        self._stub = fabric_pb2_grpc.FabricServiceStub(self._channel)
+        self._pid = os.getpid()
+        # Set when calls in the background have to stop.
+        self._ended = threading.Event()
+        self._closing = threading.Lock()
+        self._is_closed = False
+        self.forget_function: Callable[[str], None] = lambda function: None
+        """Told of functions that the server turned out not to know."""
+        self._awaiter = _await.Awaiter(self._open_stream, self._known_task, load, timeout)
+        self._submitter = _submit.Submitter(self._send_batch, self._awaiter.add, lambda f: self.forget_function(f))
+        _open.add(self)
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._address
+
+    def close(self) -> None:
+        """Send what is queued, then end. May be called more than once."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._submitter.close(self._timeout)
+        self._ended.set()
+        self._submitter.fail()
+        self._awaiter.close()
+        self._channel.close()
+
+    # Calls.
+
+    def _call(self, op: str, method: Any, request: Any, wait: float = 0.0) -> Any:
+        if self._is_closed:
+            raise ClientClosed(f"{op}: the client is closed")
+        if os.getpid() != self._pid:
+            raise TreadleError("a client does not survive os.fork; make a new one in the child process")
+        return self._try(op, method, request, self._timeout + wait)
+
+    def _try(self, op: str, method: Any, request: Any, limit: float) -> Any:
+        """Make one call, and again while no server answers, for limit seconds in all.
+
+        The request stays the same, its request id included: what was recorded by a call whose
+        answer was lost is found, not recorded twice.
+        """
+        end = time.monotonic() + limit
+        warned = False
+        for pause in _await.backoff():
+            try:
+                return method(request, timeout=max(end - time.monotonic(), 0.001), metadata=self._metadata)
+            except grpc.RpcError as err:
+                exc = _status.from_rpc(op, err)
+            except ValueError as err:  # what grpc raises on a closed channel
+                raise ClientClosed(f"{op}: the client is closed") from err
+            if self._ended.is_set():
+                raise ClientClosed(f"{op}: the client was closed")
+            if not isinstance(exc, Unavailable):
+                raise exc
+            left = end - time.monotonic()
+            if left <= pause:
+                raise Unavailable(f"no server answered at {self._address} within {limit:.3g} s: {exc}")
+            if not warned:
+                warned = True
+                log.warning("no server answers at %s, trying for %.3g s more: %s", self._address, left, exc)
+            self._ended.wait(pause)
+        raise AssertionError("backoff never ends")
+
+    def _send_batch(self, request: pb.ExecuteBatchRequest, size: int) -> pb.ExecuteBatchResponse:
+        # Not _call: close sends what is queued.
+        limit = self._timeout + size / (1 << 20) * _SECONDS_PER_MIB
+        answer: pb.ExecuteBatchResponse = self._try("Execute", self._stub.ExecuteBatch, request, limit)
+        return answer
+
+    def _open_stream(self, request: pb.AwaitResultsRequest) -> Any:
+        try:
+            return self._stub.AwaitResults(request, metadata=self._metadata)
+        except ValueError as err:
+            raise ClientClosed("AwaitResults: the client is closed") from err
+
+    def _known_task(self, task_id: str) -> object:
+        return self._try("GetTask", self._stub.GetTask, pb.GetTaskRequest(task_id=task_id), self._timeout)
+
+    # Functions.
+
+    def register(self, request: pb.RegisterFunctionRequest) -> pb.Function:
+        """Register a function."""
+        answer: pb.Function = self._call("RegisterFunction", self._stub.RegisterFunction, request)
+        return answer
+
+    def get_function(self, function: str) -> pb.Function:
+        """A registration by id or name."""
+        request = pb.GetFunctionRequest(function=function)
+        answer: pb.Function = self._call("GetFunction", self._stub.GetFunction, request)
+        return answer
+
+    def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
+        """One page of registrations."""
+        request = pb.ListFunctionsRequest(page_token=page_token)
+        answer: pb.ListFunctionsResponse = self._call("ListFunctions", self._stub.ListFunctions, request)
+        return answer
+
+    # Tasks.
+
+    def submit(self, request: pb.ExecuteRequest) -> TaskFuture[Any]:
+        """Have a task recorded and its result delivered to the future."""
+        if os.getpid() != self._pid:
+            raise TreadleError("a client does not survive os.fork; make a new one in the child process")
+        future: TaskFuture[Any] = TaskFuture(self, request.function)
+        self._submitter.submit(request, future)
+        return future
+
+    def attach(self, task_id: str) -> TaskFuture[Any]:
+        """Have the result of a recorded task delivered to a new future."""
+        task = self.get_task(task_id)
+        future: TaskFuture[Any] = TaskFuture(self, task.function_id)
+        future._mark_recorded(task.task_id)
+        self._awaiter.add([future])
+        return future
+
+    def withdraw(self, future: TaskFuture[Any]) -> bool:
+        """Take a task back that was not sent yet; says whether that was so."""
+        return self._submitter.withdraw(future)
+
+    def cancel_all(self, futures: Iterable[TaskFuture[Any]]) -> None:
+        """Cancel many tasks, as far as that is possible; raises nothing."""
+        sent = []
+        for future in futures:
+            if future.done():
+                continue
+            if self.withdraw(future):
+                future._mark_cancelled()
+            else:
+                sent.append(future)
+        while sent and not self._is_closed:
+            window, sent = sent[:_CANCEL_WINDOW], sent[_CANCEL_WINDOW:]
+            calls = []
+            for future in window:
+                try:
+                    request = pb.CancelTaskRequest(task_id=future.task_id)
+                    calls.append(
+                        (future, self._stub.CancelTask.future(request, timeout=self._timeout, metadata=self._metadata))
+                    )
+                except Exception as exc:  # it failed meanwhile, or the channel was closed
+                    log.debug("cancel: %s", exc)
+            for future, call in calls:
+                try:
+                    if call.result().status == pb.Task.CANCELLED:
+                        future._mark_cancelled()
+                except Exception as exc:
+                    log.debug("cancel: %s", exc)
+
+    def get_task(self, task_id: str) -> pb.Task:
+        """A task's record."""
+        answer: pb.Task = self._call("GetTask", self._stub.GetTask, pb.GetTaskRequest(task_id=task_id))
+        return answer
+
+    def get_result(self, task_id: str, timeout: float | None) -> pb.TaskResult:
+        """A task's result, waiting for the end of the task; TimeoutError when timeout ends first."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _MAX_WAIT if end is None else max(end - time.monotonic(), 0.0)
+            wait = min(left, _MAX_WAIT)
+            request = pb.GetResultRequest(task_id=task_id)
+            request.wait.FromNanoseconds(int(wait * 1e9))
+            answer: pb.TaskResult = self._call("GetResult", self._stub.GetResult, request, wait)
+            if finished(answer):
+                return answer
+            if end is not None and time.monotonic() >= end:
+                raise concurrent.futures.TimeoutError(f"task {task_id} is not finished after {timeout:.3g} s")
+
+    def cancel_task(self, task_id: str) -> pb.Task:
+        """Cancel a task."""
+        answer: pb.Task = self._call("CancelTask", self._stub.CancelTask, pb.CancelTaskRequest(task_id=task_id))
+        return answer
+
+    def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
+        """What an attempt printed."""
+        request = pb.GetLogsRequest(task_id=task_id, attempt=attempt)
+        answer: pb.TaskLogs = self._call("GetLogs", self._stub.GetLogs, request)
+        return answer
+
+    def list_tasks(self, filter: str, page_size: int, page_token: str) -> pb.ListTasksResponse:
+        """One page of tasks."""
+        request = pb.ListTasksRequest(filter=filter, page_size=page_size, page_token=page_token)
+        answer: pb.ListTasksResponse = self._call("ListTasks", self._stub.ListTasks, request)
+        return answer
+
+    # The fabric.
+
+    def list_workers(self) -> pb.ListWorkersResponse:
+        """The attached workers."""
+        answer: pb.ListWorkersResponse = self._call("ListWorkers", self._stub.ListWorkers, pb.ListWorkersRequest())
+        return answer
+
+    def list_queues(self) -> pb.ListQueuesResponse:
+        """The queues with unfinished tasks."""
+        answer: pb.ListQueuesResponse = self._call("ListQueues", self._stub.ListQueues, pb.ListQueuesRequest())
+        return answer
+
+    def info(self) -> pb.ServerInfo:
+        """What the server is."""
+        answer: pb.ServerInfo = self._call("GetServerInfo", self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        return answer
+
+
+def _dial(address: str, tls: Tls) -> grpc.Channel:
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", _MAX_MESSAGE),
+        ("grpc.max_send_message_length", _MAX_MESSAGE),
+        # The server cuts off who pings more often than every 5 s.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        # The default waits up to two minutes between dials; a server that restarts is back in a moment.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # A connection of its own: its backoff is no other client's.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.primary_user_agent", f"treadle-python/{__version__}"),
+    ]
+    if is_loopback(address):
+        # A proxy of the environment (http_proxy) cannot reach this machine's loopback.
+        options.append(("grpc.enable_http_proxy", 0))
+    if tls is False:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials() if tls is True else tls, options)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address ("host:port", or any name that gRPC knows) cannot leave this machine."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    text = address.rpartition("/")[2]  # dns:///host:port
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        if text.startswith(scheme):
+            text = text[len(scheme) :]
+    if text.startswith("["):
+        host = text[1:].partition("]")[0]
+    else:
+        # More than one colon without brackets is an IPv6 address without a port.
+        host = text.partition(":")[0] if text.count(":") == 1 else text
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# Connections that are open: what is queued at the end of the interpreter is still sent.
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for connection in list(_open):
+        try:
+            connection.close()
+        except Exception as exc:
+            log.debug("close: %s", exc)

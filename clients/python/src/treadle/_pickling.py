@@ -1,0 +1,200 @@
+"""Objects to bytes and back.
+
+Writing: plain pickle names what a module defines, which is small and fast, but means
+nothing to a worker when the module is __main__. Such objects, lambdas and closures are
+written by value, by cloudpickle or dill, whichever is installed.
+
+Reading: a pickle may run any code. Results come from the user's own workers, which is
+why "trust" is the default; "safe" reads built-in values and nothing else.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import datetime
+import decimal
+import importlib
+import io
+import pickle
+import types
+from typing import Any, Callable
+
+from .errors import PicklingError, UnpicklingError
+
+# The newest that every supported Python reads; 5 adds nothing for bytes that travel in one piece.
+PROTOCOL = 4
+
+_HINT = "install cloudpickle (pip install 'treadle[cloudpickle]') or dill (pip install 'treadle[dill]') for that"
+
+
+def dump_function(fn: Callable[..., Any]) -> bytes:
+    """Pickle a callable for a worker: by cloudpickle, else dill, else plain pickle."""
+    if not callable(fn):
+        raise PicklingError(f"an object of type {type(fn).__qualname__!r} is not callable")
+    name = getattr(fn, "__qualname__", None) or repr(fn)
+    data = _by_value(fn, f"the function {name!r}")
+    return data if data is not None else _plain(fn, f"the function {name!r}")
+
+
+def dump_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Pickle the arguments of a call."""
+    return dump_value((args, kwargs), "the arguments")
+
+
+def dump_value(value: Any, what: str = "the value") -> bytes:
+    """Pickle a value: plainly where that is enough, else by value."""
+    try:
+        data = pickle.dumps(value, PROTOCOL)
+    except Exception as exc:  # __reduce__ is user code
+        found = _by_value(value, what)
+        if found is None:
+            raise _refused(what, exc, hint=True) from exc
+        return found
+    if b"__main__" not in data:
+        return data
+    # Perhaps a class or a function of __main__, perhaps only a text that contains the word.
+    found = _by_value(value, what)
+    return found if found is not None else _plain(value, what)
+
+
+def _by_value(value: Any, what: str) -> bytes | None:
+    """Pickle with the code that a value needs; None where nothing is installed that can."""
+    first: Exception | None = None
+    for dump in (_cloudpickle, _dill):
+        try:
+            return dump(value)
+        except ImportError as exc:
+            if exc.name not in ("cloudpickle", "dill"):
+                first = first or exc
+        except Exception as exc:
+            first = first or exc
+    if first is not None:
+        raise _refused(what, first) from first
+    return None
+
+
+def _cloudpickle(value: Any) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value, protocol=PROTOCOL)
+    return data
+
+
+def _dill(value: Any) -> bytes:
+    import dill
+
+    # recurse: the globals that a function names, not all of its module.
+    data: bytes = dill.dumps(value, protocol=PROTOCOL, recurse=True)
+    return data
+
+
+def _plain(value: Any, what: str) -> bytes:
+    out = io.BytesIO()
+    try:
+        _PlainPickler(out, PROTOCOL).dump(value)
+    except Exception as exc:
+        raise _refused(what, exc, hint=True) from exc
+    return out.getvalue()
+
+
+class _PlainPickler(pickle.Pickler):
+    """Refuses what plain pickle would write as a name in __main__."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, types.FunctionType)) and obj.__module__ in ("__main__", "__mp_main__"):
+            raise pickle.PicklingError(
+                f"{obj.__qualname__!r} is defined in __main__, which workers cannot import; "
+                "move it into a module that they can, or send it by value"
+            )
+        return NotImplemented
+
+
+def _refused(what: str, exc: Exception, hint: bool = False) -> PicklingError:
+    text = f"{what} cannot be pickled: {type(exc).__name__}: {exc}"
+    return PicklingError(f"{text}; {_HINT}" if hint else text)
+
+
+def loads(data: bytes) -> Any:
+    """Load a pickle and run whatever code it contains; raises UnpicklingError."""
+    try:
+        return _loads(data)
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").partition(".")[0]
+        raise UnpicklingError(
+            f"the value needs the package {package!r}, which this interpreter cannot import ({exc}); "
+            f"pip install {package}, or return a value of another type"
+        ) from exc
+    except Exception as exc:
+        raise UnpicklingError(f"the value cannot be unpickled here: {type(exc).__name__}: {exc}") from exc
+
+
+def _loads(data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except (AttributeError, pickle.UnpicklingError):
+        # dill's own reader knows references that plain pickle does not.
+        try:
+            dill = importlib.import_module("dill")
+        except ImportError:
+            dill = None
+        if dill is None:
+            raise
+        return dill.loads(data)
+
+
+def safe_loads(data: bytes) -> Any:
+    """Load a pickle of built-in values and refuse every other; raises UnpicklingError.
+
+    It runs no code of the pickle's choice, but does not bound the memory that a value takes.
+    """
+    try:
+        return _SafeUnpickler(io.BytesIO(data)).load()
+    except UnpicklingError:
+        raise
+    except Exception as exc:
+        raise UnpicklingError(f"the value cannot be unpickled safely: {type(exc).__name__}: {exc}") from exc
+
+
+# Only classes whose attributes nobody can set: a pickle may assign to what it names.
+# Their constructors take data and call nothing but each other.
+_SAFE: dict[tuple[str, str], Any] = {
+    (cls.__module__, cls.__qualname__): cls
+    for cls in (
+        set,
+        frozenset,
+        bytearray,
+        complex,
+        range,
+        slice,
+        collections.OrderedDict,
+        collections.deque,
+        datetime.date,
+        datetime.time,
+        datetime.datetime,
+        datetime.timedelta,
+        datetime.timezone,
+        decimal.Decimal,
+    )
+}
+_SAFE.update(
+    {
+        ("builtins", cls.__name__): cls
+        for cls in vars(builtins).values()
+        if isinstance(cls, type) and issubclass(cls, Exception)
+    }
+)
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _SAFE.get((module, name))
+        if found is None:
+            raise UnpicklingError(
+                f"the value needs {module}.{name}, which unpickle='safe' does not load: it reads built-in "
+                "values only; return one of those, or make the client with unpickle='trust'"
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnpicklingError("the value refers to something outside of its pickle")

@@ -1,0 +1,157 @@
+"""Submissions of many threads travel together."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from typing import Any, Callable
+
+from . import _status
+from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._results import Outcome
+from .errors import ClientClosed, NotFound, TreadleError
+from .future import TaskFuture
+
+# Keeps one batch from delaying its first item for its last. The server's limit is 10,000.
+_MAX_ITEMS = 1000
+# Well below the message limit; one request alone may be larger.
+_MAX_BYTES = 32 << 20
+# What may be queued before submit waits: a producer that is faster than the server
+# must not fill the memory.
+_MAX_QUEUED_ITEMS = 20_000
+_MAX_QUEUED_BYTES = 256 << 20
+
+
+class _Item:
+    __slots__ = ("future", "request", "size")
+
+    def __init__(self, request: pb.ExecuteRequest, future: TaskFuture[Any]) -> None:
+        self.request = request
+        self.size = request.ByteSize()
+        self.future = future
+
+
+class Submitter:
+    """One thread that sends what has queued up, in one ExecuteBatch after the other.
+
+    While one batch is under way the next one fills, so that a lone submit leaves at
+    once and a thousand travel in two or three. No timer is involved.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[pb.ExecuteBatchRequest, int], pb.ExecuteBatchResponse],
+        landed: Callable[[list[TaskFuture[Any]]], None],
+        unknown: Callable[[str], None],
+    ) -> None:
+        """send makes the call (its second argument is the size); landed takes the futures of what
+        was recorded; unknown is told of functions that the server does not know."""
+        self._send = send
+        self._landed = landed
+        self._unknown = unknown
+        # Guards everything below.
+        self._changed = threading.Condition()
+        self._queue: deque[_Item] = deque()
+        self._queued_bytes = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: pb.ExecuteRequest, future: TaskFuture[Any]) -> None:
+        """Queue a request; waits while too much is queued."""
+        item = _Item(request, future)
+        with self._changed:
+            # The sender itself gets here from the callback of a future that it failed.
+            while self._is_full() and not self._closed and threading.current_thread() is not self._thread:
+                self._changed.wait()
+            if self._closed:
+                raise ClientClosed("the client is closed")
+            self._queue.append(item)
+            self._queued_bytes += item.size
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="treadle-submit", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _is_full(self) -> bool:
+        return len(self._queue) >= _MAX_QUEUED_ITEMS or self._queued_bytes >= _MAX_QUEUED_BYTES
+
+    def withdraw(self, future: TaskFuture[Any]) -> bool:
+        """Take a request back that has not left yet; says whether that was so."""
+        with self._changed:
+            # From the newest on: those are the ones that people take back.
+            for index in range(len(self._queue) - 1, -1, -1):
+                if self._queue[index].future is future:
+                    self._queued_bytes -= self._queue[index].size
+                    del self._queue[index]
+                    self._changed.notify_all()
+                    return True
+        return False
+
+    def close(self, timeout: float) -> None:
+        """Refuse new requests and send what is queued, for at most timeout seconds."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def fail(self) -> None:
+        """Give up what is still queued, after close."""
+        with self._changed:
+            left = list(self._queue)
+            self._queue.clear()
+            self._queued_bytes = 0
+        for item in left:
+            item.future._settle(Outcome(error=ClientClosed("the client was closed before the task was sent")))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+                batch = self._take()
+                self._changed.notify_all()
+            self._fly(batch)
+
+    def _take(self) -> list[_Item]:
+        batch: list[_Item] = []
+        size = 0
+        while self._queue and len(batch) < _MAX_ITEMS:
+            if batch and size + self._queue[0].size > _MAX_BYTES:
+                break
+            item = self._queue.popleft()
+            size += item.size
+            batch.append(item)
+        self._queued_bytes -= size
+        return batch
+
+    def _fly(self, batch: list[_Item]) -> None:
+        request = pb.ExecuteBatchRequest(requests=[item.request for item in batch])
+        try:
+            answers = self._send(request, sum(item.size for item in batch)).items
+            if len(answers) != len(batch):
+                raise TreadleError(f"Execute: {len(answers)} answers to {len(batch)} requests")
+        except Exception as exc:  # whatever it is, every one of these futures has to hear of it
+            for item in batch:
+                item.future._settle(Outcome(error=copy.copy(exc)))
+            return
+        recorded: list[TaskFuture[Any]] = []
+        refused: list[tuple[_Item, pb.ItemError]] = []
+        for item, answer in zip(batch, answers):
+            if answer.HasField("error"):
+                refused.append((item, answer.error))
+            else:
+                item.future._mark_recorded(answer.task_id)
+                recorded.append(item.future)
+        # Waiting starts before anything is announced: a callback may take its time.
+        if recorded:
+            self._landed(recorded)
+        for item, error in refused:
+            refusal = _status.from_item("Execute", error.code, error.reason, error.message)
+            if isinstance(refusal, NotFound):
+                self._unknown(item.request.function)
+            item.future._settle(Outcome(error=refusal))

@@ -1,0 +1,328 @@
+"""The client."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Callable, Literal, Optional, TypeVar, Union, overload
+
+import grpc
+
+from . import _mapping, _pickling, _results
+from ._backend import Backend
+from ._connection import Connection
+from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._registry import Registry
+from .errors import InvalidRequest, PicklingError
+from .function import Function, function_of
+from .future import TaskFuture
+from .options import Options
+from .records import Queue, ServerInfo, Status, Task, Worker, info_of, queue_of, task_of, worker_of
+
+T = TypeVar("T")
+C = TypeVar("C", bound="Client")
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+Unpickle = Literal["trust", "safe"]
+
+
+class Client:
+    """A client of one Treadle server; any number of threads may use it.
+
+    Making one does not connect: the first call does. Close it, or use it as a context
+    manager. A client belongs to its process and does not survive os.fork.
+    """
+
+    _backend: Backend
+    _load: _results.Loader
+    _registry: Registry
+    _defaults: Options
+
+    def __init__(
+        self,
+        address: Optional[str] = None,
+        *,
+        token: Optional[str] = None,
+        timeout: float = 30.0,
+        unpickle: Unpickle = "trust",
+        tls: Union[bool, grpc.ChannelCredentials] = False,
+        insecure: bool = False,
+    ) -> None:
+        """Make a client of the server at address.
+
+        address: "host:port". Default: TREADLE_ADDRESS, else 127.0.0.1:50051.
+        token: sent with every call. Default: TREADLE_TOKEN; "" sends none.
+        timeout: how long, in seconds, a call goes on while no server answers before it raises
+            Unavailable. It does not limit how long a task may take.
+        unpickle: "trust" loads whatever a result's pickle names, which may run code: results come
+            from your own workers. "safe" loads built-in values and nothing else.
+        tls: True speaks TLS with the system's certificates; grpc.ssl_channel_credentials(...) says
+            which ones else.
+        insecure: allows a token to travel without TLS to an address that is not loopback.
+        """
+        address = address or os.environ.get("TREADLE_ADDRESS") or DEFAULT_ADDRESS
+        if token is None:
+            token = os.environ.get("TREADLE_TOKEN")
+        load = _results.loader(unpickle)
+        connection = Connection(address, token=token, timeout=timeout, tls=tls, insecure=insecure, load=load)
+        self._attach(connection, load)
+        connection.forget_function = self._registry.forget
+
+    def _attach(self, backend: Backend, load: _results.Loader) -> None:
+        self._backend = backend
+        self._load = load
+        self._registry = Registry()
+        self._defaults = Options()
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._backend.address
+
+    def close(self) -> None:
+        """Send what is queued, then end.
+
+        Futures that are not done fail with ClientClosed; their tasks go on, and a new client's
+        future(task_id) waits for them.
+        """
+        self._backend.close()
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Client belongs to its process; make one on the worker instead")
+
+    def options(self: C, **choices: Any) -> C:
+        """The same client, same connection, with other defaults for its tasks.
+
+        client.options(priority=9, timeout=60).submit(fn); the names are those of Options.
+        """
+        view = copy.copy(self)
+        view._defaults = self._defaults.replace(**choices)
+        return view
+
+    # Functions.
+
+    def register(self, fn: Callable[..., T], name: Optional[str] = None, queue: str = "default") -> Function[T]:
+        """Register a callable; also a decorator.
+
+        It is pickled by cloudpickle when that is installed, else by dill, else by pickle.
+        Functions of __main__, lambdas and closures are sent by value, those of other modules by
+        reference: workers have to be able to import these. Registering what was registered
+        before returns the same registration; a function whose globals have changed is
+        registered anew. Raises PicklingError when it cannot be sent.
+        """
+        if isinstance(fn, Function):
+            raise InvalidRequest(f"{fn!r} is registered already")
+        payload = _pickling.dump_function(fn)
+        name = name or _name_of(fn)
+        request = pb.RegisterFunctionRequest(name=name, payload=payload, queue=queue, request_id=str(uuid.uuid4()))
+        made = self._registry.of_content("pickle", payload, name, queue, lambda: self._backend.register(request))
+        return function_of(made, self, fn)
+
+    def register_source(self, name: str, source: str, queue: str = "default") -> Function[Any]:
+        """Register Python source text that defines a callable called name, or only one function."""
+        request = pb.RegisterFunctionRequest(name=name, source=source, queue=queue, request_id=str(uuid.uuid4()))
+        content = source.encode("utf-8", "surrogatepass")
+        made = self._registry.of_content("source", content, name, queue, lambda: self._backend.register(request))
+        return function_of(made, self)
+
+    def function(self, function: Union[str, uuid.UUID]) -> Function[Any]:
+        """A registration by id, or the newest one of a name; raises NotFound."""
+        return function_of(self._backend.get_function(str(function)), self)
+
+    def functions(self) -> Iterator[Function[Any]]:
+        """All registrations, newest first."""
+        token = ""
+        while True:
+            page = self._backend.list_functions(token)
+            for m in page.functions:
+                yield function_of(m, self)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _registered(self, fn: Callable[..., Any]) -> pb.Function:
+        """The registration of a callable that is submitted as it is."""
+
+        def register() -> pb.Function:
+            payload, name = _pickling.dump_function(fn), _name_of(fn)
+            request = pb.RegisterFunctionRequest(name=name, payload=payload, request_id=str(uuid.uuid4()))
+            return self._registry.of_content(
+                "pickle", payload, name, "default", lambda: self._backend.register(request)
+            )
+
+        return self._registry.of_callable(fn, register)
+
+    def _target(self, fn: Any) -> tuple[str, str]:
+        """What a request names, and the runtime that is behind it."""
+        if isinstance(fn, Function):
+            return fn.id, fn.runtime
+        if isinstance(fn, (str, uuid.UUID)):
+            text = str(fn)
+            found = self._registry.of_name(text, lambda: self._backend.get_function(text))
+            return text, found.runtime
+        if isinstance(fn, (TaskFuture, Client)) or not callable(fn):
+            raise InvalidRequest(f"{fn!r} is no function: want a callable, a Function, an id or a name")
+        made = self._registered(fn)
+        return made.function_id, made.runtime
+
+    # Tasks.
+
+    @overload
+    def submit(self, fn: Union[Function[T], Callable[..., T]], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
+
+    @overload
+    def submit(self, fn: Union[str, uuid.UUID], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]: ...
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
+        """Execute a function with these arguments and return the future of its task at once.
+
+        fn is a callable (registered on first use), a Function, an id or a name. A keyword
+        options=treadle.Options(...) is not the function's but says how to execute. What many
+        threads submit travels together. The task is recorded when future.task_id is there; it
+        then runs whatever happens to this process.
+
+        Arguments travel by pickle; as JSON to functions that are not Python.
+        """
+        function, runtime = self._target(fn)
+        options = self._defaults
+        if isinstance(kwargs.get("options"), Options):
+            options = kwargs.pop("options").over(options)
+        request = pb.ExecuteRequest(function=function, options=options.to_proto(), request_id=str(uuid.uuid4()))
+        if runtime == "python":
+            request.payload = _pickling.dump_args(args, kwargs)
+        else:
+            request.args, request.kwargs = _json(list(args)), _json(kwargs)
+        return self._backend.submit(request)
+
+    def map(
+        self,
+        fn: Any,
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int = 1000,
+        timeout: Optional[float] = None,
+        options: Optional[Options] = None,
+    ) -> Iterator[Any]:
+        """Execute fn for every item and yield the results in order, like concurrent.futures' map.
+
+        At most buffersize tasks are under way; the iterables are read as far as that needs, so
+        they may be endless. chunksize calls make one task: worth it when one takes far less
+        than a millisecond. timeout counts from now, in seconds. The first failure is raised
+        where its result would have come; what is then under way is cancelled.
+        """
+        if not iterables:
+            raise TypeError("map needs at least one iterable")
+        if chunksize < 1 or buffersize < 1:
+            raise ValueError("chunksize and buffersize must be at least 1")
+        client = self if options is None else self.options(**vars(options.over(self._defaults)))
+        calls: Iterator[tuple[Any, ...]] = zip(*iterables)
+        if chunksize == 1:
+            target, runtime = client._target(fn)
+            one = fn if isinstance(fn, Function) or runtime != "python" else target
+            return _mapping.ordered(client._backend, lambda args: client.submit(one, *args), calls, buffersize, timeout)
+        return client._map_chunks(fn, calls, chunksize, buffersize, timeout)
+
+    def _map_chunks(
+        self, fn: Any, calls: Iterator[tuple[Any, ...]], size: int, buffersize: int, timeout: Optional[float]
+    ) -> Iterator[Any]:
+        function, queue = (fn.callable, fn.queue) if isinstance(fn, Function) else (fn, "default")
+        if function is None or isinstance(function, (str, uuid.UUID)):
+            raise InvalidRequest("chunksize needs the function itself, as a chunk's task carries it")
+        run = self.register_source(f"{_name_of(function)} (chunks)", _mapping.CHUNK_SOURCE, queue)
+        lists = _mapping.ordered(
+            self._backend,
+            lambda args: self.submit(run, function, args[0]),
+            ((chunk,) for chunk in _mapping.chunks(calls, size)),
+            buffersize,
+            timeout,
+        )
+        return (value for values in lists for value in values)
+
+    def future(self, task_id: str) -> TaskFuture[Any]:
+        """A future of a task that is recorded, for example by another process; raises NotFound."""
+        return self._backend.attach(task_id)
+
+    def status(self, task_id: str) -> Status:
+        """A task's status; raises NotFound."""
+        return Status.of(self._backend.get_task(task_id).status)
+
+    def task(self, task_id: str) -> Task:
+        """A task's record: status, times, attempts, error; raises NotFound."""
+        return task_of(self._backend.get_task(task_id))
+
+    def result(self, task_id: str, timeout: Optional[float] = None) -> Any:
+        """Wait for a task and return its value or raise its exception, as TaskFuture.result does.
+
+        Raises concurrent.futures.TimeoutError after timeout seconds (0: do not wait).
+        """
+        return _results.outcome(self._backend.get_result(task_id, timeout), self._load).get()
+
+    def cancel(self, task_id: str) -> bool:
+        """Cancel a task, also while it runs; False when it had finished before. Raises NotFound."""
+        return Status.of(self._backend.cancel_task(task_id).status) is Status.CANCELLED
+
+    def logs(self, task_id: str, attempt: int = 0) -> str:
+        """What an attempt (0: the latest) has printed, the last 64 KiB; raises NotFound."""
+        return self._backend.get_logs(task_id, attempt).text
+
+    def tasks(self, filter: str = "", limit: Optional[int] = None) -> Iterator[Task]:
+        """Tasks, newest first, at most limit of them.
+
+        filter is for example 'status = FAILED AND function = "double"': status, function and
+        worker with =, create_time with < and >, joined by AND.
+        """
+        token, left = "", limit
+        while left is None or left > 0:
+            page = self._backend.list_tasks(filter, 1000 if left is None else min(left, 1000), token)
+            for m in page.tasks:
+                yield task_of(m)
+            if left is not None:
+                left -= len(page.tasks)
+            token = page.next_page_token
+            if not token:
+                return
+
+    # The fabric.
+
+    def workers(self) -> list[Worker]:
+        """The workers that are attached now."""
+        return [worker_of(m) for m in self._backend.list_workers().workers]
+
+    def queues(self) -> list[Queue]:
+        """The queues that have unfinished tasks."""
+        return [queue_of(m) for m in self._backend.list_queues().queues]
+
+    def info(self) -> ServerInfo:
+        """Version, durability and limits of the server."""
+        return info_of(self._backend.info())
+
+
+def _name_of(fn: Any) -> str:
+    name = getattr(fn, "__name__", None)
+    if not isinstance(name, str) or not name:
+        # A partial or a callable object.
+        name = getattr(getattr(fn, "func", None), "__name__", None) or type(fn).__name__
+    return str(name)[:256]
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise PicklingError(f"the function is not Python, so its arguments travel as JSON: {exc}") from exc

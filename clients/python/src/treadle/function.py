@@ -1,0 +1,81 @@
+"""A registered function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, TypeVar
+
+from .future import TaskFuture
+from .records import when
+
+if TYPE_CHECKING:
+    from ._gen.treadle.v1 import fabric_pb2 as pb
+    from .client import Client
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Function(Generic[T]):
+    """A registration, which never changes; calling it runs it on a worker and waits."""
+
+    id: str
+    name: str
+    runtime: str
+    """python, command, or go/<handler name>."""
+    queue: str
+    form: str
+    """pickle, source or none."""
+    payload_sha256: str
+    payload_size: int
+    created_at: Optional[datetime]
+    client: Client = field(repr=False)
+    callable: Optional[Callable[..., T]] = field(default=None, repr=False)
+    """What was registered, where this client did it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> T:
+        """Execute on a worker and wait for the result."""
+        return self.submit(*args, **kwargs).result()
+
+    def submit(self, *args: Any, **kwargs: Any) -> TaskFuture[T]:
+        """Execute on a worker; see Client.submit."""
+        return self.client.submit(self, *args, **kwargs)
+
+    def map(
+        self,
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int = 1000,
+        timeout: Optional[float] = None,
+    ) -> Iterator[T]:
+        """Execute for every item; see Client.map."""
+        return self.client.map(self, *iterables, chunksize=chunksize, buffersize=buffersize, timeout=timeout)
+
+    def options(self, **choices: Any) -> Function[T]:
+        """The same function with other options for its tasks; see Options."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Function(**{**fields, "client": self.client.options(**choices)})
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"the registered function {self.name!r} belongs to this process; "
+            "send the plain function, or the id and a client made on the worker"
+        )
+
+
+def function_of(m: pb.Function, client: Client, callable: Optional[Callable[..., T]] = None) -> Function[T]:
+    """A registration from its message."""
+    return Function(
+        id=m.function_id,
+        name=m.name,
+        runtime=m.runtime,
+        queue=m.queue,
+        form=m.form,
+        payload_sha256=m.payload_sha256,
+        payload_size=m.payload_size,
+        created_at=when(m, "created_at"),
+        client=client,
+        callable=callable,
+    )
