@@ -3,6 +3,7 @@
 package pyproc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -319,4 +320,44 @@ func TestWorkingDirectoryMayShadow(t *testing.T) {
 		t.Fatal("the runner has no dill")
 	}
 	want(t, runJSON(t, e, "def f():\n    import json, os\n    return [json.dumps([1]), os.getcwd()]", ""), `["[1]","`+folder+`"]`)
+}
+
+// TestRunnerRefusesJunk: what is no frame ends a runner; it never hangs or runs on.
+func TestRunnerRefusesJunk(t *testing.T) {
+	e := start(t, 1)
+	huge := appendHead(nil, 1, kindCall, 1<<31)
+	for _, junk := range [][]byte{
+		[]byte("JUNKJUNKJUNKJUNK"),
+		appendHead(nil, 1, kindHello, 0),
+		append(appendHead(nil, 1, kindCall, 3), "abc"...),
+		append(appendHead(nil, 1, kindCall, 0), "more than it said"...),
+		append(appendHead(nil, 1, kindCall, callSize), make([]byte, callSize)...),
+		huge[:headSize-1],
+	} {
+		r := e.slots[0].cur
+		if _, err := r.to.Write(junk); err != nil {
+			t.Fatal(err)
+		}
+		if len(junk) < headSize {
+			r.to.Close() // half a header, and then the end
+		}
+		if bytes.HasSuffix(junk, make([]byte, callSize)) {
+			// A call of an unknown function is a frame: it is answered.
+			if p, err := readFrame(r.reader, kindReply, 1, 1<<10); err != nil || ending(p[0]) != endMissing {
+				t.Fatalf("%v, %v", p, err)
+			}
+			continue
+		}
+		select {
+		case <-r.gone:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%q did not end the runner", junk)
+		}
+		if code := r.state.ExitCode(); code != exitWire && code != exitBroken {
+			t.Fatalf("%q: %s", junk, describeExit(r.state))
+		}
+		if err := healthy(t.Context(), e, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
