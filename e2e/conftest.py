@@ -1,0 +1,118 @@
+"""Fixtures: fabrics that tests share or have for themselves."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from harness.fabric import MODES, Fabric, Mode, start
+from harness.process import BINARY
+from harness.root import Root
+from harness.v1 import V1
+from importable_zoo import nap
+
+LOG_TAIL = 6000
+FABRICS = pytest.StashKey[list[Fabric]]()
+
+
+def pytest_sessionstart() -> None:
+    if not BINARY.is_file():
+        raise pytest.UsageError(f"there is no {BINARY}: build it (make build), or set TREADLE_BIN")
+
+
+def show_on_failure(request: pytest.FixtureRequest, fabric: Fabric) -> None:
+    """Adds the logs of a fabric to the report of the test that uses it, should it fail."""
+    request.node.stash.setdefault(FABRICS, []).append(fabric)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for fabric in item.stash.get(FABRICS, []):
+            for process in fabric.processes:
+                report.sections.append((f"{process.name}: {' '.join(process.args)}", process.log()[-LOG_TAIL:]))
+    return report
+
+
+def warm(fabric: Fabric, slots: int) -> None:
+    """Has every runner of the pool work once, side by side."""
+    tasks = [fabric.v1.submit(nap, 0.2) for _ in range(slots)]
+    for task_id in tasks:
+        fabric.v1.value(task_id)
+
+
+SLOTS = 4
+
+
+@pytest.fixture(scope="session", params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    value: Mode = request.param
+    return value
+
+
+@pytest.fixture(scope="session")
+def running(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
+    """A fabric with four warm slots, one for each mode, that tests share and leave as they found it."""
+    fabric = start(tmp_path_factory.mktemp(mode), mode, slots=SLOTS)
+    try:
+        warm(fabric, SLOTS)
+        yield fabric
+    finally:
+        fabric.close()
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest, running: Fabric) -> Fabric:
+    """The shared fabric, its logs shown when the test fails."""
+    show_on_failure(request, running)
+    return running
+
+
+@pytest.fixture
+def root(shared: Fabric) -> Root:
+    return shared.root
+
+
+@pytest.fixture
+def v1(shared: Fabric) -> V1:
+    return shared.v1
+
+
+class Own:
+    """Makes fabrics for one test."""
+
+    def __init__(self, add: Callable[[Fabric], None], folder: Path) -> None:
+        self._add = add
+        self._folder = folder
+        self._made = 0
+
+    def _next(self) -> Path:
+        self._made += 1
+        return self._folder / f"fabric-{self._made}"
+
+    def up(self, *args: str, **kwargs: Any) -> Fabric:
+        """`up` with these flags and, unless slots are given, no pool."""
+        fabric = Fabric(self._next(), *args, **kwargs)
+        self._add(fabric)
+        return fabric
+
+    def start(self, mode: Mode, *args: str, slots: int = 4) -> Fabric:
+        """A fabric with all its slots in one place."""
+        fabric = start(self._next(), mode, *args, slots=slots)
+        self._add(fabric)
+        return fabric
+
+
+@pytest.fixture
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Own]:
+    """Makes fabrics that only this test uses."""
+    made: list[Fabric] = []
+
+    def add(fabric: Fabric) -> None:
+        made.append(fabric)
+        show_on_failure(request, fabric)
+
+    yield Own(add, tmp_path)
+    for fabric in made:
+        fabric.close()
