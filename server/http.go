@@ -43,6 +43,9 @@ func (s *Server) newHTTP() (*http.Server, error) {
 	if h.mux, err = s.newGateway(); err != nil {
 		return nil, err
 	}
+	if h.openapi, err = describe(openapi.JSON, s.cfg.Version); err != nil {
+		return nil, err
+	}
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
@@ -59,6 +62,7 @@ type httpHandler struct {
 	hosts   hostList
 	origins *http.CrossOriginProtection
 	metrics http.Handler
+	openapi []byte
 }
 
 func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -137,7 +141,7 @@ func (h *httpHandler) page(path string) http.HandlerFunc {
 	case "/openapi.json":
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
-			_, _ = w.Write(openapi.JSON)
+			_, _ = w.Write(h.openapi)
 		}
 	case "/healthz":
 		return func(w http.ResponseWriter, _ *http.Request) {

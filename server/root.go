@@ -160,7 +160,7 @@ func wrapText(s string) string { return pickle.Base64(pickle.Text(s)) }
 func rootError(t *task.Task) *treadlev1.RootError {
 	f := failureOf(t)
 	return &treadlev1.RootError{
-		ErrorType: string(f.Class), ExceptionType: text(f.Type), Message: summary(f), Traceback: text(f.Traceback),
+		ErrorType: string(f.Class), ExceptionType: text(f.Type), Message: task.ClipText(summary(f), task.MaxErrorText), Traceback: text(f.Traceback),
 		TaskId: t.ID.String(), WorkerId: f.Worker,
 	}
 }
