@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -240,5 +242,45 @@ func TestFailedSync(t *testing.T) {
 	}
 	if _, err := f.s.Task(ctx, tk.ID); task.CodeOf(err) != task.CodeNotFound {
 		t.Fatalf("what was refused is there: %v", err)
+	}
+}
+
+// TestFullDisk: the write that finds no room gets that of the ballast, and nothing
+// that was acknowledged is lost.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	disk := vfs.NewCrashableMem()
+	var full, failed atomic.Bool
+	noSpace := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		// The disk stays full until something is removed.
+		switch {
+		case op.Kind == errorfs.OpRemove && strings.HasSuffix(op.Path, ballastName):
+			full.Store(false)
+		case full.Load() && op.Kind == errorfs.OpFileWrite:
+			failed.Store(true)
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	f := newFixture(t, func(o *Options) { o.FS = errorfs.Wrap(disk, noSpace) })
+	if _, err := disk.Stat("store/" + ballastName); err != nil {
+		t.Fatal(err)
+	}
+	full.Store(true)
+	id := submitOne(t, f)
+	if !failed.Load() || f.s.Err() != nil {
+		t.Fatalf("the disk was never full, or the store broke: %v", f.s.Err())
+	}
+	if _, err := disk.Stat("store/" + ballastName); err == nil {
+		t.Fatal("the ballast is still there")
+	}
+	f.opts.FS = disk.CrashClone(vfs.CrashCloneCfg{})
+	old := f.s
+	f.open(t)
+	if err := old.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.s.Task(context.Background(), id); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -54,7 +54,8 @@ type Options struct {
 	Lease time.Duration
 	// MinFree is the free disk space in bytes below which new functions and tasks are
 	// refused with CodeExhausted, so that running work can still finish. Default 64
-	// MiB; negative means no check.
+	// MiB; negative means no check and no ballast file, 16 MiB that are given up for
+	// the first write that finds the disk full.
 	MinFree int64
 	// Now is the clock at open; afterwards time is an argument. Default time.Now.
 	Now func() time.Time
@@ -200,6 +201,7 @@ func (s *Store) openDB() error {
 			"the folder %s is in use: another treadle process holds it; stop that one or choose another data directory (%w)", dir, err)
 	}
 	s.lock = lock
+	s.layBallast()
 	s.db, err = pebble.Open(dir, s.pebbleOptions())
 	if err != nil {
 		return errors.Join(task.Errorf(task.CodeUnavailable, op, "the store in %s cannot be opened: %w", dir, err), lock.Close())
@@ -209,7 +211,7 @@ func (s *Store) openDB() error {
 
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
-		FS:     s.opts.FS,
+		FS:     s.guardedFS(),
 		Lock:   s.lock,
 		Logger: pebbleLog{s.log},
 		// A large memtable: most tasks begin and end within one, so that their records

@@ -193,8 +193,13 @@ func testBellAfter(e *env) {
 	for range 20 {
 		e.submit()
 		e.settle(e.claimOne().Token, success("1"), task.VerdictRecorded)
-		if r := <-results; r.err != nil || r.status != task.Completed {
-			e.Fatalf("after Done the task reads %q, %v", r.status, r.err)
+		select {
+		case r := <-results:
+			if r.err != nil || r.status != task.Completed {
+				e.Fatalf("after Done the task reads %q, %v", r.status, r.err)
+			}
+		case <-time.After(10 * time.Second):
+			e.Fatal("Done was not heard")
 		}
 	}
 	stop()
