@@ -49,7 +49,7 @@ func benchPost(b *testing.B, url string, body []byte) map[string]any {
 	}
 	defer resp.Body.Close()
 	var out map[string]any
-	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil || resp.StatusCode != 200 {
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil || resp.StatusCode != http.StatusOK {
 		b.Fatalf("%d %v %v", resp.StatusCode, out, err)
 	}
 	return out

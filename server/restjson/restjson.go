@@ -17,6 +17,7 @@
 package restjson
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -80,7 +81,8 @@ func wrong(kind, format string, args ...any) *Error {
 
 // under prefixes the path of an Error; other errors pass.
 func under(err error, step string) error {
-	if e, ok := err.(*Error); ok && e.Type != TypeSyntax {
+	var e *Error
+	if errors.As(err, &e) && e.Type != TypeSyntax {
 		e.Path = append([]string{step}, e.Path...)
 	}
 	return err
