@@ -99,6 +99,7 @@ def f():
     sys.setrecursionlimit(50000); signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.alarm(1)
     sys.settrace(lambda *a: None); sys.setprofile(lambda *a: None)
     return "changed"`, end: task.EndSucceeded, text: "changed"},
+	{name: "lowers limits", src: "import resource as r\ndef f():\n    r.setrlimit(r.RLIMIT_NOFILE, (40, 40)); r.setrlimit(r.RLIMIT_CPU, (1, 1)); r.setrlimit(r.RLIMIT_FSIZE, (0, 0))\n    return 'low'", end: task.EndSucceeded, text: "low"},
 	{name: "is nice", src: "import os\ndef f():\n    os.nice(5)\n    return 'nice'", end: task.EndSucceeded, text: "nice"},
 	{name: "patches pickle and json", src: `import pickle, json, os, io, struct
 def f():
@@ -156,6 +157,8 @@ def f(cwd):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert sys.gettrace() is None and sys.getprofile() is None
     assert os.getpriority(os.PRIO_PROCESS, 0) == 0 and threading.active_count() == 1
+    import resource
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 40 and resource.getrlimit(resource.RLIMIT_CPU)[0] == -1
     assert os.umask(0o22) != 0 and os.getpgrp() == os.getpid()
     return json.loads("[1]")
 `, "")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dis
 import resource
 from typing import Any
-
-_RAISE = dis.opmap.get("RAISE_VARARGS")
 
 
 class AddressSpace:
@@ -38,13 +35,16 @@ def ran_out(exc: BaseException) -> bool:
     """Whether a MemoryError comes from the allocator and not from a raise statement of the function."""
     if not isinstance(exc, MemoryError):
         return False
+    import opcode
+
+    raise_statement = opcode.opmap.get("RAISE_VARARGS")
     tb = exc.__traceback__
-    if tb is None or _RAISE is None:
+    if tb is None or raise_statement is None:
         return True
     while tb.tb_next is not None:
         tb = tb.tb_next
     code: Any = tb.tb_frame.f_code
-    return bool(0 <= tb.tb_lasti < len(code.co_code) and code.co_code[tb.tb_lasti] != _RAISE)
+    return bool(0 <= tb.tb_lasti < len(code.co_code) and code.co_code[tb.tb_lasti] != raise_statement)
 
 
 def _mapped() -> int:

@@ -6,10 +6,10 @@ import faulthandler
 import gc
 import json
 import os
+import re
 import signal
 import sys
 import types
-import uuid
 from typing import Any, Callable
 
 from . import failures, functions, limits, state, values, wire
@@ -202,9 +202,15 @@ class Runner:
         )
 
 
+def _task_id(task: bytes) -> str:
+    # As uuid.UUID writes it; importing that module takes longer than all else of a start.
+    text = task.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
 def _raised(exc: BaseException, task: bytes) -> wire.Reply:
     try:
-        told = failures.describe(exc, str(uuid.UUID(bytes=task)))
+        told = failures.describe(exc, _task_id(task))
     except MemoryError:
         raise
     except BaseException as broken:  # whatever an exception's own code does, the function raised it
@@ -289,16 +295,16 @@ def _set_up(config: dict[str, Any]) -> dict[str, Any]:
 
 def _version(package: str, load: bool) -> str:
     """The version of an installed package, or empty. dill is imported now: the first task should not wait for it."""
-    import importlib.metadata
     import importlib.util
 
     try:
         if load:
             return str(getattr(__import__(package), "__version__", "unknown"))
-        if importlib.util.find_spec(package) is None:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
             return ""
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        with open(spec.origin, encoding="utf-8") as file:
+            found = re.search(r"^__version__ = ['\"](.+)['\"]", file.read(4096), re.MULTILINE)
+        return found.group(1) if found else "unknown"
     except BaseException:  # a broken package is an absent one
         return ""

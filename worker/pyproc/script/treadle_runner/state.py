@@ -17,6 +17,7 @@ import gc
 import importlib
 import io
 import os
+import resource
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ _signal: Any = importlib.import_module("_signal")
 _WATCHED_SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM, _signal.SIGCHLD, _signal.SIGPIPE)
 _INT, _TERM, _ALRM, _CHLD, _PIPE = (int(number) for number in _WATCHED_SIGNALS)
 
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+
 # What functions share with each other and with the runner.
 _CORE = ("builtins", "sys", "os", "io", "json", "json.encoder", "json.decoder", "pickle", "struct", "threading", "time")
 # Names that come and go, or that settle puts back.
@@ -42,6 +45,7 @@ _LOOSE |= {"last_type", "last_value", "last_traceback", "last_exc", "environ"}
 
 # Bound at start: user code may replace what the modules hold.
 _getcwd, _chdir, _dup2, _umask = os.getcwd, os.chdir, os.dup2, os.umask
+_getrlimit = resource.getrlimit
 _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
 _getsignal, _setsignal, _alarm = _signal.getsignal, _signal.signal, _signal.alarm
 _getrecursion, _setrecursion = sys.getrecursionlimit, sys.setrecursionlimit
@@ -125,6 +129,7 @@ class Process:
         self._recursion = _getrecursion()
         self._handlers = _handlers()
         self._threads = _count()
+        self._limits = _limits()
 
     def note(self) -> None:
         """Take environment, sys.path and the core modules as they are now for the normal ones.
@@ -138,10 +143,12 @@ class Process:
         self._names = [(module.__dict__, _names(module)) for module in map(importlib.import_module, _CORE)]
 
     def patched(self) -> bool:
-        """Whether a name in a core module was replaced or removed. New names do no harm.
+        """Whether a resource limit was changed, or a name in a core module replaced or removed.
 
-        Takes some 50 microseconds: it is asked after the first attempts of each function.
+        New names do no harm. Takes some 50 microseconds: it is asked after the first attempts of each function.
         """
+        if _limits() != self._limits:
+            return True
         if not self._modules.items() <= sys.modules.items():
             return True
         return any(not then.items() <= now.items() for now, then in self._names)
@@ -271,6 +278,10 @@ def _handlers() -> tuple[Any, ...]:
     return _getsignal(_INT), _getsignal(_TERM), _getsignal(_ALRM), _getsignal(_CHLD), _getsignal(_PIPE)
 
 
+def _limits() -> list[tuple[int, int]]:
+    return [_getrlimit(number) for number in _LIMITS]
+
+
 def _names(module: Any) -> dict[str, Any]:
     return {name: value for name, value in module.__dict__.items() if name not in _LOOSE}
 
@@ -293,7 +304,6 @@ def _open_files() -> int:
 def raise_fd(fd: int) -> int:
     """Move a descriptor out of the range that functions close or write to by number."""
     import fcntl
-    import resource
 
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     base = 4096 if soft == resource.RLIM_INFINITY or soft > 8192 else max(soft - 32, 10)
