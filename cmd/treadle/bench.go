@@ -162,7 +162,7 @@ func (b *benchFlags) measureRunning(cmd *cobra.Command, report *bench.Report) er
 	}
 	for _, runtime := range runtimes {
 		cfg := b.config(mode, runtime)
-		cfg.Address, cfg.HTTPAddr, cfg.PIDs = c.Address(), b.httpAddr, append(pids, b.pids...)
+		cfg.Address, cfg.HTTPAddr, cfg.PIDs = c.Address(), b.httpAddr, slices.Concat(pids, b.pids)
 		if err := b.scenariosOf(cmd, cfg, report); err != nil {
 			return err
 		}

@@ -157,7 +157,7 @@ func TestHelp(t *testing.T) {
 	slots := regexp.MustCompile(`(--slots .*)\(default \d+\)`)
 	for _, cmd := range commands(newRootCommand()) {
 		t.Run(cmd.Name(), func(t *testing.T) {
-			args := append(strings.Fields(cmd.CommandPath())[1:], "--help")
+			args := strings.Fields(cmd.CommandPath() + " --help")[1:]
 			got := cli(t, "", args...).wantOK(t) + "\n"
 			got = slots.ReplaceAllString(got, "$1(default one for each core, at least 4)")
 			file := filepath.Join("testdata", "help", cmd.Name()+".txt")

@@ -2,11 +2,7 @@
 
 package main
 
-import (
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // freeSpace is what this user may still write to the file system of a folder, in bytes.
 func freeSpace(dir string) (int64, error) {
@@ -23,16 +19,4 @@ func fileLimit() (soft, hard uint64, err error) {
 	var l unix.Rlimit
 	err = unix.Getrlimit(unix.RLIMIT_NOFILE, &l)
 	return uint64(l.Cur), uint64(l.Max), err
-}
-
-// ownCPU is the processor time of this process and of its children that ended.
-func ownCPU() time.Duration {
-	var total time.Duration
-	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
-		var u unix.Rusage
-		if err := unix.Getrusage(who, &u); err == nil {
-			total += time.Duration(u.Utime.Nano() + u.Stime.Nano())
-		}
-	}
-	return total
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"time"
 
 	"golang.org/x/sys/windows"
 )
@@ -22,15 +21,3 @@ func freeSpace(dir string) (int64, error) {
 
 // fileLimit is how many files a process may have open.
 func fileLimit() (soft, hard uint64, err error) { return 0, 0, errNotHere }
-
-// ownCPU is the processor time of this process.
-func ownCPU() time.Duration {
-	var created, exited, kernel, user windows.Filetime
-	if err := windows.GetProcessTimes(windows.CurrentProcess(), &created, &exited, &kernel, &user); err != nil {
-		return 0
-	}
-	ticks := func(f windows.Filetime) time.Duration {
-		return time.Duration(int64(f.HighDateTime)<<32|int64(f.LowDateTime)) * 100
-	}
-	return ticks(kernel) + ticks(user)
-}

@@ -137,9 +137,9 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.Var(newChoice(&f.RESTCompat, "course", "course", "seed"), "rest-compat", "how the REST routes at the root wrap results")
 		fl.IntVar(&f.RESTCreatedStatus, "rest-created-status", 200, "HTTP status of accepted registrations and executions at the root, 200 or 201")
 	}
+	f.MaxPayload = 64 << 20
+	fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result")
 	if r != roleWorker {
-		f.MaxPayload = 64 << 20
-		fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result")
 		fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach, without TLS and tokens")
 	}
 	fl.StringVar(&f.Name, "name", "", "name shown to people (default the host's)")
@@ -240,7 +240,7 @@ func (f *serverFlags) validateStore(r role) error {
 	case f.Store == "":
 		return fmt.Errorf("--store is missing: name the store that servers and dispatchers share")
 	case !ok || scheme == "":
-		return fmt.Errorf("--store %q: want a URL such as embedded: or memory:", f.Store)
+		return fmt.Errorf("--store %q: want a URL: embedded: or memory: for one process, redis://HOST:PORT for many", f.Store)
 	case scheme == "embedded" && f.DataDir == "":
 		return fmt.Errorf("--data-dir is empty and this user has no home directory: name a folder")
 	}
@@ -285,7 +285,7 @@ func (f *serverFlags) validateTimes(r role) error {
 }
 
 func (f *serverFlags) validateAPI(r role) error {
-	if r != roleWorker && (f.MaxPayload < minMaxPayload || f.MaxPayload > maxMaxPayload) {
+	if f.MaxPayload < minMaxPayload || f.MaxPayload > maxMaxPayload {
 		return fmt.Errorf("--max-payload %s: want %s to %s", formatBytes(f.MaxPayload), formatBytes(minMaxPayload), formatBytes(maxMaxPayload))
 	}
 	if r != roleUp && r != roleServer {

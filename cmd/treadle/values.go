@@ -110,7 +110,11 @@ func (p *pathList) Set(text string) error {
 
 // SetEnv reads the variable.
 func (p *pathList) SetEnv(text string) error {
-	*p = slices.DeleteFunc(filepath.SplitList(text), func(s string) bool { return s == "" })
+	list := slices.DeleteFunc(filepath.SplitList(text), func(s string) bool { return s == "" })
+	if len(list) == 0 {
+		return fmt.Errorf("want folders, separated by %q", filepath.ListSeparator)
+	}
+	*p = list
 	return nil
 }
 
