@@ -1,6 +1,7 @@
 """The letter of the root routes: every kind of request and its answer."""
 
 import base64
+import json
 import pickle
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_names(root: Root, name: str) -> None:
 
 
 def test_content_type_and_unknown_fields_do_not_matter(root: Root) -> None:
-    body = '{"unknown": {"deep": [1]}, "name": "double", "payload": "%s"}' % S(double).replace("\n", "\\n")
+    body = json.dumps({"unknown": {"deep": [1]}, "name": "double", "payload": S(double)})
     for content_type in ("application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"):
         headers = {"Content-Type": content_type}
         resp = requests.post(root.base + "register_function", data=body, headers=headers, timeout=10)

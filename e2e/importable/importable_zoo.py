@@ -88,13 +88,28 @@ def kill_own_runner() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_agent(pid: int) -> None:
+def kill_parent() -> None:
+    """Kills the agent, whose child a runner is."""
     import os
     import signal
     import time
 
-    os.kill(pid, signal.SIGKILL)
+    os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
+
+
+def kill_agent(pid: int) -> str:
+    """Kills the agent that it is told of, unless it is dead already."""
+    import os
+    import signal
+    import time
+
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return "elsewhere"
+    time.sleep(60)
+    return "survived"
 
 
 def segfault() -> None:
