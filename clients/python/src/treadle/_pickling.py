@@ -60,30 +60,24 @@ def dump_value(value: Any, what: str = "the value") -> bytes:
 
 def _by_value(value: Any, what: str) -> bytes | None:
     """Pickle with the code that a value needs; None where nothing is installed that can."""
-    first: Exception | None = None
-    for dump in (_cloudpickle, _dill):
+    for package, dump in (("cloudpickle", _cloudpickle), ("dill", _dill)):
         try:
-            return dump(value)
-        except ImportError as exc:
-            if exc.name not in ("cloudpickle", "dill"):
-                first = first or exc
-        except Exception as exc:
-            first = first or exc
-    if first is not None:
-        raise _refused(what, first) from first
+            module = importlib.import_module(package)
+        except ImportError:
+            continue
+        try:
+            return dump(module, value)
+        except Exception as exc:  # __reduce__ is user code
+            raise _refused(what, exc) from exc
     return None
 
 
-def _cloudpickle(value: Any) -> bytes:
-    import cloudpickle
-
+def _cloudpickle(cloudpickle: Any, value: Any) -> bytes:
     data: bytes = cloudpickle.dumps(value, protocol=PROTOCOL)
     return data
 
 
-def _dill(value: Any) -> bytes:
-    import dill
-
+def _dill(dill: Any, value: Any) -> bytes:
     # recurse: the globals that a function names, not all of its module.
     data: bytes = dill.dumps(value, protocol=PROTOCOL, recurse=True)
     return data
@@ -156,7 +150,15 @@ def safe_loads(data: bytes) -> Any:
         raise UnpicklingError(f"the value cannot be unpickled safely: {type(exc).__name__}: {exc}") from exc
 
 
-# Only classes whose attributes nobody can set: a pickle may assign to what it names.
+# Flags of CPython's types: made at run time, and closed to changes all the same.
+_HEAP_TYPE, _IMMUTABLE_TYPE = 1 << 9, 1 << 8
+
+
+def _is_fixed(cls: type) -> bool:
+    """Whether nobody can set the class's attributes: a pickle may assign to what it names."""
+    return not cls.__flags__ & _HEAP_TYPE or bool(cls.__flags__ & _IMMUTABLE_TYPE)
+
+
 # Their constructors take data and call nothing but each other.
 _SAFE: dict[tuple[str, str], Any] = {
     (cls.__module__, cls.__qualname__): cls
@@ -175,15 +177,10 @@ _SAFE: dict[tuple[str, str], Any] = {
         datetime.timedelta,
         datetime.timezone,
         decimal.Decimal,
+        *(cls for cls in vars(builtins).values() if isinstance(cls, type) and issubclass(cls, Exception)),
     )
+    if _is_fixed(cls)
 }
-_SAFE.update(
-    {
-        ("builtins", cls.__name__): cls
-        for cls in vars(builtins).values()
-        if isinstance(cls, type) and issubclass(cls, Exception)
-    }
-)
 
 
 class _SafeUnpickler(pickle.Unpickler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import uuid
@@ -111,7 +110,8 @@ class Client:
 
         client.options(priority=9, timeout=60).submit(fn); the names are those of Options.
         """
-        view = copy.copy(self)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
         view._defaults = self._defaults.replace(**choices)
         return view
 

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import treadle
+from fake_fabric import FakeFabric
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TREADLE_ADDRESS", raising=False)
+    monkeypatch.delenv("TREADLE_TOKEN", raising=False)
+
+
+@pytest.fixture
+def fabric() -> Iterator[FakeFabric]:
+    fake = FakeFabric()
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def client(fabric: FakeFabric) -> Iterator[treadle.Client]:
+    with treadle.Client(fabric.address, timeout=10) as c:
+        yield c

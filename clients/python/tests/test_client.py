@@ -1,0 +1,143 @@
+"""Addresses, tokens, errors and records."""
+
+from __future__ import annotations
+
+import datetime
+import operator
+import pickle
+
+import grpc
+import pytest
+import treadle
+from fake_fabric import FakeFabric, Fault
+from treadle import _connection, records
+from treadle._gen.treadle.v1 import fabric_pb2 as pb
+
+
+def test_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with treadle.Client() as client:
+        assert client.address == "127.0.0.1:50051"
+    monkeypatch.setenv("TREADLE_ADDRESS", "example.org:1")
+    with treadle.Client() as client:
+        assert client.address == "example.org:1"
+    with treadle.Client("other:2") as client:
+        assert client.address == "other:2"
+
+
+def test_token(fabric: FakeFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TREADLE_TOKEN", "from the environment")
+    with treadle.Client(fabric.address) as client:
+        client.info()
+        assert fabric.metadata["authorization"] == "Bearer from the environment"
+        assert fabric.metadata["user-agent"].startswith("treadle-python/")
+    with treadle.Client(fabric.address, token="given") as client:
+        assert client.submit(operator.neg, 1).result(10) == -1
+        assert fabric.metadata["authorization"] == "Bearer given", "streams carry it too"
+    with treadle.Client(fabric.address, token="") as client:
+        client.info()
+        assert "authorization" not in fabric.metadata
+
+
+@pytest.mark.parametrize("address", ["example.org:50051", "10.0.0.1:1", "dns:///example.org:1", "[2001:db8::1]:1"])
+def test_a_token_does_not_travel_in_the_clear(address: str) -> None:
+    with pytest.raises(ValueError, match="tls=True"):
+        treadle.Client(address, token="secret")
+    treadle.Client(address, token="secret", insecure=True).close()
+    treadle.Client(address, token="secret", tls=True).close()
+    treadle.Client(address, token="secret", tls=grpc.ssl_channel_credentials()).close()
+    treadle.Client(address).close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:1", "localhost:1", "[::1]:1", "::1", "unix:/run/t.sock", "dns:///localhost:1", "ipv4:127.1.2.3:1"],
+)
+def test_loopback(address: str) -> None:
+    assert _connection.is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(grpc.StatusCode.INVALID_ARGUMENT, "bad", "INVALID_REQUEST"), treadle.InvalidRequest),
+        (Fault(grpc.StatusCode.NOT_FOUND, "none", "NOT_FOUND"), treadle.NotFound),
+        (Fault(grpc.StatusCode.ALREADY_EXISTS, "again", "REQUEST_ID_CONFLICT"), treadle.Conflict),
+        (Fault(grpc.StatusCode.FAILED_PRECONDITION, "no", "ILLEGAL_STATE"), treadle.IllegalState),
+        (Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "large", "TOO_LARGE"), treadle.TooLarge),
+        (Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "EXHAUSTED"), treadle.Exhausted),
+        (Fault(grpc.StatusCode.UNAUTHENTICATED, "who", "UNAUTHENTICATED"), treadle.Unauthenticated),
+        (Fault(grpc.StatusCode.PERMISSION_DENIED, "not you", "DENIED"), treadle.PermissionDenied),
+        (Fault(grpc.StatusCode.INTERNAL, "oops", "INTERNAL"), treadle.TreadleError),
+    ],
+)
+def test_errors(fabric: FakeFabric, client: treadle.Client, fault: Fault, expected: type[treadle.TreadleError]) -> None:
+    fabric.fail("GetServerInfo", fault)
+    with pytest.raises(treadle.TreadleError, match=fault.message) as info:
+        client.info()
+    assert type(info.value) is expected
+    assert info.value.reason == fault.reason
+
+
+def test_calls_outlast_a_short_outage(fabric: FakeFabric, client: treadle.Client) -> None:
+    fabric.fail("GetServerInfo", Fault(grpc.StatusCode.UNAVAILABLE), Fault(grpc.StatusCode.UNAVAILABLE))
+    assert client.info() == treadle.ServerInfo("fake", "memory", 64 << 20, 0.0)
+
+
+def test_pages(fabric: FakeFabric, client: treadle.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(list(client.map(operator.neg, range(2500)))) == 2500
+    assert len({t.task_id for t in client.tasks()}) == 2500
+    assert len(list(client.tasks(limit=1200))) == 1200
+    assert list(client.tasks(limit=0)) == []
+
+
+def test_does_not_travel(client: treadle.Client) -> None:
+    with pytest.raises(TypeError, match="on the worker"):
+        pickle.dumps(client)
+    function = client.register(operator.neg)
+    with pytest.raises(TypeError, match="registered function 'neg'"):
+        pickle.dumps(function)
+
+
+def test_functions_are_called_like_functions(fabric: FakeFabric, client: treadle.Client) -> None:
+    @client.register
+    def double(x: int, *, plus: int = 0) -> int:
+        return 2 * x + plus
+
+    assert double(21, plus=1) == 43
+    assert list(double.map([1, 2])) == [2, 4]
+    assert double.submit(3).result(10) == 6
+    assert client.function("double").id == double.id
+    with pytest.raises(treadle.InvalidRequest):
+        client.register(double)
+
+
+def test_unknown_options(client: treadle.Client) -> None:
+    with pytest.raises(TypeError):
+        client.options(prio=1)
+
+
+def test_options_to_proto() -> None:
+    assert treadle.Options().to_proto() is None
+    made = treadle.Options(timeout=datetime.timedelta(minutes=1), deadline=datetime.timedelta(hours=1)).to_proto()
+    assert made is not None and made.timeout.seconds == 60
+    in_an_hour = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+    assert abs(made.deadline.ToDatetime(tzinfo=datetime.timezone.utc) - in_an_hour).total_seconds() < 60
+    noon = datetime.datetime(2030, 1, 1, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    made = treadle.Options(deadline=noon, memory_limit=1 << 30, function_retries=0).to_proto()
+    assert made is not None and made.deadline.ToDatetime() == datetime.datetime(2030, 1, 1, 10)
+    assert made.memory_limit == 1 << 30 and made.HasField("function_retries")
+    for bad in (treadle.Options(priority=1 << 40), treadle.Options(timeout="soon")):  # type: ignore[arg-type]
+        with pytest.raises(treadle.InvalidRequest):
+            bad.to_proto()
+
+
+def test_records() -> None:
+    message = pb.Task(task_id="t", status=pb.Task.RUNNING, attempts=[pb.Attempt(number=1, worker="w", end="lost")])
+    message.created_at.FromSeconds(0)
+    message.options.priority = 0
+    task = records.task_of(message)
+    assert task.status is treadle.Status.RUNNING and str(task.status) == "RUNNING"
+    assert task.created_at == datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    assert task.finished_at is None
+    assert task.attempts == (treadle.Attempt(1, "w", None, None, "lost", ""),)
+    assert task.options == treadle.Options(priority=0)

@@ -1,0 +1,199 @@
+"""Submissions travel together, once each, whatever the connection does."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import operator
+import threading
+
+import grpc
+import pytest
+import treadle
+from fake_fabric import FakeFabric, Fault
+from treadle import _submit
+
+GONE = grpc.StatusCode.UNAVAILABLE
+
+
+def test_what_queues_up_travels_together(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg)
+    gate = fabric.hold("ExecuteBatch")
+    first = function.submit(0)
+    assert fabric.arrived["ExecuteBatch"].wait(10)
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        rest = list(pool.map(function.submit, range(1, 1000)))
+    gate.set()
+    assert [f.result(20) for f in [first, *rest]] == [-n for n in range(1000)]
+    assert fabric.batches == [1, 999]
+
+
+def test_a_batch_has_limits(fabric: FakeFabric, client: treadle.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_submit, "_MAX_ITEMS", 10)
+    monkeypatch.setattr(_submit, "_MAX_BYTES", 5000)
+    function = client.register(len)
+    gate = fabric.hold("ExecuteBatch")
+    futures = [function.submit("x")]
+    assert fabric.arrived["ExecuteBatch"].wait(10)
+    futures += [function.submit("x") for _ in range(25)]
+    futures += [function.submit("x" * 2000) for _ in range(5)]
+    futures += [function.submit("x" * 9000)]
+    gate.set()
+    concurrent.futures.wait(futures, timeout=20)
+    assert all(f.result(0) for f in futures)
+    # The fourth ends by its bytes, with the rest of the small ones and two of the large.
+    assert fabric.batches == [1, 10, 10, 7, 2, 1, 1]
+
+
+def test_a_full_queue_makes_submit_wait(
+    fabric: FakeFabric, client: treadle.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_submit, "_MAX_QUEUED_ITEMS", 3)
+    function = client.register(operator.neg)
+    gate = fabric.hold("ExecuteBatch")
+    futures = [function.submit(0)]
+    assert fabric.arrived["ExecuteBatch"].wait(10)
+    futures += [function.submit(n) for n in range(1, 4)]
+    entered, left = threading.Event(), threading.Event()
+
+    def one_too_many() -> None:
+        entered.set()
+        futures.append(function.submit(4))
+        left.set()
+
+    threading.Thread(target=one_too_many, daemon=True).start()
+    assert entered.wait(10)
+    assert not left.wait(0.2), "it must wait for room"
+    gate.set()
+    assert left.wait(10)
+    assert [f.result(10) for f in futures] == [0, -1, -2, -3, -4]
+
+
+def test_a_lost_answer_is_found_again(fabric: FakeFabric, client: treadle.Client) -> None:
+    fabric.fail("ExecuteBatch", Fault(GONE, late=True), Fault(GONE))
+    assert client.submit(operator.neg, 1).result(10) == -1
+    assert len(fabric.requests) == 1, "recorded once"
+    assert len(fabric.batches) == 2, "asked twice"
+
+
+def test_a_lost_registration_is_found_again(fabric: FakeFabric, client: treadle.Client) -> None:
+    fabric.fail("RegisterFunction", Fault(GONE, late=True))
+    client.register(operator.neg)
+    assert len(fabric.functions) == 1
+
+
+def test_gives_up_in_the_end(fabric: FakeFabric) -> None:
+    with treadle.Client(fabric.address, timeout=0.3) as client:
+        function = client.register(operator.neg)
+        fabric.fail("ExecuteBatch", *(Fault(GONE, "away") for _ in range(100)))
+        future = function.submit(1)
+        with pytest.raises(treadle.Unavailable, match="away"):
+            future.result(10)
+        with pytest.raises(treadle.Unavailable):
+            future.task_id  # noqa: B018
+        assert not future.cancel()
+
+
+def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+    with treadle.Client("127.0.0.1:1", timeout=0.3) as client:
+        with pytest.raises(treadle.Unavailable, match=r"127\.0\.0\.1:1"):
+            client.info()
+    assert "no server answers at 127.0.0.1:1" in caplog.text
+
+
+def test_refused_items_fail_alone(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg)
+    gate = fabric.hold("ExecuteBatch")
+    futures = [function.submit(0)]
+    assert fabric.arrived["ExecuteBatch"].wait(10)
+    futures += [function.submit(1), function.options(priority=10).submit(2), function.submit(3)]
+    gate.set()
+    with pytest.raises(treadle.InvalidRequest, match="priority") as info:
+        futures[2].result(10)
+    assert info.value.reason == "INVALID_REQUEST"
+    assert [futures[n].result(10) for n in (0, 1, 3)] == [0, -1, -3]
+
+
+def test_a_batch_that_fails_fails_each(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg)
+    gate = fabric.hold("ExecuteBatch")
+    fabric.fail("ExecuteBatch", *(Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk full", "EXHAUSTED") for _ in "12"))
+    futures = [function.submit(n) for n in range(3)]
+    gate.set()
+    errors = [f.exception(10) for f in futures]
+    assert all(isinstance(e, treadle.Exhausted) for e in errors)
+    assert len({id(e) for e in errors}) == 3, "raising one must not write to another"
+
+
+def test_functions_are_registered_once(fabric: FakeFabric, client: treadle.Client) -> None:
+    barrier = threading.Barrier(16)
+
+    def submit(n: int) -> int:
+        barrier.wait(10)
+        return client.submit(operator.neg, n).result(10)
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert sorted(pool.map(submit, range(16))) == list(range(-15, 1))
+    assert client.register(operator.neg).id == client.register(operator.neg).id
+    assert len(fabric.functions) == 1
+
+
+def test_other_names_and_queues_are_other_registrations(fabric: FakeFabric, client: treadle.Client) -> None:
+    ids = {
+        client.register(operator.neg).id,
+        client.register(operator.neg, name="minus").id,
+        client.register(operator.neg, queue="gpu").id,
+    }
+    assert len(ids) == 3
+    assert [f.queue for f in fabric.functions.values()] == ["default", "default", "gpu"]
+
+
+def test_a_failed_registration_is_tried_again(fabric: FakeFabric, client: treadle.Client) -> None:
+    fabric.fail("RegisterFunction", Fault(grpc.StatusCode.PERMISSION_DENIED, "not you", "DENIED"))
+    with pytest.raises(treadle.PermissionDenied) as info:
+        client.submit(operator.neg, 1)
+    assert info.value.reason == "DENIED"
+    assert client.submit(operator.neg, 1).result(10) == -1
+
+
+def test_a_server_that_forgot_a_function_is_told_again(fabric: FakeFabric, client: treadle.Client) -> None:
+    assert client.submit(operator.neg, 1).result(10) == -1
+    fabric.functions.clear()  # its store was in memory
+    with pytest.raises(treadle.NotFound):
+        client.submit(operator.neg, 2).result(10)
+    assert client.submit(operator.neg, 3).result(10) == -3
+
+
+def test_functions_by_name_and_id(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg, name="minus")
+    fabric.auto = False
+    by_name, by_id = client.submit("minus", 1), client.submit(function.id, 2)
+    assert fabric.requests[by_name.task_id].function == "minus"
+    assert fabric.requests[by_id.task_id].function == function.id
+    with pytest.raises(treadle.NotFound):
+        client.submit("plus", 1)
+    with pytest.raises(treadle.InvalidRequest):
+        client.submit(7, 1)  # type: ignore[call-overload]
+
+
+def test_arguments_travel_as_json_where_the_function_is_not_python(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg, name="resize")
+    fabric.runtimes[function.id] = "go/resize"
+    fabric.auto = False
+    future = client.submit("resize", 1, "ä", size=[2, None])
+    request = fabric.requests[future.task_id]
+    assert (request.args, request.kwargs, request.payload) == ('[1,"ä"]'.encode(), b'{"size":[2,null]}', b"")
+    with pytest.raises(treadle.PicklingError, match="JSON"):
+        client.submit("resize", {1, 2})
+
+
+def test_options(fabric: FakeFabric, client: treadle.Client) -> None:
+    fabric.auto = False
+    urgent = client.options(priority=9, timeout=1.5)
+    future = urgent.submit(operator.neg, 1, options=treadle.Options(priority=7, max_retries=0))
+    sent = fabric.requests[future.task_id].options
+    assert (sent.priority, sent.timeout.ToMilliseconds(), sent.max_retries) == (7, 1500, 0)
+    assert not sent.HasField("function_retries") and not sent.HasField("deadline")
+    plain = client.submit(operator.neg, 1)
+    assert not fabric.requests[plain.task_id].HasField("options"), "a view leaves the client as it is"
+    other = client.submit(dict, options="the function's own")
+    assert fabric.requests[other.task_id].payload.count(b"the function's own") == 1
