@@ -13,13 +13,14 @@ REPR_LIMIT = 4096
 
 # Bound at start, see functions.pickle_loads.
 _pickle_loads = pickle.loads
-_json_loads = json.loads
+_json_decode = json.JSONDecoder().decode
 _json_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 # Python refuses to print or to read integers of more than 4,300 digits; JSON has no such limit.
 _set_digits: Callable[[int], None] | None = getattr(sys, "set_int_max_str_digits", None)
 _get_digits: Callable[[], int] | None = getattr(sys, "get_int_max_str_digits", None)
 
 _SCALARS = {str, int, float, bool, type(None)}
+_TEXT = {str}
 _NO_KEYWORDS: dict[str, Any] = {}
 
 
@@ -67,7 +68,13 @@ def _unpickle_again(data: Any, first: BaseException) -> Any:
 
 def _decode_json(data: Any) -> tuple[Any, Any]:
     try:
-        value = _any_digits(lambda: _json_loads(bytes(data)))
+        text = str(data, "utf-8")
+        try:
+            value = _json_decode(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            value = _any_digits(lambda: _json_decode(text))
     except (ValueError, RecursionError) as exc:
         raise functions.UnreadableError(f"the arguments are not JSON: {failures.one_line(exc)}", exc) from None
     if not isinstance(value, dict) or not set(value) <= {"args", "kwargs"}:
@@ -82,6 +89,7 @@ def _decode_json(data: Any) -> tuple[Any, Any]:
 
 
 def _any_digits(work: Callable[[], Any]) -> Any:
+    """Work with integers of any length."""
     if _set_digits is None or _get_digits is None:
         return work()
     before = _get_digits()
@@ -118,11 +126,14 @@ def _to_json(value: Any) -> bytes | None:
     try:
         if type(value) not in _SCALARS and not _keys_are_text(value):
             return None
+        try:
+            text: str = _json_encode(value)
+        except ValueError:  # a long integer, or one of those that there is no JSON for
+            text = _any_digits(lambda: _json_encode(value))
         # A lone surrogate is no character: the strict encoder refuses it.
-        text: bytes = _any_digits(lambda: _json_encode(value).encode("utf-8"))
+        return text.encode("utf-8")
     except (TypeError, ValueError, RecursionError):
         return None
-    return text
 
 
 def _keys_are_text(value: Any) -> bool:
@@ -134,7 +145,7 @@ def _keys_are_text(value: Any) -> bool:
         if id(item) in seen:
             continue
         if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
+            if not set(map(type, item)) <= _TEXT and not all(isinstance(key, str) for key in item):
                 return False
             children: Any = item.values()
         elif isinstance(item, (list, tuple)):
