@@ -66,7 +66,8 @@ type session struct {
 }
 
 // credit returns how many tasks may be claimed for the session now: for free slots,
-// which are filled first everywhere, and ahead of them.
+// which are filled first everywhere, and ahead of them. The window is refilled by
+// halves: one claim for many tasks costs the store what one task costs.
 func (s *session) credit() (slots, ahead int) {
 	if s.state != active || s.claiming {
 		return 0, 0
@@ -76,7 +77,13 @@ func (s *session) credit() (slots, ahead int) {
 		slots = min(slots, s.asked)
 		return slots, s.asked - slots
 	}
-	return slots, min(s.window.Size(), max(s.hello.Slots+s.window.Size()-len(s.held), 0))
+	if size := s.window.Size(); size > 0 {
+		ahead = min(size, s.hello.Slots+size-len(s.held))
+		if 2*ahead < size {
+			ahead = 0
+		}
+	}
+	return slots, ahead
 }
 
 // serves reports whether the session takes tasks of that queue and runtime.

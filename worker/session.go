@@ -388,12 +388,18 @@ func (a *Agent) startedLocked() []link.Accept {
 }
 
 // wantLocked is the credit to ask for under pull: room for work that is neither
-// here nor asked for.
+// here nor asked for. Room in the window is asked for by halves, as it is claimed.
 func (a *Agent) wantLocked() int {
 	if a.cfg.Mode != link.Pull || a.draining {
 		return 0
 	}
-	return max(a.cfg.Slots+a.window.Size()-a.active-a.asked, 0)
+	open := a.active + a.asked
+	size := a.window.Size()
+	room := a.cfg.Slots + size - open
+	if open >= a.cfg.Slots && 2*room < size {
+		return 0
+	}
+	return max(room, 0)
 }
 
 func (s *session) send(frames ...link.Frame) error {
