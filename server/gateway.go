@@ -40,10 +40,10 @@ func (s *Server) newGateway() (*runtime.ServeMux, error) {
 		runtime.WithWriteContentLength(),
 	)
 	ctx := context.Background()
-	if err := treadlev1.RegisterRootServiceHandlerClient(ctx, mux, treadlev1.NewRootServiceClient(s.conn)); err != nil {
+	if err := treadlev1.RegisterRootServiceHandlerClient(ctx, mux, treadlev1.NewRootServiceClient(s.inline)); err != nil {
 		return nil, fmt.Errorf("server: routes of the root: %w", err)
 	}
-	if err := treadlev1.RegisterFabricServiceHandlerClient(ctx, mux, treadlev1.NewFabricServiceClient(s.conn)); err != nil {
+	if err := treadlev1.RegisterFabricServiceHandlerClient(ctx, mux, treadlev1.NewFabricServiceClient(s.inline)); err != nil {
 		return nil, fmt.Errorf("server: routes under /v1: %w", err)
 	}
 	return mux, nil

@@ -30,42 +30,30 @@ const (
 
 // newGRPC builds the server that listens for the network.
 func (s *Server) newGRPC() *grpc.Server {
-	g := grpc.NewServer(append(s.commonOptions(),
-		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAlive, Timeout: keepAliveTimeout}),
-	)...)
-	s.registerServices(g)
-	treadlev1.RegisterWorkerServiceServer(g, workers{s: s})
-	reflection.Register(g)
-	return g
-}
-
-// newInner builds the server behind the gateway: the same services behind the same
-// interceptors, without the bounds that are for strangers on one connection.
-func (s *Server) newInner() *grpc.Server {
-	g := grpc.NewServer(s.commonOptions()...)
-	s.registerServices(g)
-	return g
-}
-
-func (s *Server) commonOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
+	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(s.cfg.maxMessage()),
 		grpc.MaxSendMsgSize(s.cfg.maxMessage()),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-	}
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAlive, Timeout: keepAliveTimeout}),
+	)
+	s.registerServices(g)
+	healthpb.RegisterHealthServer(g, s.health)
+	treadlev1.RegisterWorkerServiceServer(g, workers{s: s})
+	reflection.Register(g)
+	return g
 }
 
-func (s *Server) registerServices(g *grpc.Server) {
+// registerServices registers the API with the gRPC server or the gateway's connection.
+func (s *Server) registerServices(g grpc.ServiceRegistrar) {
 	if !s.cfg.WorkersOnly {
 		treadlev1.RegisterFabricServiceServer(g, fabric{s: s})
 		treadlev1.RegisterRootServiceServer(g, root{s: s})
 	}
-	healthpb.RegisterHealthServer(g, s.health)
 }
 
 // unary wraps every unary call: panics become errors, errors become statuses, and

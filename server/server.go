@@ -14,9 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
-	"google.golang.org/grpc/test/bufconn"
 )
 
 // Server serves the API. Use it in this order: New, Listen, Serve; Shutdown may be
@@ -31,11 +29,8 @@ type Server struct {
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
-	// inner serves the gateway through inproc and conn: the same services and
-	// interceptors without a socket.
-	inner   *grpc.Server
-	inproc  *bufconn.Listener
-	conn    *grpc.ClientConn
+	// inline is how the gateway reaches the same services.
+	inline  *inline
 	http    *http.Server
 	httpLis net.Listener
 
@@ -58,17 +53,9 @@ func New(cfg Config) (*Server, error) {
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}
-	s.grpc, s.inner = s.newGRPC(), s.newInner()
-	s.inproc = bufconn.Listen(1 << 20)
-	var err error
-	s.conn, err = grpc.NewClient("passthrough:///gateway",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.inproc.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(cfg.maxMessage()), grpc.MaxCallSendMsgSize(cfg.maxMessage())),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("server: connect the gateway: %w", err)
-	}
+	s.grpc = s.newGRPC()
+	s.inline = &inline{unary: s.unary, stream: s.stream}
+	s.registerServices(s.inline)
 	return s, nil
 }
 
@@ -123,7 +110,6 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	serve("gRPC", func() error { return s.grpc.Serve(s.grpcLis) })
 	if s.http != nil {
-		serve("the gateway's gRPC", func() error { return s.inner.Serve(s.inproc) })
 		serve("HTTP", func() error { return s.http.Serve(s.httpLis) })
 	}
 	group.Go(func() { s.sweepLoop(background) })
@@ -161,24 +147,23 @@ func (s *Server) shutdown(ctx context.Context) error {
 	s.closeOnce.Do(func() { close(s.closing) })
 	var group sync.WaitGroup
 	if s.http != nil {
-		// REST first: its calls go through the inner server.
-		if err := s.http.Shutdown(ctx); err != nil {
-			s.log.Warn("HTTP requests were cut off", "error", err)
-			_ = s.http.Close()
-		}
+		group.Go(func() {
+			if err := s.http.Shutdown(ctx); err != nil {
+				s.log.Warn("HTTP requests were cut off", "error", err)
+				_ = s.http.Close()
+			}
+			s.inline.close()
+		})
 	}
-	for _, g := range []*grpc.Server{s.inner, s.grpc} {
-		group.Go(func() { stopGRPC(ctx, g) })
-	}
+	group.Go(func() { stopGRPC(ctx, s.grpc) })
 	group.Wait()
-	_ = s.inproc.Close()
 	if s.grpcLis != nil {
 		_ = s.grpcLis.Close() // in case it was never served
 	}
 	if s.httpLis != nil {
 		_ = s.httpLis.Close()
 	}
-	return s.conn.Close()
+	return nil
 }
 
 // stopGRPC drains a server until ctx ends, then cuts it off. GracefulStop alone
