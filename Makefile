@@ -21,12 +21,17 @@ ARGS ?=
 build: ## the whole binary, bin/treadle
 	go build -o bin/treadle ./cmd/treadle
 
+.PHONY: build-elsewhere
+build-elsewhere: ## check that it builds for the systems it is not tested on
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/treadle
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go build -o /dev/null ./cmd/treadle
+
 .PHONY: run
 run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build test-go test-python test-typescript fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-python test-typescript fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 .PHONY: test-go
