@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -111,5 +112,44 @@ func walk(b *testing.B, s *Store, n int) {
 			}
 		}
 		n -= len(claims[0])
+	}
+}
+
+// BenchmarkOpen opens a store with a long queue.
+func BenchmarkOpen(b *testing.B) {
+	for _, tasks := range []int{100_000, 400_000} {
+		b.Run(fmt.Sprintf("queued=%d", tasks), func(b *testing.B) {
+			opts := Options{Dir: b.TempDir(), Logger: quiet}
+			s, err := Open(b.Context(), opts)
+			if err != nil {
+				b.Fatal(err)
+			}
+			args := []byte("64 bytes of arguments, as a small pickled tuple of them would be")
+			for range tasks / 1000 {
+				subs := make([]store.Submission, 1000)
+				for i := range subs {
+					subs[i] = store.Submission{Task: sampleTask(args), Args: args}
+				}
+				if _, err := s.Submit(b.Context(), time.Now(), subs); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+				if s, err = Open(b.Context(), opts); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			b.ReportMetric(float64(m.HeapAlloc)/float64(tasks), "heap-B/task")
+			if err := s.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }
