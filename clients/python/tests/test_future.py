@@ -79,7 +79,7 @@ def test_result_timeout(fabric: FakeFabric, client: treadle.Client) -> None:
 
 def test_asyncio(client: treadle.Client) -> None:
     async def main() -> list[int]:
-        return await asyncio.gather(*(asyncio.wrap_future(client.submit(operator.neg, n)) for n in range(10)))
+        return list(await asyncio.gather(*(asyncio.wrap_future(client.submit(operator.neg, n)) for n in range(10))))
 
     assert asyncio.run(main()) == [-n for n in range(10)]
 

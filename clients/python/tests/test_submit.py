@@ -129,7 +129,7 @@ def test_functions_are_registered_once(fabric: FakeFabric, client: treadle.Clien
 
     def submit(n: int) -> int:
         barrier.wait(10)
-        return client.submit(operator.neg, n).result(10)
+        return int(client.submit(operator.neg, n).result(10))
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         assert sorted(pool.map(submit, range(16))) == list(range(-15, 1))
@@ -195,5 +195,5 @@ def test_options(fabric: FakeFabric, client: treadle.Client) -> None:
     assert not sent.HasField("function_retries") and not sent.HasField("deadline")
     plain = client.submit(operator.neg, 1)
     assert not fabric.requests[plain.task_id].HasField("options"), "a view leaves the client as it is"
-    other = client.submit(dict, options="the function's own")
+    other: treadle.TaskFuture[object] = client.submit(dict, options="the function's own")
     assert fabric.requests[other.task_id].payload.count(b"the function's own") == 1

@@ -210,6 +210,28 @@ class Client:
             request.args, request.kwargs = _json(list(args)), _json(kwargs)
         return self._backend.submit(request)
 
+    @overload
+    def map(
+        self,
+        fn: Union[Function[T], Callable[..., T]],
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int = 1000,
+        timeout: Optional[float] = None,
+        options: Optional[Options] = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Union[str, uuid.UUID],
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int = 1000,
+        timeout: Optional[float] = None,
+        options: Optional[Options] = None,
+    ) -> Iterator[Any]: ...
+
     def map(
         self,
         fn: Any,
