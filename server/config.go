@@ -65,8 +65,8 @@ type Config struct {
 	TaskTimeout time.Duration
 	// Retention is how long finished tasks are kept, for people to read. Default 24 h.
 	Retention time.Duration
-	// MaxBodies bounds the bytes of request bodies that are held at one time. Default: six times the
-	// largest body.
+	// MaxBodies bounds the bytes of request bodies over 64 KiB that are held at one time;
+	// further ones wait. Default: twice the largest body.
 	MaxBodies int64
 
 	// RESTCompat defaults to CompatCourse.
@@ -122,7 +122,7 @@ func (c *Config) fill() error {
 	if c.MaxPayload < 1024 || c.MaxPayload > maxMaxPayload {
 		return fmt.Errorf("server: --max-payload %d: want 1024 to %d bytes", c.MaxPayload, maxMaxPayload)
 	}
-	fallback(&c.MaxBodies, 6*c.maxBody())
+	fallback(&c.MaxBodies, 2*c.maxBody())
 	c.MaxBodies = max(c.MaxBodies, c.maxBody())
 	if c.RESTCompat != CompatCourse && c.RESTCompat != CompatSeed {
 		return fmt.Errorf("server: --rest-compat %q: want %q or %q", c.RESTCompat, CompatCourse, CompatSeed)
