@@ -5,6 +5,7 @@ package pyproc
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -237,10 +238,19 @@ func unread(pipe *os.File) (n int) {
 	return n
 }
 
+// codeKey is what a runner knows a loaded function by: for source text, of which one
+// may define many functions, the callable's name belongs to it.
+func codeKey(a *worker.Attempt) [32]byte {
+	if a.Form != task.FormSource {
+		return a.Hash
+	}
+	return sha256.Sum256(append(append([]byte{}, a.Hash[:]...), a.FunctionName...))
+}
+
 // run runs an attempt; started is false when the runner turned out dead before the
 // function could run. code keeps the function's bytes over such replacements.
 func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out task.Outcome, started bool) {
-	c := call{form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: a.Hash, args: a.Args}
+	c := call{form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: codeKey(a), args: a.Args}
 	if a.Form == task.FormSource {
 		c.form = formSource
 	}
@@ -266,7 +276,7 @@ func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out 
 	if byAddress {
 		c.flags |= callRlimit
 	}
-	_, has := r.known[a.Hash]
+	_, has := r.known[c.hash]
 	for {
 		if !has {
 			if *code == nil {

@@ -145,7 +145,11 @@ def forget_frames(exc: BaseException) -> None:
 
 
 def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[bytes, bytes]:
-    """Return (the pickle that any Python loads, the pickle for those who have the class)."""
+    """Return (the pickle that any Python loads, the pickle for those who have the class).
+
+    The first carries the attributes, the second is a faithful copy.
+    """
+    own = dict(getattr(exc, "__dict__", None) or {})
     for key, value in attributes.items():
         try:
             setattr(exc, key, value)
@@ -154,6 +158,7 @@ def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[by
     try:
         data = _Pickler.dump_exception(exc)
     except BaseException:
+        _restore(exc, own)
         return b"", pickling.by_value(exc) or b""
     if len(data) > _PICKLE_LIMIT:
         return b"", b""
@@ -163,11 +168,21 @@ def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[by
     except BaseException:
         loaded = None
     if checker.foreign:
+        _restore(exc, own)
         return b"", pickling.dump(exc)
     # A reader may raise what it reads: what ends an interpreter is never handed out.
     if type(loaded) is not type(exc) or not isinstance(exc, Exception):
         return b"", b""
     return data, b""
+
+
+def _restore(exc: BaseException, attributes: dict[str, Any]) -> None:
+    """Take back what was set on an exception."""
+    try:
+        exc.__dict__.clear()
+        exc.__dict__.update(attributes)
+    except BaseException:  # a class may hide its __dict__
+        return
 
 
 class _Pickler(pickle.Pickler):

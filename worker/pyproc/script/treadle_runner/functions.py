@@ -28,12 +28,13 @@ class UnreadableError(Exception):
 class Entry:
     """One loaded function."""
 
-    __slots__ = ("fn", "runs", "size")
+    __slots__ = ("by_cloudpickle", "fn", "runs", "size")
 
-    def __init__(self, fn: Callable[..., Any], size: int) -> None:
+    def __init__(self, fn: Callable[..., Any], size: int, by_cloudpickle: bool) -> None:
         self.fn = fn
         self.size = size
         self.runs = 0
+        self.by_cloudpickle = by_cloudpickle
 
 
 class Cache:
@@ -50,10 +51,10 @@ class Cache:
             self._entries.move_to_end(digest)
         return entry
 
-    def put(self, digest: bytes, fn: Callable[..., Any], size: int) -> Entry:
+    def put(self, digest: bytes, fn: Callable[..., Any], code: bytes) -> Entry:
         """Keep a function, dropping others when there are too many or they are too large."""
-        entry = self._entries[digest] = Entry(fn, size)
-        self._bytes += size
+        entry = self._entries[digest] = Entry(fn, len(code), b"cloudpickle" in code)
+        self._bytes += len(code)
         while len(self._entries) > 1 and (len(self._entries) > _MAX_FUNCTIONS or self._bytes > _MAX_BYTES):
             _, dropped = self._entries.popitem(last=False)
             self._bytes -= dropped.size

@@ -12,7 +12,7 @@ import sys
 import types
 from typing import Any, Callable
 
-from . import failures, functions, limits, state, values, wire
+from . import failures, functions, limits, pickling, state, values, wire
 
 # Exit codes that the agent explains to people; see protocol.go.
 EXIT_WIRE = 97
@@ -123,6 +123,7 @@ class Runner:
             self._reply_flags = wire.REPLY_CACHED
             self._watch = entry.runs < _WATCHED_RUNS
             entry.runs += 1
+            pickling.cloudpickle_first = entry.by_cloudpickle
             return self._call(entry.fn, body[args:], flags, max_result, task, limit)
         except functions.UnreadableError as exc:
             return _unreadable(exc)
@@ -143,7 +144,7 @@ class Runner:
             self._in_function = False
             self._leave_if_forked()
         self._process.note()
-        return self._cache.put(digest, fn, len(code))
+        return self._cache.put(digest, fn, code)
 
     def _call(
         self,

@@ -13,6 +13,10 @@ PROTOCOL = 4
 SOURCE_PREFIX = "treadle_source_"
 
 _SOURCE_MARK = SOURCE_PREFIX.encode()
+# Whether the function that runs came by cloudpickle. It follows the classes that it carries in
+# both directions, so that what goes back by it is of the caller's own class.
+cloudpickle_first = False
+
 # Bound at start: a function that patches the pickle module changes nothing for the next one.
 _dumps = pickle.dumps
 
@@ -37,7 +41,7 @@ def dump(value: Any) -> bytes:
 def by_value(value: Any) -> bytes | None:
     """Pickle a value with the code that it needs, or None where that cannot be done."""
     kept = None
-    for dumper in (_dump_dill, _dump_cloudpickle):
+    for dumper in (_dump_cloudpickle, _dump_dill) if cloudpickle_first else (_dump_dill, _dump_cloudpickle):
         try:
             data = dumper(value)
         except MemoryError:
