@@ -83,6 +83,9 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	for _, ex := range a.cfg.Executors {
 		if err := ex.Start(ctx, a.cfg.Slots); err != nil {
+			if ctx.Err() != nil {
+				return a.closeExecutors() // told to stop before it was ready: nothing was taken
+			}
 			return errors.Join(fmt.Errorf("start executor for %v: %w", ex.Runtimes(), err), a.closeExecutors())
 		}
 	}

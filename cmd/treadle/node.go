@@ -33,8 +33,9 @@ type node struct {
 	serverFlags
 	Version string
 	Log     *slog.Logger
-	// Ready is called once, with the addresses that are listened on.
-	Ready func(grpcAddr, httpAddr string)
+	// Ready is called once: with the addresses that a server listens on, or with a
+	// worker's id and its HTTP address.
+	Ready func(grpcAddrOrWorker, httpAddr string)
 }
 
 func randomID() task.ID { return task.ID(uuid.New()) }
@@ -53,7 +54,7 @@ func (n *node) openStore(ctx context.Context) (store.Store, error) {
 	case "memory":
 		opts.Durability = pebblestore.Memory
 	default:
-		return nil, fmt.Errorf("store %q (--store): this release has embedded: and memory:", redactURL(n.Store))
+		return nil, fmt.Errorf("--store %q: want the URL embedded: or memory: with nothing behind it", redactURL(n.Store))
 	}
 	return pebblestore.Open(ctx, opts)
 }
@@ -138,6 +139,9 @@ func (n *node) work(ctx context.Context) error {
 		return err
 	}
 	n.Log.Info("worker starts", "worker", id, "dispatchers", strings.Join(n.Dispatchers, ","), "mode", n.Mode, "slots", n.Slots)
+	if n.Ready != nil {
+		n.Ready(id, n.HTTPAddr)
+	}
 	var stages stages
 	if n.HTTPAddr != "" {
 		stages.run(func(ctx context.Context) error { return serveWorkerHealth(ctx, n.HTTPAddr, agent) })

@@ -55,6 +55,11 @@ SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, then they are hande
 			if err := n.prepare(cmd, roleWorker); err != nil {
 				return err
 			}
+			if n.JSON {
+				n.Ready = func(worker, httpAddr string) {
+					printReady(cmd.OutOrStdout(), map[string]any{"worker_id": worker, "http_addr": httpAddr, "pid": os.Getpid()})
+				}
+			}
 			return n.work(cmd.Context())
 		},
 	}
@@ -78,7 +83,7 @@ func (n *node) prepare(cmd *cobra.Command, r role) error {
 // announce says that the server is ready: three lines to paste, or one for programs.
 func (n *node) announce(w io.Writer, grpcAddr, httpAddr string) {
 	if n.JSON {
-		_ = json.NewEncoder(w).Encode(map[string]any{"grpc_addr": grpcAddr, "http_addr": httpAddr, "pid": os.Getpid()})
+		printReady(w, map[string]any{"grpc_addr": grpcAddr, "http_addr": httpAddr, "pid": os.Getpid()})
 		return
 	}
 	if httpAddr == "" {
@@ -92,4 +97,9 @@ curl -s http://%[2]s/v1/functions/double:call -d '{"args": [21]}'
 curl -s http://%[2]s/v1/tasks
 
 `, grpcAddr, httpAddr)
+}
+
+// printReady writes the one line that programs wait for.
+func printReady(w io.Writer, line map[string]any) {
+	_ = json.NewEncoder(w).Encode(line) // nobody reads: the server runs all the same
 }
