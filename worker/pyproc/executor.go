@@ -30,13 +30,14 @@ type Executor struct {
 	limits limiter
 
 	// Set by Start, constant afterwards.
-	dir     string // where the script is
-	tempDir string // what Close removes, or empty
-	env     []string
-	libs    string
-	slots   []*slot
-	mark    mark
-	guard   *guard
+	dir       string // where the script is
+	tempDir   string // what Close removes, or empty
+	env       []string
+	libs      string
+	libsFirst bool
+	slots     []*slot
+	mark      mark
+	guard     *guard
 
 	spawner *spawner
 
@@ -176,6 +177,7 @@ func (e *Executor) prepare(ctx context.Context) error {
 		return err
 	}
 	e.resolve(found)
+	e.libsFirst = outdated(found)
 	if e.libs, err = e.provision(ctx, found); err != nil {
 		e.log.Warn("functions pickled with dill or cloudpickle will not run here",
 			"python", e.python, "error", err, "fix", threeWays(e.python))

@@ -177,4 +177,6 @@ type hello struct {
 type setup struct {
 	Paths []string `json:"paths"`
 	Libs  string   `json:"libs,omitempty"`
+	// LibsFirst puts Libs before the interpreter's own packages, which are too old.
+	LibsFirst bool `json:"libs_first,omitempty"`
 }

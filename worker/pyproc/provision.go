@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -121,21 +123,53 @@ func (e *Executor) libsDir(in inspection) string {
 	return filepath.Join(e.cfg.CacheDir, "python", hex.EncodeToString(sum[:])[:24])
 }
 
-// provision returns the folder with the packages that the interpreter lacks, installing
-// them the first time; empty when it lacks none.
+// Oldest versions that read what current clients write: dill 0.3.6 and cloudpickle 3
+// both moved the helpers that their pickles name.
+var (
+	dillFloor        = [3]int{0, 3, 6}
+	cloudpickleFloor = [3]int{3, 0, 0}
+)
+
+// atLeast compares a version's leading numbers; an empty version is older than any.
+func atLeast(version string, floor [3]int) bool {
+	if version == "" {
+		return false
+	}
+	var v [3]int
+	for i, part := range strings.SplitN(version, ".", 3) {
+		digits := strings.IndexFunc(part, func(r rune) bool { return r < '0' || r > '9' })
+		if digits >= 0 {
+			part = part[:digits]
+		}
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			return true // a version of another form is the user's own build
+		}
+		v[i] = n
+	}
+	return slices.Compare(v[:], floor[:]) >= 0
+}
+
+// outdated reports whether a package is there in a version that must not be found first.
+func outdated(in inspection) bool {
+	return in.Dill != "" && !atLeast(in.Dill, dillFloor) || in.Cloudpickle != "" && !atLeast(in.Cloudpickle, cloudpickleFloor)
+}
+
+// provision returns the folder with the packages that the interpreter lacks or has in
+// too old a version, installing them the first time; empty when it needs none.
 func (e *Executor) provision(ctx context.Context, in inspection) (string, error) {
-	if in.Dill != "" && in.Cloudpickle != "" {
+	if atLeast(in.Dill, dillFloor) && atLeast(in.Cloudpickle, cloudpickleFloor) {
 		return "", nil
 	}
 	dir := e.libsDir(in)
 	if dir == "" {
-		return "", errors.New("dill or cloudpickle is missing and there is no cache folder to install them in")
+		return "", errors.New("dill or cloudpickle is missing or too old, and there is no cache folder to install them in")
 	}
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
 	if e.cfg.NoProvision {
-		return "", errors.New("dill or cloudpickle is missing and installing is switched off")
+		return "", errors.New("dill or cloudpickle is missing or too old, and installing is switched off")
 	}
 	ctx, cancel := context.WithTimeout(ctx, provisionTimeout)
 	defer cancel()

@@ -158,3 +158,44 @@ func TestLockEndsWithItsWait(t *testing.T) {
 	}
 	again()
 }
+
+func TestVersionsThatAreTooOld(t *testing.T) {
+	for version, want := range map[string]bool{
+		"": false, "0.3.5.1": false, "0.3.6": true, "0.4.1": true, "1.0": true, "0.3": false, "0.4rc1": true, "local": true, "0.3.10": true,
+	} {
+		if got := atLeast(version, dillFloor); got != want {
+			t.Errorf("dill %q is new enough: %t, want %t", version, got, want)
+		}
+	}
+	for _, c := range []struct {
+		in   inspection
+		want bool
+	}{
+		{inspection{}, false},
+		{inspection{Dill: "0.4.1"}, false},
+		{inspection{Dill: "0.4.1", Cloudpickle: "2.1.0"}, true},
+		{inspection{Dill: "0.3.1"}, true},
+	} {
+		if got := outdated(c.in); got != c.want {
+			t.Errorf("%+v is outdated: %t, want %t", c.in, got, c.want)
+		}
+	}
+}
+
+// TestOldPackagesAreNotFoundFirst: a pinned package goes before the interpreter's own old one.
+func TestOldPackagesAreNotFoundFirst(t *testing.T) {
+	site := t.TempDir()
+	for name, version := range map[string]string{"dill": "0.2.0", "cloudpickle": "2.1.0"} {
+		if err := os.MkdirAll(filepath.Join(site, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		body := "__version__ = '" + version + "'\n"
+		if err := os.WriteFile(filepath.Join(site, name, "__init__.py"), []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PYTHONPATH", site)
+	e := start(t, 1)
+	out := runJSON(t, e, "def f():\n    import dill, cloudpickle\n    return dill.__version__ + ' ' + cloudpickle.__version__", "")
+	want(t, out, `"0.4.1 3.1.2"`)
+}

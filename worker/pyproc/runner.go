@@ -153,7 +153,7 @@ func (r *runner) greet() error {
 	defer stop()
 	r.to.SetDeadline(deadline)
 	r.from.SetDeadline(deadline)
-	body, err := json.Marshal(setup{Paths: r.exec.cfg.Paths, Libs: r.exec.libs})
+	body, err := json.Marshal(setup{Paths: r.exec.cfg.Paths, Libs: r.exec.libs, LibsFirst: r.exec.libsFirst})
 	if err != nil {
 		return err
 	}

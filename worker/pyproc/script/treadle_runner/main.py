@@ -279,11 +279,12 @@ def _set_up(config: dict[str, Any]) -> dict[str, Any]:
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     rest = [entry for entry in sys.path if entry not in ("", own)]
     libs = [config["libs"]] if config.get("libs") else []
+    rest = [*libs, *rest] if config.get("libs_first") else [*rest, *libs]
     cwd, paths = os.getcwd(), config.get("paths", [])
     # dill's own imports should not meet a random.py of the working directory.
-    sys.path[:] = [*paths, *rest, *libs]
+    sys.path[:] = [*paths, *rest]
     dill = _version("dill", load=True)
-    sys.path[:] = [cwd, *paths, *rest, *libs]
+    sys.path[:] = [cwd, *paths, *rest]
     return {
         "pid": _getpid(),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
