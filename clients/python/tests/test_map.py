@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import operator
+import pickle
+from collections.abc import Iterator
 
 import pytest
 import treadle
@@ -22,8 +24,6 @@ def test_results_come_in_order(fabric: FakeFabric, client: treadle.Client) -> No
 
 
 def _argument(fabric: FakeFabric, id: str) -> int:
-    import pickle
-
     args, _ = pickle.loads(fabric.requests[id].payload)
     return int(args[0])
 
@@ -36,16 +36,16 @@ def test_starts_before_it_is_read(fabric: FakeFabric, client: treadle.Client) ->
 def test_is_bounded(fabric: FakeFabric, client: treadle.Client) -> None:
     taken = []
 
-    def endless() -> object:
+    def endless() -> Iterator[int]:
         for n in itertools.count():
             taken.append(n)
             yield n
 
-    results = client.map(operator.neg, endless(), buffersize=10)  # type: ignore[arg-type]
+    results = client.map(operator.neg, endless(), buffersize=10)
     assert len(taken) == 10
     assert list(itertools.islice(results, 25)) == [-n for n in range(25)]
     assert len(taken) == 35
-    results.close()  # type: ignore[attr-defined]
+    results.close()  # type: ignore[attr-defined]  # it is a generator
     assert len(taken) == 35
 
 

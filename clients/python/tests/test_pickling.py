@@ -125,6 +125,16 @@ def test_a_missing_package_is_named() -> None:
             _pickling.loads(broken)
 
 
+class Exits:
+    def __reduce__(self) -> Any:
+        return sys.exit, ("while loading",)
+
+
+def test_loading_cannot_end_the_program() -> None:
+    with pytest.raises(treadle.UnpicklingError, match="SystemExit: while loading"):
+        _pickling.loads(pickle.dumps(Exits()))
+
+
 # How pickle wrote sets and exceptions before (protocol 2) is not read: runners write 4.
 SAFE_VALUES: list[Any] = [
     None,

@@ -21,7 +21,7 @@ from ._gen.treadle.v1 import fabric_pb2_grpc
 from ._results import Loader, finished
 from ._version import __version__
 from .errors import ClientClosed, TreadleError, Unavailable
-from .future import TaskFuture
+from .future import TaskFuture, mark_recorded
 
 log = logging.getLogger("treadle")
 
@@ -71,6 +71,8 @@ class Connection:
 
     def close(self) -> None:
         """Send what is queued, then end. May be called more than once."""
+        if os.getpid() != self._pid:
+            return  # inherited by os.fork: it is the parent's to close
         with self._closing:
             if self._is_closed:
                 return
@@ -166,7 +168,7 @@ class Connection:
         """Have the result of a recorded task delivered to a new future."""
         task = self.get_task(task_id)
         future: TaskFuture[Any] = TaskFuture(self, task.function_id)
-        future._mark_recorded(task.task_id)
+        mark_recorded([(future, task.task_id)])
         self._awaiter.add([future])
         return future
 

@@ -119,7 +119,9 @@ def loads(data: bytes) -> Any:
             f"the value needs the package {package!r}, which this interpreter cannot import ({exc}); "
             f"pip install {package}, or return a value of another type"
         ) from exc
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # loading runs code, which may raise SystemExit
         raise UnpicklingError(f"the value cannot be unpickled here: {type(exc).__name__}: {exc}") from exc
 
 

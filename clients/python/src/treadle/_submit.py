@@ -11,7 +11,7 @@ from . import _status
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._results import Outcome
 from .errors import ClientClosed, NotFound, TreadleError
-from .future import TaskFuture
+from .future import TaskFuture, mark_recorded
 
 # Keeps one batch from delaying its first item for its last. The server's limit is 10,000.
 _MAX_ITEMS = 1000
@@ -139,17 +139,17 @@ class Submitter:
             for item in batch:
                 item.future._settle(Outcome(error=copy.copy(exc)))
             return
-        recorded: list[TaskFuture[Any]] = []
+        recorded: list[tuple[TaskFuture[Any], str]] = []
         refused: list[tuple[_Item, pb.ItemError]] = []
         for item, answer in zip(batch, answers):
             if answer.HasField("error"):
                 refused.append((item, answer.error))
             else:
-                item.future._mark_recorded(answer.task_id)
-                recorded.append(item.future)
+                recorded.append((item.future, answer.task_id))
+        mark_recorded(recorded)
         # Waiting starts before anything is announced: a callback may take its time.
         if recorded:
-            self._landed(recorded)
+            self._landed([future for future, _ in recorded])
         for item, error in refused:
             refusal = _status.from_item("Execute", error.code, error.reason, error.message)
             if isinstance(refusal, NotFound):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from ._results import Outcome
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from .records import Status
 
 T = TypeVar("T")
+
+# Announces, of any future, that its task was recorded or never will be. One for all: few
+# wait for it, and a condition of its own would be the most expensive part of a future.
+# (The one that a Future has is not for others: result(timeout) takes any notice for the end.)
+_recording = threading.Condition()
 
 
 class TaskFuture(concurrent.futures.Future[T]):
@@ -27,10 +33,8 @@ class TaskFuture(concurrent.futures.Future[T]):
     def __init__(self, backend: Backend, function: str) -> None:
         super().__init__()
         self._backend = backend
+        # Set once, under _recording.
         self._task_id: Optional[str] = None
-        self._recorded = threading.Event()
-        # A cancelled future is announced once, whoever was first to see it.
-        self._notifying = threading.Lock()
         self._notified = False
         self.function = function
         """Id or name of the function, as it was submitted."""
@@ -38,11 +42,11 @@ class TaskFuture(concurrent.futures.Future[T]):
     @property
     def task_id(self) -> str:
         """The task's id; waits until the server has recorded the task, and raises if it did not."""
-        self._recorded.wait()
-        if self._task_id is None:
+        task_id = self._wait_recorded()
+        if task_id is None:
             error = self.exception()
             raise error if error is not None else TreadleError("the task was not recorded")
-        return self._task_id
+        return task_id
 
     def status(self) -> Status:
         """The task's status, asked of the server."""
@@ -84,30 +88,41 @@ class TaskFuture(concurrent.futures.Future[T]):
             return self.cancelled()
         if self._backend.withdraw(self):
             return self._mark_cancelled()
-        self._recorded.wait()
-        if self._task_id is None or self.done():
+        task_id = self._wait_recorded()
+        if task_id is None or self.done():
             return self.cancelled()
         from .records import Status
 
-        if Status.of(self._backend.cancel_task(self._task_id).status) is not Status.CANCELLED:
+        if Status.of(self._backend.cancel_task(task_id).status) is not Status.CANCELLED:
             return False
         return self._mark_cancelled()
 
     # The rest is for this package.
 
-    def _mark_recorded(self, task_id: str) -> None:
-        self._task_id = task_id
-        self._recorded.set()
+    def _wait_recorded(self) -> Optional[str]:
+        """The task's id as soon as it is recorded, None when that has failed."""
+        if self._task_id is None:
+            with _recording:
+                while self._task_id is None and not self.done():
+                    _recording.wait()
+        return self._task_id
+
+    def _mark_ended(self) -> None:
+        if self._task_id is None:
+            # Without having been recorded.
+            with _recording:
+                _recording.notify_all()
 
     def _mark_cancelled(self) -> bool:
         if not super().cancel():
             return False
-        with self._notifying:
+        # Announced once, whoever was first to see it.
+        with _recording:
             first, self._notified = not self._notified, True
         if first:
             # From here on wait and as_completed count it as done.
             self.set_running_or_notify_cancel()
-        self._recorded.set()
+        self._mark_ended()
         return True
 
     def _settle(self, outcome: Outcome) -> None:
@@ -121,10 +136,18 @@ class TaskFuture(concurrent.futures.Future[T]):
                 self.set_result(outcome.value)
         except concurrent.futures.InvalidStateError:
             pass  # cancelled, or settled before
-        self._recorded.set()
+        self._mark_ended()
 
     def _cancelled(self) -> Cancelled:
         return Cancelled("the task was cancelled", error_type="Cancelled", task_id=self._task_id or "")
 
     def __reduce__(self) -> Any:
         raise TypeError("a TaskFuture belongs to its process; pass on its result() or its task_id")
+
+
+def mark_recorded(recorded: Iterable[tuple[TaskFuture[Any], str]]) -> None:
+    """Tell futures the ids of their tasks, all in one announcement."""
+    with _recording:
+        for future, task_id in recorded:
+            future._task_id = task_id
+        _recording.notify_all()

@@ -16,7 +16,7 @@ from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._version import __version__
 from .client import Client
 from .errors import InvalidRequest, NotFound
-from .future import TaskFuture
+from .future import TaskFuture, mark_recorded
 
 
 class LocalClient(Client):
@@ -104,7 +104,7 @@ class _LocalBackend:
     def attach(self, task_id: str) -> TaskFuture[Any]:
         finished = self._task(task_id)
         future: TaskFuture[Any] = TaskFuture(self, finished.task.function_id)
-        future._mark_recorded(task_id)
+        mark_recorded([(future, task_id)])
         future._settle(_results.outcome(finished.result, self.load))
         return future
 
