@@ -40,7 +40,6 @@ type Server struct {
 	// stopped is closed when Shutdown has finished.
 	stopped      chan struct{}
 	shutdownOnce sync.Once
-	shutdownErr  error
 }
 
 // New checks the configuration and builds a server that listens nowhere yet.
@@ -122,27 +121,24 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	limit, stop := context.WithTimeout(background, s.cfg.ShutdownTimeout)
 	defer stop()
-	if e := s.Shutdown(limit); err == nil {
-		err = e
-	}
+	s.Shutdown(limit)
 	cancel()
 	group.Wait()
 	return err
 }
 
 // Shutdown ends serving: no new calls, waiting calls are answered with what is known,
-// running ones may finish until ctx ends and are then cut off. A cut-off is no
-// error: whatever was acknowledged is in the store.
-func (s *Server) Shutdown(ctx context.Context) error {
+// running ones may finish until ctx ends and are then cut off. A cut-off loses
+// nothing: whatever was acknowledged is in the store.
+func (s *Server) Shutdown(ctx context.Context) {
 	s.shutdownOnce.Do(func() {
-		s.shutdownErr = s.shutdown(ctx)
+		s.shutdown(ctx)
 		close(s.stopped)
 	})
 	<-s.stopped
-	return s.shutdownErr
 }
 
-func (s *Server) shutdown(ctx context.Context) error {
+func (s *Server) shutdown(ctx context.Context) {
 	s.health.Shutdown()
 	s.closeOnce.Do(func() { close(s.closing) })
 	var group sync.WaitGroup
@@ -163,7 +159,6 @@ func (s *Server) shutdown(ctx context.Context) error {
 	if s.httpLis != nil {
 		_ = s.httpLis.Close()
 	}
-	return nil
 }
 
 // stopGRPC drains a server until ctx ends, then cuts it off. GracefulStop alone
