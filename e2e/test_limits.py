@@ -1,0 +1,116 @@
+"""Sizes: what is too large is refused before anything is stored, what fits goes through whole."""
+
+import hashlib
+import os
+
+import pytest
+import requests
+from conftest import Own
+from harness.fabric import Mode
+from harness.root import Root
+from harness.v1 import V1
+from importable_zoo import digest, double, echo_bytes, letters, say, some_bytes
+
+MIB = 1 << 20
+
+
+def test_64_mib_argument_and_result(root: Root) -> None:
+    """The limit itself: 64 MiB of pickle, there and back."""
+    room = 1024  # what the pickle of the arguments adds
+    data = os.urandom(64 * MIB - room)
+    sent = hashlib.sha256(data).hexdigest()
+    assert root.value(root.run(digest, data), timeout=90) == (len(data), sent)
+    back = root.value(root.run(echo_bytes, data), timeout=90)
+    assert hashlib.sha256(back).hexdigest() == sent
+
+
+def test_request_over_the_limit(root: Root) -> None:
+    function_id = root.register(double)
+    before = newest_task(root)
+    # Base64 of 64 MiB and a little more.
+    payload = "A" * ((64 * MIB + 3 * MIB) // 3 * 4)
+    resp = root.post("execute_function", {"function_id": function_id, "payload": payload})
+    assert resp.status_code == 413, resp.text
+    assert "64" in resp.json()["detail"] or str(64 * MIB) in resp.json()["detail"], resp.text
+    assert newest_task(root) == before
+
+
+def newest_task(root: Root) -> object:
+    return requests.get(root.base + "v1/tasks?page_size=1", timeout=10).json()["tasks"]
+
+
+def test_small_limit(own: Own, mode: Mode) -> None:
+    """--max-payload counts for arguments, functions and results, in every mode."""
+    fabric = own.start(mode, "--max-payload", "64KiB", slots=1)
+    root, v1 = fabric.root, fabric.v1
+    function_id = root.register(some_bytes)
+
+    # 65536 bytes of pickle are the limit: bytes of n cost n and 15 more.
+    fits, exceeds = 65536 - 200, 65536 + 2
+    assert len(root.value(root.execute(function_id, fits))) == fits
+    task_id = root.execute(function_id, exceeds)
+    ended = root.end(task_id)
+    assert ended.status == "FAILED"
+    assert isinstance(ended.result, MemoryError)
+    assert ended.result.error_type == "ResourceLimitExceeded"  # type: ignore[attr-defined]
+    assert "ResourceLimitExceeded" in str(ended.result)
+    assert "65536" in ended.body["error"]["message"] or "64" in ended.body["error"]["message"], ended.body
+    record = v1.task(task_id)
+    assert record["attempt_count"] == 1, "a result too large is not tried again"
+
+    echo = root.register(echo_bytes)
+    assert root.value(root.execute(echo, b"y" * fits)) == b"y" * fits
+    resp = requests.post(
+        root.base + "execute_function",
+        json={"function_id": echo, "payload": hex_payload(66_000)},
+        timeout=10,
+    )
+    assert resp.status_code == 413, resp.text
+    resp = v1.request("POST", "/v1/tasks", {"function": echo, "args": ["z" * 66_000]})
+    assert resp.status_code == 413, resp.text
+    resp = v1.request("POST", "/v1/functions", {"name": "f", "source": "def f(): pass\n" + "#" * 66_000})
+    assert resp.status_code == 413, resp.text
+
+    # JSON results have the same limit.
+    assert v1.call(letters, fits)["result"] == "x" * fits
+    answer = v1.call(letters, exceeds)
+    assert answer["status"] == "FAILED"
+    assert answer["error"]["error_type"] == "ResourceLimitExceeded"
+
+
+def hex_payload(size: int) -> str:
+    """Base64 of a whole pickle of size bytes."""
+    import base64
+    import pickle
+
+    return base64.encodebytes(pickle.dumps(((b"p" * size,), {}))).decode()
+
+
+def test_body_without_end(root: Root) -> None:
+    """A body that says nothing of its length is cut off at the limit, too."""
+
+    def chunks() -> object:
+        yield b'{"function_id": "00000000-0000-4000-8000-000000000000", "payload": "'
+        for _ in range(100):
+            yield b"A" * MIB
+        yield b'"}'
+
+    try:
+        resp = requests.post(root.base + "execute_function", data=chunks(), timeout=60)  # type: ignore[arg-type]
+    except requests.ConnectionError:
+        return  # the server need not listen to the end
+    assert resp.status_code == 413, resp.text
+
+
+@pytest.mark.parametrize("times", [1, 20_000])
+def test_logs(v1: V1, times: int) -> None:
+    """The last 64 KiB of what a task printed; its result is intact whatever it prints."""
+    task_id = v1.submit(say, "a line of the log", times)
+    assert v1.value(task_id) == times
+    text: str = v1.get(f"/v1/tasks/{task_id}/logs")["text"]
+    assert text.endswith("a line of the log\nto stderr\n") or text.startswith("to stderr\n"), text[-100:]
+    assert len(text.encode()) <= 64 << 10
+    if times == 1:
+        assert sorted(text.splitlines()) == ["a line of the log", "to stderr"]
+    else:
+        assert len(text) > 60 << 10
