@@ -90,6 +90,7 @@ func (n *node) up(ctx context.Context) (err error) {
 		Store: st, Dispatcher: d, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version,
 		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
 		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus,
+		AllowedHosts: n.AllowedHosts,
 	})
 	if err != nil {
 		return err

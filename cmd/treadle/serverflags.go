@@ -60,6 +60,8 @@ type serverFlags struct {
 	RESTCompat        string
 	RESTCreatedStatus int
 
+	// AllowedHosts are further names by which browsers may reach the HTTP port.
+	AllowedHosts []string
 	// Insecure admits addresses that are not loopback.
 	Insecure  bool
 	Name      string
@@ -131,6 +133,7 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.DurationVar(&f.ReconnectGrace, "reconnect-grace", time.Second, "how long a worker whose connection closed may take to come back")
 	}
 	if r == roleUp || r == roleServer {
+		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "name, beside loopback names, that HTTP requests may be sent to; * admits all")
 		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how many lost workers a task survives, unless it says otherwise")
 		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task says otherwise (default none)")
 		fl.DurationVar(&f.Retention, "retention", 24*time.Hour, "how long finished tasks are kept")
