@@ -42,8 +42,13 @@ func sampleTask(args []byte) *task.Task {
 // BenchmarkSubmitClaimSettle walks tasks through submit, claim, start and settle, all
 // of it synced to disk, in batches and with several callers at a time.
 func BenchmarkSubmitClaimSettle(b *testing.B) {
-	for _, c := range []struct{ batch, callers int }{{1, 1}, {1, 16}, {1, 64}, {64, 1}, {64, 4}, {256, 1}, {256, 4}} {
-		b.Run(fmt.Sprintf("batch=%d/callers=%d", c.batch, c.callers), func(b *testing.B) {
+	for _, c := range []struct {
+		batch, callers int
+		keyed          bool
+	}{
+		{1, 1, false}, {1, 16, false}, {1, 64, false}, {64, 1, false}, {64, 4, false}, {256, 1, false}, {256, 4, false}, {256, 4, true},
+	} {
+		b.Run(fmt.Sprintf("batch=%d/callers=%d/keyed=%t", c.batch, c.callers, c.keyed), func(b *testing.B) {
 			s, err := Open(b.Context(), Options{Dir: b.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				b.Fatal(err)
@@ -60,7 +65,7 @@ func BenchmarkSubmitClaimSettle(b *testing.B) {
 						if n <= 0 {
 							return
 						}
-						walk(b, s, n)
+						walk(b, s, n, c.keyed)
 					}
 				})
 			}
@@ -73,12 +78,15 @@ func BenchmarkSubmitClaimSettle(b *testing.B) {
 }
 
 // walk takes n tasks from submission to their result.
-func walk(b *testing.B, s *Store, n int) {
+func walk(b *testing.B, s *Store, n int, keyed bool) {
 	ctx := b.Context()
 	args := []byte("64 bytes of arguments, as a small pickled tuple of them would be")
 	subs := make([]store.Submission, n)
 	for i := range subs {
 		subs[i] = store.Submission{Task: sampleTask(args), Args: args}
+		if keyed {
+			subs[i].Key = store.Key{ID: newID().String(), Digest: [32]byte{1}}
+		}
 	}
 	if _, err := s.Submit(ctx, time.Now(), subs); err != nil {
 		b.Error(err)

@@ -152,7 +152,11 @@ func (s *Store) commit(ctx context.Context, op string, bytes int, apply func(*tx
 		// The committer has it: it applies under mu, so after mu it has let go of the
 		// caller's slices.
 		s.mu.Lock()
-		s.mu.Unlock() //nolint:staticcheck // an empty critical section is a barrier here
+		broken := s.broken.Load()
+		s.mu.Unlock()
+		if broken != nil {
+			return broken
+		}
 	}
 	return task.Errorf(task.CodeUnavailable, op, "the call was given up while the store worked on it, its outcome is unknown: %w",
 		ctx.Err())

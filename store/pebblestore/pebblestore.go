@@ -209,6 +209,11 @@ func (s *Store) openDB() error {
 	return nil
 }
 
+const (
+	memTableSize = 64 << 20
+	memTables    = 4
+)
+
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
 		FS:     s.guardedFS(),
@@ -216,14 +221,16 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		Logger: pebbleLog{s.log},
 		// A large memtable: most tasks begin and end within one, so that their records
 		// never reach a table before they are superseded.
-		MemTableSize:                64 << 20,
-		MemTableStopWritesThreshold: 4,
-		CacheSize:                   32 << 20,
-		LBaseMaxBytes:               256 << 20,
-		L0StopWritesThreshold:       1000,
-		MaxOpenFiles:                1000,
-		DisableWAL:                  s.opts.Durability == Memory,
-		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                memTableSize,
+		MemTableStopWritesThreshold: memTables,
+		// Pebble takes the memtables out of the cache's size: with a smaller one every
+		// look-up of a key would read its filter from disk.
+		CacheSize:             memTables*memTableSize + 64<<20,
+		LBaseMaxBytes:         256 << 20,
+		L0StopWritesThreshold: 1000,
+		MaxOpenFiles:          1000,
+		DisableWAL:            s.opts.Durability == Memory,
+		FormatMajorVersion:    pebble.FormatNewest,
 	}
 	for i := range o.Levels {
 		// Look-ups of idempotency keys are mostly for keys that do not exist.

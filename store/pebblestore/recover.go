@@ -114,9 +114,7 @@ func (s *Store) recoverLive(ctx context.Context, x *txn) (n recovered, err error
 		}
 		shareNames(rec.task, names)
 		n.live++
-		if err := s.recoverTask(x, rec, &n); err != nil {
-			return n, err
-		}
+		s.recoverTask(x, rec, &n)
 		if n.live%4096 == 0 && ctx.Err() != nil {
 			return n, ctx.Err()
 		}
@@ -136,7 +134,7 @@ func shareNames(t *task.Task, names map[string]string) {
 	t.FunctionName, t.Queue, t.Runtime = share(t.FunctionName), share(t.Queue), share(t.Runtime)
 }
 
-func (s *Store) recoverTask(x *txn, rec record, n *recovered) error {
+func (s *Store) recoverTask(x *txn, rec record, n *recovered) {
 	t := rec.task
 	s.seq = max(s.seq, t.Seq)
 	e := s.ix.add(rec)
@@ -146,7 +144,7 @@ func (s *Store) recoverTask(x *txn, rec record, n *recovered) error {
 		if s.ix.resident > s.opts.maxResident {
 			s.ix.evict(e)
 		}
-		return nil
+		return
 	}
 	n.leases++
 	if t.Lease.Local {
@@ -155,12 +153,11 @@ func (s *Store) recoverTask(x *txn, rec record, n *recovered) error {
 		t.Settle(s.now, tok, task.Fail(task.EndLost, lostAtRestart), jitterOf(t))
 		s.ix.place(e, s.now)
 		x.save(e, nil)
-		return nil
+		return
 	}
 	t.Renew(tok, s.now.Add(s.opts.Lease), time.Time{})
 	s.ix.place(e, s.now)
 	e.startUnknown = t.Lease.StartedAt.IsZero()
-	return nil
 }
 
 // recoverFinished finds where retention starts and the largest id in use.

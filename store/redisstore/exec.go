@@ -1,0 +1,307 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// call is one script or one plain command for one tag.
+type call struct {
+	shard  int
+	script *script
+	// args are those of the script after identity and time, or the whole command.
+	args []any
+	cmd  *redis.Cmd
+}
+
+// values is the script's answer without the time at its head.
+func (c *call) values() ([]any, error) {
+	v, err := c.cmd.Slice()
+	if err != nil {
+		return nil, err
+	}
+	if len(v) == 0 {
+		return nil, errors.New("an empty answer")
+	}
+	return v[1:], nil
+}
+
+// change runs calls that may write: all in one pipeline for each node, which is one
+// connection. In the replicated mode it returns once a replica has them; too few
+// replicas in time mean that the outcome is unknown.
+//
+// Every script recognises a call that it has seen, so the client library may send one
+// again when the connection breaks.
+func (s *Store) change(ctx context.Context, op string, calls ...*call) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	if !s.cfg.replicated || s.cluster == nil {
+		return s.pipeline(ctx, op, s.writes, s.cfg.replicated, calls)
+	}
+	// WAIT counts for its own connection, so each shard goes to its own node.
+	byShard := make(map[int][]*call)
+	for _, c := range calls {
+		byShard[c.shard] = append(byShard[c.shard], c)
+	}
+	errs := make(chan error, len(byShard))
+	for shard, part := range byShard {
+		go func() { errs <- s.changeOn(ctx, op, shard, part) }()
+	}
+	var err error
+	for range byShard {
+		err = errors.Join(err, <-errs)
+	}
+	return err
+}
+
+// changeOn runs the calls of one shard on the node that owns it now.
+func (s *Store) changeOn(ctx context.Context, op string, shard int, calls []*call) error {
+	for attempt := 0; ; attempt++ {
+		node, err := s.cluster.MasterForKey(ctx, s.keys(shard).named(keyMeta))
+		if err == nil {
+			err = s.pipeline(ctx, op, node, true, calls)
+		} else {
+			err = s.failure(op, err)
+		}
+		if err == nil || attempt == maxMoves || !movedAway(err) {
+			return err
+		}
+		s.cluster.ReloadState(ctx)
+		if err := sleep(ctx, time.Duration(attempt+1)*50*time.Millisecond); err != nil {
+			return task.Errorf(task.CodeUnavailable, op, "given up while the cluster moved: %w", err)
+		}
+	}
+}
+
+// maxMoves is how often a call follows a slot to another node.
+const maxMoves = 5
+
+// movedAway says that another node may serve what this one refused.
+func movedAway(err error) bool {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return false
+	}
+	for _, prefix := range []string{"MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN"} {
+		if strings.HasPrefix(reply.Error(), prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// pipeline sends calls over one connection, once more with their source where the server
+// does not know a script yet.
+func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wait bool, calls []*call) error {
+	todo := calls
+	for round := 0; len(todo) > 0; round++ {
+		pipe := node.Pipeline()
+		for _, c := range todo {
+			s.queue(ctx, pipe, c, round > 0)
+		}
+		var replicas *redis.IntCmd
+		if wait {
+			timeout := s.cfg.waitTimeout
+			if end, ok := ctx.Deadline(); ok {
+				timeout = max(time.Millisecond, min(timeout, time.Until(end)))
+			}
+			// WAIT covers what the connection wrote. A call that found its work done wrote
+			// nothing, so there is always one write.
+			pipe.Incr(ctx, s.keys(todo[0].shard).named(keySync))
+			replicas = pipe.Wait(ctx, 1, timeout)
+		}
+		_, execErr := pipe.Exec(ctx)
+		unknown, err := s.outcome(op, todo, execErr)
+		if err != nil {
+			return err
+		}
+		if replicas != nil {
+			if n, err := replicas.Result(); err != nil {
+				return s.failure(op, err)
+			} else if n < 1 && len(unknown) == 0 {
+				return task.Errorf(task.CodeUnavailable, op,
+					"no replica confirmed the change within %s: the outcome is unknown, retry with the same key", s.cfg.waitTimeout)
+			}
+		}
+		if todo = unknown; round == 2 && len(todo) > 0 {
+			return s.failure(op, todo[0].cmd.Err())
+		}
+	}
+	return nil
+}
+
+// queue adds one call to a pipeline.
+func (s *Store) queue(ctx context.Context, pipe redis.Pipeliner, c *call, withSource bool) {
+	if c.script == nil {
+		c.cmd = pipe.Do(ctx, c.args...)
+		return
+	}
+	key := []string{s.keys(c.shard).named(keyMeta)}
+	if withSource {
+		c.cmd = pipe.Eval(ctx, c.script.source, key, c.args...)
+		return
+	}
+	c.cmd = pipe.EvalSha(ctx, c.script.hash, key, c.args...)
+}
+
+// outcome looks at the answers: which scripts the server did not know, and the first error
+// that is another one.
+func (s *Store) outcome(op string, calls []*call, execErr error) (unknown []*call, err error) {
+	received := time.Now()
+	for _, c := range calls {
+		switch err := c.cmd.Err(); {
+		case err == nil:
+			if c.script != nil {
+				s.clock.observe(c.cmd, received)
+			}
+		case errors.Is(err, redis.Nil):
+		case c.script != nil && redis.HasErrorPrefix(err, "NOSCRIPT"):
+			unknown = append(unknown, c)
+		default:
+			return nil, s.failure(op, err)
+		}
+	}
+	if execErr != nil && len(unknown) == 0 && !errors.Is(execErr, redis.Nil) {
+		return nil, s.failure(op, execErr)
+	}
+	return unknown, nil
+}
+
+// read runs commands that change nothing, after a look at the identity of each tag.
+func (s *Store) read(ctx context.Context, op string, calls ...*call) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	pipe := s.reads.Pipeline()
+	identity := make(map[int]*redis.StringCmd)
+	for _, c := range calls {
+		if identity[c.shard] == nil {
+			identity[c.shard] = pipe.HGet(ctx, s.keys(c.shard).named(keyMeta), metaIdentity)
+		}
+		s.queue(ctx, pipe, c, false)
+	}
+	_, execErr := pipe.Exec(ctx)
+	for _, id := range identity {
+		have, err := id.Result()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return s.failure(op, err)
+		}
+		if have != s.identity {
+			return s.replaced(op)
+		}
+	}
+	_, err := s.outcome(op, calls, execErr)
+	return err
+}
+
+// confirm returns once a replica has everything that was written before it was called,
+// so that what a reader is told of a finished task is durable. It does nothing in the
+// asynchronous mode.
+func (s *Store) confirm(ctx context.Context, op string, shards ...int) error {
+	if !s.cfg.replicated {
+		return nil
+	}
+	calls := make([]*call, len(shards))
+	for i, shard := range shards {
+		calls[i] = &call{shard: shard, args: []any{"INCR", s.keys(shard).named(keySync)}}
+	}
+	return s.change(ctx, op, calls...)
+}
+
+func (s *Store) replaced(op string) error {
+	return task.Errorf(task.CodeUnavailable, op,
+		"the store identity changed: the Redis behind %s was flushed or replaced by another one; restart to use it as it is now", s.cfg.location)
+}
+
+// failure turns an error of the client library into one of the domain.
+func (s *Store) failure(op string, err error) error {
+	var known *task.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	switch {
+	case redis.HasErrorPrefix(err, "TREADLEIDENTITY"):
+		return s.replaced(op)
+	case redis.HasErrorPrefix(err, "OOM"), strings.Contains(err.Error(), "OOM command not allowed"):
+		return task.Errorf(task.CodeExhausted, op, "Redis has reached its maxmemory: %w", err)
+	case redis.HasErrorPrefix(err, "MISCONF"), strings.Contains(err.Error(), "MISCONF"):
+		return task.Errorf(task.CodeExhausted, op, "Redis cannot write to its disk: %w", err)
+	}
+	return task.Errorf(task.CodeUnavailable, op, "Redis does not answer as it should: %w", err)
+}
+
+// scriptCall makes a call of a script at the caller's time.
+func (s *Store) scriptCall(shard int, sc *script, now time.Time, args ...any) *call {
+	return &call{shard: shard, script: sc, args: append([]any{s.identity, s.clock.argument(now)}, args...)}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// storeClock estimates the server's clock from the last answer and the time since. The
+// estimate is late by at most the way of that answer and never early, so what was
+// computed with it is never early either.
+type storeClock struct {
+	// trust takes the caller's time for store time.
+	trust bool
+
+	mu   sync.Mutex
+	base time.Time
+	at   time.Time
+}
+
+// observe takes the time at the head of a script's answer.
+func (c *storeClock) observe(cmd *redis.Cmd, received time.Time) {
+	v, ok := cmd.Val().([]any)
+	if !ok || len(v) == 0 {
+		return
+	}
+	if text, ok := v[0].(string); ok {
+		c.set(text, received)
+	}
+}
+
+// set takes the server's time as a script tells it.
+func (c *storeClock) set(text string, received time.Time) {
+	var p numbers
+	if base := p.time(text); p.err == nil {
+		c.mu.Lock()
+		c.base, c.at = base, received
+		c.mu.Unlock()
+	}
+}
+
+// now is the store's time, to the microsecond, given the caller's.
+func (c *storeClock) now(caller time.Time) time.Time {
+	if c.trust {
+		return caller.Truncate(time.Microsecond).UTC()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.base.Add(time.Since(c.at)).Truncate(time.Microsecond).UTC()
+}
+
+// argument is what tells a script the time.
+func (c *storeClock) argument(caller time.Time) string {
+	if c.trust {
+		return fmt.Sprint(caller.UnixMicro())
+	}
+	return ""
+}

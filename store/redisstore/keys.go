@@ -1,0 +1,228 @@
+package redisstore
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Every key of the store is named here and nowhere else: the scripts get the names from
+// [luaNames]. All keys that one script may touch share a hash tag, so that Redis Cluster
+// keeps them on one node:
+//
+//	{NAMESPACE}:...     functions, their bytes, the fleet, the dispatchers
+//	{NAMESPACE/N}:...   shard N: its tasks with everything that belongs to them
+//
+// Ids in keys, members and fields are their 16 raw bytes.
+
+// Names of keys, after the tag.
+const (
+	// keyMeta is a hash: what the store is and its fixed counters, see the meta fields.
+	keyMeta = "meta"
+
+	// keyTask is the hash of one task, see the record fields. Followed by the task id.
+	keyTask = "t:"
+	// keyArgs and keyResult hold one MiB each of a large value. Followed by the task
+	// id, ":", the operation or claim that wrote it, ":" and the number of the chunk.
+	keyArgs   = "a:"
+	keyResult = "r:"
+	// keyLog is a hash from attempt number to the output kept of it. Followed by the task id.
+	keyLog = "l:"
+	// keyRequest is an idempotency key: task id and digest. Followed by the key.
+	keyRequest = "k:"
+	// keyReady is a sorted set of the ready tasks of a lane by place. Followed by the lane.
+	keyReady = "q:"
+	// keyDelayed, keyDeadlines, keyLeases and keyDone are sorted sets of task ids by when
+	// a task is due, has its deadline, loses its lease, finished; in microseconds.
+	keyDelayed   = "delayed"
+	keyDeadlines = "deadlines"
+	keyLeases    = "leases"
+	keyDone      = "done"
+	// keyHeld is a sorted set (all scores 0) of holder, claim id and task id: who holds what.
+	keyHeld = "held"
+	// keyIDs is a sorted set (all scores 0) of all task ids, for listings.
+	keyIDs = "ids"
+	// keyStats is a hash of the unfinished tasks by lane and "q" or "r".
+	keyStats = "stats"
+	// keySync is written before WAIT, so that WAIT covers everything before it.
+	keySync = "sync"
+
+	// keyFunctions, keyNames and keyFunctionRequests are hashes: registrations by id, ids
+	// by name, id and digest by idempotency key. keyFunctionIDs is a sorted set of ids.
+	keyFunctions        = "functions"
+	keyNames            = "names"
+	keyFunctionRequests = "functionkeys"
+	keyFunctionIDs      = "functionids"
+	// keyBlob is one MiB of a function's bytes. Followed by their SHA-256, ":" and the
+	// number of the chunk.
+	keyBlob = "b:"
+	// keyFleet is a hash of workers by id, keyDispatchers a sorted set by when the
+	// presence of a dispatcher ends.
+	keyFleet       = "fleet"
+	keyDispatchers = "dispatchers"
+	// keyBell is the name of the pub/sub channel.
+	keyBell = "bell"
+)
+
+// Fields of keyMeta.
+const (
+	metaIdentity = "identity"
+	metaFormat   = "format"
+	metaShards   = "shards"
+	// metaComplete says that every shard has got its identity: one that lacks it later
+	// has lost its data.
+	metaComplete = "complete"
+	// metaSeq is the sequence number given last.
+	metaSeq = "seq"
+	// metaBeat is when somebody last looked for overdue work, by the server's own clock.
+	metaBeat = "beat"
+	// metaCalm is until when no lease is reaped, metaGeneration how often all leases were
+	// granted anew.
+	metaCalm       = "calm"
+	metaGeneration = "generation"
+)
+
+// Fields of keyTask. Times are in microseconds.
+const (
+	// fieldSpec is what never changes of a task, fieldState what its moves change. Both
+	// are encoded by this package; the scripts do not look inside.
+	fieldSpec  = "p"
+	fieldState = "m"
+	// fieldPlace is the score in the lane: priority and sequence number.
+	fieldPlace = "z"
+	fieldLane  = "i"
+	fieldEpoch = "e"
+	// The claim in force; without one these fields are missing.
+	fieldClaim     = "c"
+	fieldSession   = "h"
+	fieldWorker    = "w"
+	fieldLocal     = "j"
+	fieldClaimedAt = "t"
+	fieldUntil     = "u"
+	fieldStartedAt = "s"
+	// fieldHeard is the generation in which the holder was last heard of.
+	fieldHeard = "v"
+	// fieldAttempts counts the attempts that were started before the claim in force.
+	fieldAttempts = "k"
+	// fieldBirth and fieldMove name the operations that made the record and changed it last.
+	fieldBirth = "b"
+	fieldMove  = "o"
+	// fieldArgsSize is the size of the arguments; fieldArgs holds small ones, fieldArgsIn
+	// says where large ones are, fieldResult and fieldResultIn likewise.
+	fieldArgsSize = "n"
+	fieldArgs     = "a"
+	fieldArgsIn   = "g"
+	fieldResult   = "r"
+	fieldResultIn = "x"
+	// fieldRequest is the idempotency key.
+	fieldRequest = "y"
+)
+
+// recordFields are read to know a task, in this order; see decodeRecord.
+var recordFields = []string{
+	fieldSpec, fieldState, fieldPlace, fieldEpoch, fieldClaim, fieldSession, fieldWorker, fieldLocal, fieldClaimedAt,
+	fieldUntil, fieldStartedAt, fieldHeard,
+}
+
+// argsFields follow recordFields where the arguments are wanted, resultFields where
+// the result is.
+var (
+	argsFields   = []string{fieldArgs, fieldArgsIn}
+	resultFields = []string{fieldResult, fieldResultIn}
+)
+
+// leaseFields vanish with the claim in force.
+var leaseFields = []string{
+	fieldClaim, fieldSession, fieldWorker, fieldLocal, fieldClaimedAt, fieldUntil, fieldStartedAt, fieldHeard,
+}
+
+// luaNames is the head of every script: the names above as Lua values.
+func luaNames() string {
+	var b strings.Builder
+	table := func(name string, pairs ...string) {
+		fmt.Fprintf(&b, "local %s = {", name)
+		for i := 0; i < len(pairs); i += 2 {
+			fmt.Fprintf(&b, "%s=%q,", pairs[i], pairs[i+1])
+		}
+		b.WriteString("}\n")
+	}
+	list := func(name string, values []string) {
+		fmt.Fprintf(&b, "local %s = {", name)
+		for _, v := range values {
+			fmt.Fprintf(&b, "%q,", v)
+		}
+		b.WriteString("}\n")
+	}
+	table("K",
+		"meta", keyMeta, "task", keyTask, "args", keyArgs, "result", keyResult, "log", keyLog, "request", keyRequest,
+		"ready", keyReady, "delayed", keyDelayed, "deadlines", keyDeadlines, "leases", keyLeases, "done", keyDone,
+		"held", keyHeld, "ids", keyIDs, "stats", keyStats, "functions", keyFunctions, "names", keyNames,
+		"functionrequests", keyFunctionRequests, "functionids", keyFunctionIDs, "blob", keyBlob, "dispatchers", keyDispatchers)
+	table("M",
+		"identity", metaIdentity, "format", metaFormat, "shards", metaShards, "complete", metaComplete, "seq", metaSeq,
+		"beat", metaBeat, "calm", metaCalm, "generation", metaGeneration)
+	table("F",
+		"spec", fieldSpec, "state", fieldState, "place", fieldPlace, "lane", fieldLane, "epoch", fieldEpoch, "claim", fieldClaim,
+		"session", fieldSession, "worker", fieldWorker, "claimedat", fieldClaimedAt, "till", fieldUntil,
+		"startedat", fieldStartedAt, "heard", fieldHeard, "attempts", fieldAttempts, "birth", fieldBirth, "move", fieldMove,
+		"argssize", fieldArgsSize, "args", fieldArgs, "argsin", fieldArgsIn, "result", fieldResult, "resultin", fieldResultIn,
+		"request", fieldRequest, "localpool", fieldLocal)
+	list("RECORD", recordFields)
+	list("CLAIMED", slices.Concat(recordFields, argsFields, []string{fieldArgsSize}))
+	list("LEASE", leaseFields)
+	fmt.Fprintf(&b, "local PLACE_BITS = %d\n", placeBits)
+	return b.String()
+}
+
+// maxNamespace bounds a namespace, in bytes.
+const maxNamespace = 64
+
+// checkNamespace refuses what would break a hash tag.
+func checkNamespace(ns string) error {
+	if len(ns) > maxNamespace {
+		return fmt.Errorf("the namespace has %d bytes, the limit is %d", len(ns), maxNamespace)
+	}
+	for _, c := range ns {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return fmt.Errorf("the namespace %q contains %q: want letters, digits, '-', '_' and '.'", ns, c)
+		}
+	}
+	return nil
+}
+
+// common is the "shard" of what belongs to no shard.
+const common = -1
+
+// keys makes the keys of one tag.
+type keys struct{ base string }
+
+func newKeys(namespace string, shard int) keys {
+	if shard == common {
+		return keys{"{" + namespace + "}:"}
+	}
+	return keys{"{" + namespace + "/" + strconv.Itoa(shard) + "}:"}
+}
+
+func (k keys) named(name string) string         { return k.base + name }
+func (k keys) task(id task.ID) string           { return k.base + keyTask + string(id[:]) }
+func (k keys) log(id task.ID) string            { return k.base + keyLog + string(id[:]) }
+func (k keys) request(key string) string        { return k.base + keyRequest + key }
+func (k keys) ready(lane string) string         { return k.base + keyReady + lane }
+func (k keys) chunk(prefix string, n int) string { return k.base + prefix + ":" + strconv.Itoa(n) }
+
+
+// laneOf names a lane: the ready tasks of one queue and runtime key.
+func laneOf(queue, runtime string) string { return queue + "\x00" + runtime }
+
+// splitLane is the reverse of laneOf.
+func splitLane(lane string) (queue, runtime string) {
+	queue, runtime, _ = strings.Cut(lane, "\x00")
+	return queue, runtime
+}
+
+// placeBits is where the priority stands above the sequence number in a place. A place
+// is a score, so it must stay below 2^53.
+const placeBits = 49

@@ -1,0 +1,330 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// formatVersion is what this build reads and writes.
+const formatVersion = "1"
+
+// watchEvery is how often the server's settings are looked at again.
+const watchEvery = 5 * time.Second
+
+var quietClient sync.Once
+
+// Open connects to the store, checks that the server can keep what it is given, and makes
+// the store when it is new. While the server does not answer it tries again until
+// [Options.OpenTimeout] or ctx ends; what would lose tasks is refused at once.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	const op = "open store"
+	a, err := parseURL(o.URL)
+	if err != nil {
+		return nil, task.Errorf(task.CodeInvalid, op, "%w", err)
+	}
+	setDefault(&o.Namespace, a.namespace)
+	if err := o.fill(); err != nil {
+		return nil, err
+	}
+	// The client library logs each lost connection by itself; callers get the errors.
+	quietClient.Do(func() { redis.SetLogger(&logging.VoidLogger{}) })
+	s := &Store{
+		opts: o, log: o.Logger, clock: storeClock{trust: o.TrustCallerTime}, any: newKeys(o.Namespace, common),
+		cfg: settings{replicated: a.replicated, location: a.location, waitTimeout: o.WaitTimeout},
+	}
+	s.connect(&a)
+	if err := s.prepare(ctx, &a); err != nil {
+		return nil, errors.Join(err, s.disconnect())
+	}
+	running, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.bell = newBell(s)
+	if err := s.bell.subscribe(ctx); err != nil {
+		stop()
+		return nil, errors.Join(s.failure(op, err), s.disconnect())
+	}
+	s.tasks.Go(func() { s.bell.hear(running) })
+	s.tasks.Go(func() { s.bell.send(running) })
+	s.tasks.Go(func() { s.watch(running, &a) })
+	return s, nil
+}
+
+// connect makes the pools; nothing is dialled yet.
+func (s *Store) connect(a *address) {
+	dial := func() redis.UniversalClient {
+		o := a.options(s.opts.PoolSize)
+		o.ContextTimeoutEnabled = true
+		o.DisableIdentity = true
+		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		return redis.NewUniversalClient(o)
+	}
+	s.reads = dial()
+	s.writes = s.reads
+	if s.cfg.replicated {
+		s.writes = dial()
+	}
+	s.cluster, _ = s.writes.(*redis.ClusterClient)
+}
+
+// prepare checks the server and reads or makes the identity.
+func (s *Store) prepare(ctx context.Context, a *address) error {
+	const op = "open store"
+	ctx, cancel := context.WithTimeout(ctx, s.opts.OpenTimeout)
+	defer cancel()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		warnings, err := s.inspect(ctx, a, true)
+		if err == nil {
+			for _, w := range warnings {
+				s.log.Warn(w, "store", s.cfg.location)
+			}
+			err = s.identify(ctx)
+		}
+		if err == nil {
+			return nil
+		}
+		var refused *refusal
+		if errors.As(err, &refused) || denied(err) {
+			return task.Errorf(task.CodeInvalid, op, "%s is refused: %w", s.cfg.location, err)
+		}
+		if code := task.CodeOf(err); code != task.CodeUnknown && code != task.CodeUnavailable {
+			return err
+		}
+		s.log.Warn("the store does not answer; trying again", "store", s.cfg.location, "error", err)
+		if sleep(ctx, wait) != nil {
+			return task.Errorf(task.CodeUnavailable, op, "%s did not answer in time: %w", s.cfg.location, err)
+		}
+	}
+}
+
+// refusal is a setting under which tasks would be lost.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+
+// inspect looks at every node that the store writes to. A replica that is missing is
+// refused only at the start: later each change finds out for itself.
+func (s *Store) inspect(ctx context.Context, a *address, starting bool) (warnings []string, err error) {
+	var mu sync.Mutex
+	look := func(ctx context.Context, node *redis.Client) error {
+		text, err := node.Info(ctx).Result()
+		if err != nil {
+			return err
+		}
+		info := parseInfo(text)
+		mu.Lock()
+		defer mu.Unlock()
+		if info["aof_enabled"] == "0" {
+			w := "Redis keeps no append-only file (appendonly no): a restart loses what came since its last snapshot"
+			if save, err := node.ConfigGet(ctx, "save").Result(); err == nil && save["save"] == "" {
+				w = "Redis persists nothing (appendonly no, save \"\"): a restart loses every task"
+			}
+			warnings = append(warnings, w)
+		}
+		if err := s.judge(a, info); err != nil || !starting {
+			return err
+		}
+		return s.checkReplica(info)
+	}
+	switch c := s.writes.(type) {
+	case *redis.ClusterClient:
+		err = c.ForEachMaster(ctx, look)
+	case *redis.Client:
+		err = look(ctx, c)
+	default:
+		err = fmt.Errorf("unexpected client %T", c)
+	}
+	return warnings, err
+}
+
+// judge refuses a server that would lose tasks or cannot run the scripts.
+func (s *Store) judge(a *address, info map[string]string) error {
+	if v := info["redis_version"]; !atLeast(v, 6, 2) {
+		return refuse("Redis %s is too old: version 6.2 or newer is needed", v)
+	}
+	if p := info["maxmemory_policy"]; p != "" && p != "noeviction" {
+		return refuse("maxmemory-policy is %s, under which Redis drops tasks when its memory is full: set it to noeviction", p)
+	}
+	if info["cluster_enabled"] == "1" && a.kind != cluster {
+		return refuse("the server is a node of a Redis Cluster: use redis+cluster://")
+	}
+	if info["cluster_enabled"] == "0" && a.kind == cluster {
+		return refuse("the server is not a node of a Redis Cluster: use redis:// or redis+sentinel://")
+	}
+	if r := info["role"]; r == "slave" {
+		if a.kind == single {
+			return refuse("the server is a replica: name its primary, or use redis+sentinel://")
+		}
+		return errors.New("the server is a replica at present")
+	}
+	return nil
+}
+
+// checkReplica refuses durability=replicated at start where no replica is connected.
+func (s *Store) checkReplica(info map[string]string) error {
+	if !s.cfg.replicated || hasReplica(info) {
+		return nil
+	}
+	return refuse("durability=replicated needs a replica and the server has none online")
+}
+
+// hasReplica says whether durability=replicated can be kept.
+func hasReplica(info map[string]string) bool {
+	for i := 0; ; i++ {
+		line, ok := info["slave"+strconv.Itoa(i)]
+		if !ok {
+			return false
+		}
+		if strings.Contains(line, "state=online") {
+			return true
+		}
+	}
+}
+
+func parseInfo(text string) map[string]string {
+	info := make(map[string]string)
+	for line := range strings.SplitSeq(text, "\n") {
+		if name, value, ok := strings.Cut(strings.TrimRight(line, "\r"), ":"); ok {
+			info[name] = value
+		}
+	}
+	return info
+}
+
+func atLeast(version string, major, minor int) bool {
+	parts := strings.SplitN(version, ".", 3)
+	if len(parts) < 2 {
+		return false
+	}
+	a, errA := strconv.Atoi(parts[0])
+	b, errB := strconv.Atoi(parts[1])
+	return errA == nil && errB == nil && (a > major || a == major && b >= minor)
+}
+
+// denied says that the server does not accept who we are: trying again does not help.
+func denied(err error) bool {
+	for _, prefix := range []string{"NOAUTH", "WRONGPASS", "NOPERM"} {
+		if redis.HasErrorPrefix(err, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// identify reads what the store is, or makes it when there is none.
+func (s *Store) identify(ctx context.Context) error {
+	var fresh [16]byte
+	rand.Read(fresh[:]) //nolint:errcheck // It never fails.
+	about, err := s.setup(ctx, s.any, hex.EncodeToString(fresh[:]), strconv.Itoa(s.opts.Shards))
+	if err != nil {
+		return err
+	}
+	if about.format != formatVersion {
+		return refuse("its data has the format %q, this build reads %q", about.format, formatVersion)
+	}
+	shards, err := strconv.Atoi(about.shards)
+	if err != nil || shards < 1 || shards > maxShards {
+		return refuse("its number of shards %q is damaged", about.shards)
+	}
+	if shards != s.opts.Shards && s.opts.Shards != 1 {
+		s.log.Warn("the store keeps the number of shards that it was made with", "shards", shards, "asked for", s.opts.Shards)
+	}
+	s.identity, s.tags = about.identity, nil
+	for i := range shards {
+		s.tags = append(s.tags, newKeys(s.opts.Namespace, i))
+	}
+	for i, k := range s.tags {
+		write := s.identity
+		if about.complete {
+			write = ""
+		}
+		got, err := s.setup(ctx, k, write, about.shards)
+		if err != nil {
+			return err
+		}
+		if got.identity != s.identity {
+			return refuse("shard %d has lost its data: its node was flushed or replaced", i)
+		}
+	}
+	if about.complete {
+		return nil
+	}
+	if err := s.writes.HSet(ctx, s.any.named(keyMeta), metaComplete, "1").Err(); err != nil {
+		return err
+	}
+	shardsAndCommon := []int{common}
+	for i := range s.tags {
+		shardsAndCommon = append(shardsAndCommon, i)
+	}
+	return s.confirm(ctx, "open store", shardsAndCommon...)
+}
+
+// about is what the meta key of a tag says.
+type about struct {
+	identity, format, shards string
+	complete                 bool
+}
+
+func (s *Store) setup(ctx context.Context, k keys, identity, shards string) (a about, err error) {
+	run := redis.NewScript(scriptSetup.source)
+	v, err := run.Run(ctx, s.writes, []string{k.named(keyMeta)}, "", "", identity, formatVersion, shards).Slice()
+	if err != nil {
+		return a, err
+	}
+	if len(v) != 5 {
+		return a, fmt.Errorf("an answer of %d values", len(v))
+	}
+	a.identity, _ = v[1].(string)
+	a.format, _ = v[2].(string)
+	a.shards, _ = v[3].(string)
+	_, a.complete = v[4].(string)
+	if at, ok := v[0].(string); ok {
+		s.clock.set(at, time.Now())
+	}
+	return a, nil
+}
+
+// watch looks at the server's settings now and then and refuses to serve while they
+// would lose tasks.
+func (s *Store) watch(ctx context.Context, a *address) {
+	for sleep(ctx, watchEvery) == nil {
+		look, cancel := context.WithTimeout(ctx, watchEvery)
+		_, err := s.inspect(look, a, false)
+		cancel()
+		var refused *refusal
+		var now *task.Error
+		switch {
+		case errors.As(err, &refused):
+			now = task.Errorf(task.CodeUnavailable, "store", "%s is refused: %w", s.cfg.location, err)
+		case err != nil:
+			continue // Calls notice for themselves that the server is away.
+		}
+		if was := s.refused.Load(); (was == nil) != (now == nil) {
+			s.refused.Store(now)
+			s.report(now)
+		}
+	}
+}
+
+func (s *Store) report(refused *task.Error) {
+	if refused == nil {
+		s.log.Info("the store is served again", "store", s.cfg.location)
+		return
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelError, "the store is not served", slog.Any("error", refused))
+}

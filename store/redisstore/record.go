@@ -1,0 +1,248 @@
+package redisstore
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// A task is stored in two parts that this package encodes, what never changes (spec) and
+// what its moves change (state), and in fields that the scripts read and write: place,
+// epoch and the claim in force. Reading puts them together again by the moves of package
+// task: the stored state is that before the claim, the claim and its start are replayed.
+
+// encodeSpec encodes what never changes of a task.
+func encodeSpec(t *task.Task) []byte {
+	w := newWriter(160 + len(t.FunctionName) + len(t.Queue) + len(t.Runtime))
+	w.raw(t.Function[:])
+	w.raw(t.Hash[:])
+	w.text(t.FunctionName)
+	w.text(t.Queue)
+	w.text(t.Runtime)
+	w.text(string(t.Form))
+	w.int(int64(t.Priority))
+	w.text(string(t.Args))
+	w.text(string(t.Returns))
+	w.int(int64(t.ArgsSize))
+	w.int(int64(t.Timeout))
+	w.time(t.Deadline)
+	w.int(int64(t.MaxRetries))
+	w.int(int64(t.FunctionRetries))
+	w.int(t.MemoryLimit)
+	w.time(t.CreatedAt)
+	return w.b
+}
+
+func decodeSpec(b string, t *task.Task) error {
+	r := newReader(b)
+	r.raw(t.Function[:])
+	r.raw(t.Hash[:])
+	t.FunctionName = r.text()
+	t.Queue = r.text()
+	t.Runtime = r.text()
+	t.Form = task.Form(r.text())
+	t.Priority = int(r.int())
+	t.Args = task.Encoding(r.text())
+	t.Returns = task.Encoding(r.text())
+	t.ArgsSize = r.count()
+	t.Timeout = time.Duration(r.int())
+	t.Deadline = r.time()
+	t.MaxRetries = r.count()
+	t.FunctionRetries = r.count()
+	t.MemoryLimit = r.int()
+	t.CreatedAt = r.time()
+	return r.err
+}
+
+// encodeState encodes what moves change of a task; nil for one that nothing happened to.
+func encodeState(t *task.Task) []byte {
+	if t.Status == task.Queued && t.AttemptCount == 0 && t.NotBefore.IsZero() && t.LastClaim.IsZero() {
+		return nil
+	}
+	w := newWriter(192)
+	w.text(string(t.Status))
+	w.time(t.NotBefore)
+	w.time(t.FinishedAt)
+	w.int(int64(t.Losses))
+	w.int(int64(t.Failures))
+	w.int(int64(t.Lapses))
+	w.raw(t.LastClaim[:])
+	w.int(int64(t.AttemptCount))
+	w.uint(uint64(len(t.Attempts)))
+	for i := range t.Attempts {
+		a := &t.Attempts[i]
+		w.int(int64(a.Number))
+		w.text(a.Worker)
+		w.time(a.StartedAt)
+		w.time(a.FinishedAt)
+		w.text(string(a.End))
+		w.text(a.Reason)
+	}
+	w.int(int64(t.ResultSize))
+	w.text(string(t.ResultEncoding))
+	w.text(t.ResultRepr)
+	w.bool(t.Failure != nil)
+	if f := t.Failure; f != nil {
+		w.text(string(f.Class))
+		w.text(f.Type)
+		w.text(f.Message)
+		w.text(f.Traceback)
+		w.text(f.Worker)
+		w.bytes(f.Pickle)
+		w.bytes(f.ForeignPickle)
+	}
+	return w.b
+}
+
+func decodeState(b string, t *task.Task) error {
+	if b == "" {
+		t.Status = task.Queued
+		return nil
+	}
+	r := newReader(b)
+	t.Status = task.Status(r.text())
+	t.NotBefore = r.time()
+	t.FinishedAt = r.time()
+	t.Losses = r.count()
+	t.Failures = r.count()
+	t.Lapses = r.count()
+	r.raw(t.LastClaim[:])
+	t.AttemptCount = r.count()
+	n := r.uint()
+	if n > task.MaxAttemptsKept {
+		r.fail(fmt.Errorf("%d attempts", n))
+	}
+	for ; n > 0 && r.err == nil; n-- {
+		t.Attempts = append(t.Attempts, task.Attempt{
+			Number: r.count(), Worker: r.text(), StartedAt: r.time(), FinishedAt: r.time(), End: task.End(r.text()), Reason: r.text(),
+		})
+	}
+	t.ResultSize = r.count()
+	t.ResultEncoding = task.Encoding(r.text())
+	t.ResultRepr = r.text()
+	if r.bool() {
+		t.Failure = &task.Failure{
+			Class: task.Class(r.text()), Type: r.text(), Message: r.text(), Traceback: r.text(), Worker: r.text(),
+			Pickle: r.bytes(), ForeignPickle: r.bytes(),
+		}
+	}
+	switch t.Status {
+	case task.Queued, task.Running, task.Completed, task.Failed, task.Cancelled:
+	default:
+		r.fail(fmt.Errorf("unknown status %q", t.Status))
+	}
+	return r.err
+}
+
+// record is a task as it was read, with the fields that name its state.
+type record struct {
+	*task.Task
+	// epoch, claim and started are the fields as they stand, to be compared again.
+	epoch, claim, started string
+	// before counts the attempts started before the claim in force.
+	before int
+	// generation is that in which the holder was last heard of.
+	generation int64
+}
+
+// decodeRecord reads the values of recordFields; nil for a task that does not exist.
+func decodeRecord(id task.ID, v []any) (*record, error) {
+	if len(v) < len(recordFields) {
+		return nil, fmt.Errorf("the record of task %s has %d fields", id, len(v))
+	}
+	f := make([]string, len(recordFields))
+	for i := range f {
+		f[i], _ = v[i].(string)
+	}
+	if f[0] == "" {
+		return nil, nil
+	}
+	rec, err := assemble(id, f)
+	if err != nil {
+		return nil, fmt.Errorf("the record of task %s is damaged: %w", id, err)
+	}
+	return rec, nil
+}
+
+func assemble(id task.ID, f []string) (*record, error) {
+	t := &task.Task{ID: id}
+	if err := decodeSpec(f[0], t); err != nil {
+		return nil, err
+	}
+	if err := decodeState(f[1], t); err != nil {
+		return nil, err
+	}
+	p := numbers{}
+	t.Seq = uint64(p.int(f[2])) & (1<<placeBits - 1)
+	t.Epoch = uint64(p.int(f[3]))
+	rec := &record{Task: t, epoch: f[3], claim: f[4], started: f[10], before: t.AttemptCount}
+	if rec.claim == "" {
+		return rec, p.err
+	}
+	l := task.Lease{Worker: f[6], Local: f[7] != "", Until: p.time(f[9])}
+	copy(l.Claim[:], rec.claim)
+	copy(l.Session[:], f[5])
+	rec.generation = p.int(f[11])
+	t.Epoch--
+	tok, err := t.Claim(p.time(f[8]), l)
+	if err == nil && rec.started != "" {
+		t.Renew(tok, l.Until, p.time(rec.started))
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	return rec, err
+}
+
+// numbers reads numeric fields; the first error sticks.
+type numbers struct{ err error }
+
+func (p *numbers) int(s string) int64 {
+	if s == "" {
+		return 0
+	}
+	v, err := strconv.ParseInt(s, 10, 64)
+	if err != nil && p.err == nil {
+		p.err = err
+	}
+	return v
+}
+
+func (p *numbers) time(s string) time.Time { return time.UnixMicro(p.int(s)).UTC() }
+
+// micros is a time as the scripts know it. Fractions are rounded up: what is due at that
+// time is never due earlier.
+func micros(t time.Time) int64 {
+	us := t.UnixMicro()
+	if t.Nanosecond()%1000 != 0 {
+		us++
+	}
+	return us
+}
+
+// encodeFunction encodes a registration; its id is the key.
+func encodeFunction(f *task.Function) []byte {
+	w := newWriter(128 + len(f.Name))
+	w.text(f.Name)
+	w.text(f.Queue)
+	w.text(f.Runtime)
+	w.text(string(f.Form))
+	w.raw(f.Hash[:])
+	w.int(int64(f.Size))
+	w.time(f.CreatedAt)
+	return w.b
+}
+
+func decodeFunction(id task.ID, b string) (task.Function, error) {
+	r := newReader(b)
+	f := task.Function{ID: id, Name: r.text(), Queue: r.text(), Runtime: r.text(), Form: task.Form(r.text())}
+	r.raw(f.Hash[:])
+	f.Size = r.count()
+	f.CreatedAt = r.time()
+	if r.err != nil {
+		return task.Function{}, fmt.Errorf("the record of function %s is damaged: %w", id, r.err)
+	}
+	return f, nil
+}

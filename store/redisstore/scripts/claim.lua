@@ -1,0 +1,137 @@
+-- T2: offers ready tasks to sessions. The same claim id again gets what is still in force
+-- under it.
+--
+-- KEYS[1]  meta of the shard
+-- ARGV[3]  number of lanes, followed by the lanes
+-- then     for each request: claim, holder (hash of the worker), worker, session, local
+--          ('1' or ''), lease in microseconds, tasks wanted, bytes wanted (0: any number),
+--          tasks that this claim got before, number of lanes and their numbers
+--
+-- Answers {now, {lanes that became ready}, then for each request {again, tasks ...}};
+-- again is 1 when the tasks were claimed before; a task is {id, values of CLAIMED}.
+local lanes = {}
+local at = 4
+for _ = 1, tonumber(ARGV[3]) do
+  lanes[#lanes + 1] = ARGV[at]
+  at = at + 1
+end
+local index = {}
+for i, name in ipairs(CLAIMED) do index[name] = i end
+local out = {int(now), promote(128)}
+local empty = {}
+local leases, held, gone = {}, {}, {}
+
+local function read(id)
+  return call('HMGET', base .. K.task .. id, unpack(CLAIMED))
+end
+
+local function answer(id, h)
+  local t = {id}
+  for i = 1, #CLAIMED do t[i + 1] = h[i] end
+  return t
+end
+
+-- again lists what a claim still holds.
+local function again(claim, holder)
+  local prefix = holder .. claim
+  local found = {}
+  local members = call('ZRANGEBYLEX', base .. K.held, '[' .. prefix, '(' .. prefix .. string.rep('\255', 17))
+  for _, member in ipairs(members) do
+    local id = string.sub(member, #prefix + 1)
+    local h = read(id)
+    if h[index[F.claim]] == claim then found[#found + 1] = answer(id, h) end
+  end
+  return found
+end
+
+-- cursor walks the ready tasks of a lane without removing them; peek returns the next one.
+local function cursor(lane, step)
+  return {key = base .. K.ready .. lanes[lane], lane = lane, step = step, rank = 0, pos = 1, buf = {}}
+end
+
+local function peek(c)
+  if c.pos > #c.buf and not c.ended then
+    c.buf = call('ZRANGE', c.key, c.rank, c.rank + c.step - 1, 'WITHSCORES')
+    c.rank, c.pos = c.rank + c.step, 1
+    if #c.buf < 2 * c.step then c.ended = true end
+    if #c.buf == 0 and c.rank == c.step then empty[c.lane] = true end
+  end
+  return c.buf[c.pos], tonumber(c.buf[c.pos + 1])
+end
+
+-- first finds the cursor whose next task comes first.
+local function first(cursors)
+  local best, id, score
+  for _, c in ipairs(cursors) do
+    local member, place = peek(c)
+    if member and (not score or place < score) then best, id, score = c, member, place end
+  end
+  return best, id
+end
+
+local function offer(r, id, h)
+  local set = {
+    F.epoch, int(tonumber(h[index[F.epoch]]) + 1), F.claim, r.claim, F.session, r.session, F.worker, r.worker,
+    F.claimedat, int(now), F.till, int(now + r.lease), F.heard, generation,
+  }
+  if r.localpool ~= '' then
+    set[#set + 1] = F.localpool
+    set[#set + 1] = r.localpool
+  end
+  call('HSET', base .. K.task .. id, unpack(set))
+  for i = 1, #set, 2 do
+    if index[set[i]] then h[index[set[i]]] = set[i + 1] end
+  end
+  push(leases, base .. K.leases, int(now + r.lease), id)
+  push(held, base .. K.held, 0, r.holder .. r.claim .. id)
+end
+
+local function serve(r)
+  local found = again(r.claim, r.holder)
+  if #found > r.before then
+    table.insert(found, 1, 1)
+    return found
+  end
+  local cursors = {}
+  local step = math.max(4, math.ceil(r.want / math.max(1, #r.lanes)))
+  for _, lane in ipairs(r.lanes) do
+    if not empty[lane] then cursors[#cursors + 1] = cursor(lane, step) end
+  end
+  local got, size = {0}, 0
+  while #got <= r.want do
+    local c, id = first(cursors)
+    if not c then break end
+    local h = read(id)
+    if h[1] then
+      size = size + tonumber(h[index[F.argssize]])
+      if r.bytes > 0 and size > r.bytes and (#got > 1 or r.before > 0) then break end
+      offer(r, id, h)
+      got[#got + 1] = answer(id, h)
+    end
+    c.pos = c.pos + 2
+    push(gone, c.key, id)
+  end
+  flush('ZREM', gone)
+  gone = {}
+  return got
+end
+
+while at <= #ARGV do
+  local r = {
+    claim = ARGV[at], holder = ARGV[at + 1], worker = ARGV[at + 2], session = ARGV[at + 3], localpool = ARGV[at + 4],
+    lease = tonumber(ARGV[at + 5]), want = tonumber(ARGV[at + 6]), bytes = tonumber(ARGV[at + 7]),
+    before = tonumber(ARGV[at + 8]), lanes = {},
+  }
+  local n = tonumber(ARGV[at + 9])
+  at = at + 10
+  for _ = 1, n do
+    r.lanes[#r.lanes + 1] = tonumber(ARGV[at])
+    at = at + 1
+  end
+  out[#out + 1] = serve(r)
+  -- A later request must see what this one holds.
+  flush('ZADD', leases)
+  flush('ZADD', held)
+  leases, held = {}, {}
+end
+return out

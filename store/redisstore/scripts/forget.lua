@@ -1,0 +1,32 @@
+-- T10: removes finished tasks past their retention with everything that belongs to them.
+--
+-- KEYS[1]  meta of the shard
+-- ARGV[3]  retention in microseconds
+-- ARGV[4+] task ids
+--
+-- Answers {now, number removed, then for each removed task with an idempotency key: id, key}.
+local last = now - tonumber(ARGV[3])
+local out = {int(now), 0}
+local rem = {}
+for i = 4, #ARGV do
+  local id = ARGV[i]
+  local finished = call('ZSCORE', base .. K.done, id)
+  if finished and tonumber(finished) <= last then
+    local key = base .. K.task .. id
+    local h = call('HMGET', key, F.request, F.resultin, F.argsin)
+    if h[1] then
+      local row = call('GET', base .. K.request .. h[1])
+      if row and string.sub(row, 1, 16) == id then call('DEL', base .. K.request .. h[1]) end
+      out[#out + 1] = id
+      out[#out + 1] = h[1]
+    end
+    if h[2] then chunks(K.result, id, h[2], function(k) call('UNLINK', k) end) end
+    if h[3] then chunks(K.args, id, h[3], function(k) call('UNLINK', k) end) end
+    call('UNLINK', key, base .. K.log .. id)
+    push(rem, base .. K.done, id)
+    push(rem, base .. K.ids, id)
+    out[2] = out[2] + 1
+  end
+end
+flush('ZREM', rem)
+return out

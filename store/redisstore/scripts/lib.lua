@@ -1,0 +1,95 @@
+-- The head of every script, after the tables of names that keys.go writes (K: keys, M:
+-- fields of meta, F: fields of a task, RECORD, CLAIMED, LEASE: lists of fields).
+--
+-- KEYS[1]  the meta key of the tag; all other keys are made from it, so that one script
+--          stays within one hash slot
+-- ARGV[1]  the store's identity
+-- ARGV[2]  now in microseconds, or empty for the server's own clock
+--
+-- Every script answers an array that begins with the time it used, in microseconds.
+-- Numbers stay below 2^53, where Lua's are exact.
+
+local call = redis.call
+local format = string.format
+local meta = KEYS[1]
+local base = string.sub(meta, 1, -1 - #K.meta)
+
+local function int(n) return format('%.0f', n) end
+
+local clock = call('TIME')
+local real = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local now = real
+if ARGV[2] ~= '' then now = tonumber(ARGV[2]) end
+
+-- A server that was flushed or replaced must not be taken for the store.
+local head = call('HMGET', meta, M.identity, M.generation)
+if ARGV[1] ~= '' and head[1] ~= ARGV[1] then
+  return redis.error_reply('TREADLEIDENTITY the store was flushed or replaced')
+end
+local generation = head[2] or '0'
+
+-- push adds one or two values to the batch of a key; flush sends all batches with one
+-- command each.
+local function push(batches, key, a, b)
+  local list = batches[key]
+  if not list then
+    list = {}
+    batches[key] = list
+  end
+  list[#list + 1] = a
+  if b then list[#list + 1] = b end
+end
+
+local function flush(command, batches)
+  for key, list in pairs(batches) do
+    call(command, key, unpack(list))
+  end
+end
+
+-- count adds to the counters of unfinished tasks; write_counts stores them and drops
+-- those that come to nothing.
+local counts = {}
+local function count(lane, kind, n)
+  local field = lane .. '\0' .. kind
+  counts[field] = (counts[field] or 0) + n
+end
+
+local function write_counts()
+  local key = base .. K.stats
+  for field, n in pairs(counts) do
+    if n ~= 0 and call('HINCRBY', key, field, n) == 0 then call('HDEL', key, field) end
+  end
+end
+
+-- promote makes delayed tasks that are due ready, at most limit, and returns their lanes.
+local function promote(limit)
+  local lanes, seen, ready = {}, {}, {}
+  local due = call('ZRANGEBYSCORE', base .. K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
+  for _, id in ipairs(due) do
+    local h = call('HMGET', base .. K.task .. id, F.lane, F.place)
+    if h[1] then
+      push(ready, base .. K.ready .. h[1], h[2], id)
+      if not seen[h[1]] then
+        seen[h[1]] = true
+        lanes[#lanes + 1] = h[1]
+      end
+    end
+  end
+  flush('ZADD', ready)
+  if #due > 0 then call('ZREM', base .. K.delayed, unpack(due)) end
+  return lanes
+end
+
+-- chunks calls fn with each key of a large value that is described as "writer:count".
+local function chunks(kind, id, place, fn)
+  local writer, n = string.sub(place, 1, -1 - #string.match(place, ':%d+$')), tonumber(string.match(place, '%d+$'))
+  for i = 0, n - 1 do fn(base .. kind .. id .. ':' .. writer .. ':' .. i) end
+end
+
+-- keep_log adds to the output of an attempt and keeps its end.
+local function keep_log(id, attempt, text, limit)
+  local key = base .. K.log .. id
+  local kept = (call('HGET', key, attempt) or '') .. text
+  if #kept > limit then kept = string.sub(kept, -limit) end
+  call('HSET', key, attempt, kept)
+end
