@@ -154,6 +154,21 @@ def test_idle_worker_without_dispatcher_ends_at_once(own: Own) -> None:
     assert worker.exit_code(timeout=10) == 0
 
 
+def test_sigterm_while_starting(own: Own, mode: Mode) -> None:
+    """There is nothing to drain: exit 0 at once, and nobody is blamed."""
+    fabric = own.up(slots=1) if mode == "local" else own.up()
+    if mode == "local":
+        fabric.up.kill()
+        process = fabric.again()
+        process.ready()
+    else:
+        process = fabric.worker(mode, wait=False)
+        until(lambda: "worker starts" in process.log(), "the worker to say that it starts")
+    process.signal(signal.SIGTERM)
+    assert process.exit_code() == 0, process.log()
+    assert "interpreter" not in process.log()
+
+
 def test_functions_of_the_working_directory(own: Own, mode: Mode, tmp_path: Path) -> None:
     """A by-reference pickle needs its module at the runner only: in the working directory is enough."""
     package = tmp_path / "project" / "suite"

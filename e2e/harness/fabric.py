@@ -34,12 +34,17 @@ class Fabric:
         self._cwd = cwd
         self._started = 0
         self.grpc_addr = self.http_addr = "127.0.0.1:0"
-        self.up = self._up()
+        self._up()
 
-    def _up(self) -> Process:
+    def again(self) -> Process:
+        """Starts a process as `up` was, and waits for nothing."""
         args = ["up", "--json", "--data-dir", str(self.data), "--slots", str(self._slots)]
         args += ["--grpc-addr", self.grpc_addr, "--http-addr", self.http_addr, *PYTHON, *self._args]
-        up = Process("up", args, self.folder, self._cwd)
+        self.up = Process("up", args, self.folder, self._cwd)
+        return self.up
+
+    def _up(self) -> None:
+        up = self.again()
         try:
             ready = up.ready()
             assert ready["pid"] == up.pid, ready
@@ -51,17 +56,24 @@ class Fabric:
         except BaseException:
             up.stop()
             raise
-        return up
 
     def restart(self) -> None:
         """Starts a new `up` where the old one was, which must have ended: same folder, same ports."""
         assert not self.up.running
-        self.up = self._up()
+        self._up()
 
-    def worker(self, mode: str, *args: str, slots: int = 1, cwd: Optional[Path] = None, wait: bool = True) -> Process:
+    def worker(
+        self,
+        mode: str,
+        *args: str,
+        slots: int = 1,
+        cwd: Optional[Path] = None,
+        dispatcher: str = "",
+        wait: bool = True,
+    ) -> Process:
         """Starts a worker and, unless told otherwise, waits until it is attached."""
         self._started += 1
-        flags = ["worker", "--mode", mode, "--dispatcher", self.grpc_addr, "--slots", str(slots)]
+        flags = ["worker", "--mode", mode, "--dispatcher", dispatcher or self.grpc_addr, "--slots", str(slots)]
         flags += ["--data-dir", str(self.data), *PYTHON, *args]
         worker = Process(f"worker-{self._started}", flags, self.folder, cwd)
         self.workers.append(worker)
