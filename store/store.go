@@ -147,7 +147,7 @@ type QueueStat struct {
 type Queue interface {
 	// Claim offers ready tasks to sessions (T2). Requests are served in order; each
 	// takes tasks of its queues and runtimes by priority (higher first), then by
-	// arrival. It answers one slice per request, possibly empty, and never waits for
+	// arrival. A task past its deadline is not offered: the claim ends it (T8). It answers one slice per request, possibly empty, and never waits for
 	// work. The request's claim id makes it idempotent.
 	Claim(ctx context.Context, now time.Time, reqs []ClaimRequest) ([][]Claimed, error)
 	// Renew extends leases, and records the start of attempts (T3). It never shortens one.

@@ -30,6 +30,7 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 	err := s.commit(ctx, op, 512*len(reqs), func(x *txn) {
 		at, shift := s.storeTime(now)
 		x.promote(at)
+		x.expire(at, maxExpiredPerClaim)
 		for i := range reqs {
 			out[i] = x.claim(at, shift, &reqs[i])
 		}
@@ -44,6 +45,10 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 	}
 	return out, nil
 }
+
+// maxExpiredPerClaim bounds the overdue tasks that a claim ends before it looks for
+// work: what is past its deadline is never offered.
+const maxExpiredPerClaim = 1000
 
 // promote makes delayed tasks that are due ready.
 func (x *txn) promote(now time.Time) { x.s.ix.promote(now, x.wake) }

@@ -87,24 +87,30 @@ func (ix *index) overdueDeadline(now time.Time) (*entry, bool) {
 // reap ends overdue leases and deadlines, at most limit, and returns how many.
 func (x *txn) reap(now time.Time, limit int) (n int) {
 	ix := &x.s.ix
-	for ; n < limit; n++ {
-		// The deadline goes first: it decides, whatever becomes of the lease.
-		e, due := ix.overdueDeadline(now)
-		if !due {
-			break
-		}
-		if !x.s.load(e) || !x.force(e, now, func(t *task.Task) bool { return t.Expire(now) }) {
-			// The heap and the record disagree, or the disk failed.
-			x.s.fail(errors.New("the deadline of task " + e.id.String() + " cannot be applied"))
-			return n
-		}
-	}
+	// The deadline goes first: it decides, whatever becomes of the lease.
+	n = x.expire(now, limit)
 	for ; n < limit; n++ {
 		e, due := ix.overdueLease(now)
 		if !due {
 			break
 		}
 		x.lapse(e, now)
+	}
+	return n
+}
+
+// expire ends tasks whose deadline has passed, at most limit, and returns how many.
+func (x *txn) expire(now time.Time, limit int) (n int) {
+	for ; n < limit; n++ {
+		e, due := x.s.ix.overdueDeadline(now)
+		if !due {
+			break
+		}
+		if !x.s.load(e) || !x.force(e, now, func(t *task.Task) bool { return t.Expire(now) }) {
+			// The heap and the record disagree, or the disk failed.
+			x.s.fail(errors.New("the deadline of task " + e.id.String() + " cannot be applied"))
+			break
+		}
 	}
 	return n
 }

@@ -17,6 +17,7 @@ var leaseTests = []test{
 	{"FourSilentWorkersFailTheTask", testReapFourLosses},
 	{"DeadlineNeverEarly", testDeadline},
 	{"DeadlineOfRunning", testDeadlineRunning},
+	{"DeadlineBeforeClaim", testDeadlineBeforeClaim},
 	{"NextReap", testNextReap},
 	{"ResumeKeepsAndReturns", testResume},
 	{"ResumeOfAnotherWorker", testResumeOther},
@@ -175,6 +176,19 @@ func testDeadline(e *env) {
 	}
 	if got := e.claim(10); len(got) != 1 || got[0].Token.Task != other {
 		e.Fatal("a task past its deadline was claimed")
+	}
+}
+
+// A claim comes before the next reap: what is past its deadline is not offered.
+func testDeadlineBeforeClaim(e *env) {
+	id := e.submit(func(t *task.Task) { t.Deadline = e.Now().Add(time.Second) })
+	later := e.submit()
+	e.Advance(time.Second)
+	if got := e.claim(2); len(got) != 1 || got[0].Token.Task != later {
+		e.Fatalf("claimed %+v, want only the task without a deadline", got)
+	}
+	if t := e.wantFailure(id, task.ClassDeadline); t.AttemptCount != 0 {
+		e.Fatalf("%d attempts", t.AttemptCount)
 	}
 }
 
