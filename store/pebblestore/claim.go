@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -30,7 +31,6 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 	err := s.commit(ctx, op, 512*len(reqs), func(x *txn) {
 		at, shift := s.storeTime(now)
 		x.promote(at)
-		x.expire(at, maxExpiredPerClaim)
 		for i := range reqs {
 			out[i] = x.claim(at, shift, &reqs[i])
 		}
@@ -45,10 +45,6 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 	}
 	return out, nil
 }
-
-// maxExpiredPerClaim bounds the overdue tasks that a claim ends before it looks for
-// work: what is past its deadline is never offered.
-const maxExpiredPerClaim = 1000
 
 // promote makes delayed tasks that are due ready.
 func (x *txn) promote(now time.Time) { x.s.ix.promote(now, x.wake) }
@@ -101,6 +97,14 @@ func (x *txn) claim(now time.Time, shift time.Duration, r *store.ClaimRequest) [
 		e, l := first(lanes)
 		if e == nil || !s.load(e) {
 			break
+		}
+		if d := e.t.Deadline; !d.IsZero() && !now.Before(d) {
+			// Its turn came too late: the deadline ends it, not the next reap.
+			if !x.force(e, now, func(t *task.Task) bool { return t.Expire(now) }) {
+				s.fail(errors.New("the deadline of task " + e.id.String() + " cannot be applied"))
+				break
+			}
+			continue
 		}
 		size += e.t.ArgsSize
 		if r.MaxBytes > 0 && size > r.MaxBytes && len(out) > 0 {

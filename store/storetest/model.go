@@ -99,6 +99,10 @@ func (m *model) claim(now time.Time, r store.ClaimRequest) (out []task.Token) {
 		if !t.ReadyAt(now) {
 			continue
 		}
+		if t.Expire(now) {
+			m.save(t)
+			continue
+		}
 		tok, err := t.Claim(now, task.Lease{Claim: r.Claim, Session: r.Session, Worker: r.Worker, Local: r.Local, Until: r.Until})
 		if err != nil {
 			panic(err)
