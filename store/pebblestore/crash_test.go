@@ -21,7 +21,7 @@ import (
 // CRASH_SEED replays one seed; CRASH_SEEDS sets how many are tried.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	seeds := 120
+	seeds := 90
 	if testing.Short() {
 		seeds = 30
 	}

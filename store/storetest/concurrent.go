@@ -28,7 +28,7 @@ func (e *env) failed(err error) bool {
 }
 
 func testConcurrentClaims(e *env) {
-	const tasks, claimers = 1000, 8
+	const tasks, claimers = 600, 8
 	var mu sync.Mutex
 	given := map[task.ID]task.Token{}
 	var wg sync.WaitGroup
@@ -165,7 +165,7 @@ func testConcurrentReap(e *env) {
 // then checks the books: every task has exactly one end, and only reports that were
 // recorded count.
 func testConcurrentEverything(e *env) {
-	const clients, workers, perClient = 4, 4, 150
+	const clients, workers, perClient = 4, 4, 100
 	var mu sync.Mutex
 	recorded := map[task.ID]int{}
 	var submitted []task.ID

@@ -21,8 +21,8 @@ var randomTests = []test{
 
 // histories is how many random histories one run walks, each of so many steps.
 const (
-	histories = 12
-	steps     = 250
+	histories = 8
+	steps     = 200
 )
 
 func testRandomHistory(e *env) { e.histories(false) }
