@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,8 +32,8 @@ const (
 	batchBytes = 1 << 20
 	// maxQueued bounds the messages that a peer may leave unread.
 	maxQueued = 1 << 16
-	// flushTime is how long Close waits for a peer to read what was sent before.
-	flushTime = time.Second
+	// flushTime is how long Close waits for a peer that reads nothing of what was sent before.
+	flushTime = 2 * time.Second
 )
 
 // stream is one end of a bidirectional gRPC stream: S is sent, R is received.
@@ -68,6 +69,7 @@ type conn[S, R any] struct {
 	closing bool
 	aborted bool
 	written chan struct{} // closed when the writer has ended
+	sent    atomic.Uint64 // messages, so that Close sees a peer that reads
 
 	closeOnce sync.Once
 	closed    chan struct{}
@@ -192,6 +194,7 @@ func (c *conn[S, R]) write() {
 				c.mu.Unlock()
 				return
 			}
+			c.sent.Add(1)
 		}
 	}
 }
@@ -240,7 +243,7 @@ func (c *conn[S, R]) Recv() (link.Frame, error) {
 }
 
 // Close implements link.Conn: without a reason it first lets the peer read what was
-// sent, for a second at most.
+// sent, as long as it does read.
 func (c *conn[S, R]) Close(reason error) {
 	c.closeOnce.Do(func() {
 		c.mu.Lock()
@@ -250,9 +253,7 @@ func (c *conn[S, R]) Close(reason error) {
 		c.mu.Unlock()
 		close(c.closed)
 		if reason == nil {
-			timer := time.NewTimer(flushTime)
-			defer timer.Stop()
-			c.flush(timer.C)
+			c.flush()
 		}
 		c.mu.Lock()
 		c.aborted = true
@@ -267,19 +268,29 @@ func (c *conn[S, R]) Close(reason error) {
 // flush waits until everything is written and, at the worker's end, until the
 // dispatcher has ended the stream: a message that was sent is only buffered, and
 // cancelling the stream would lose it.
-func (c *conn[S, R]) flush(limit <-chan time.Time) {
-	select {
-	case <-c.written:
-	case <-c.stream.Context().Done():
-		return
-	case <-limit:
-		return
+func (c *conn[S, R]) flush() {
+	timer := time.NewTimer(flushTime)
+	defer timer.Stop()
+	for done, before := false, c.sent.Load(); !done; {
+		select {
+		case <-c.written:
+			done = true
+		case <-c.stream.Context().Done():
+			return
+		case <-timer.C:
+			now := c.sent.Load()
+			if now == before {
+				return
+			}
+			before = now
+		}
+		timer.Reset(flushTime)
 	}
 	if c.whole == nil {
 		return
 	}
 	select {
 	case <-c.readDone:
-	case <-limit:
+	case <-timer.C:
 	}
 }
