@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/treadle-dev/treadle/store"
@@ -35,6 +34,10 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 		if todo, err = x.round(ctx, todo); err != nil {
 			return nil, err
 		}
+		if err := s.perform(ctx, op, now, x.late); err != nil {
+			return nil, err
+		}
+		x.late = nil
 	}
 	s.bell.ring(readySignals(x.lanes))
 	for i := range x.out {
@@ -55,10 +58,19 @@ type claiming struct {
 	// shard counts the shards that a request is done with; given is what the one that it
 	// is at gave before.
 	shard, given []int
-	// size is what the tasks of a request take, apart where their arguments are.
+	// apart is where large arguments are.
 	apart map[task.ID]string
+	// lanes became ready as their delay was over.
 	lanes []string
+	// late are tasks that were past their deadline when their turn came.
+	late []*move
 }
+
+// Answers of claim.lua.
+const (
+	claimKnown = 1
+	claimLate  = 2
+)
 
 // at is the shard that a request asks next.
 func (x *claiming) at(i int) int {
@@ -173,18 +185,24 @@ func sizeOf(claims []store.Claimed) (n int) {
 // answer takes what a script gave to one request and says whether the request goes on.
 func (x *claiming) answer(i int, v any) (more bool, err error) {
 	list, _ := v.([]any)
-	if len(list) == 0 {
+	if len(list) < 2 {
 		return false, errDamaged
 	}
 	code, _ := list[0].(int64)
-	known := code == 1
+	known := code == claimKnown
+	for _, text := range textsOf(list[1]) {
+		id, err := task.IDFromBytes([]byte(text))
+		if err != nil {
+			return false, err
+		}
+		x.late = append(x.late, &move{id: id, forced: true, apply: expire})
+	}
 	if known {
 		// What this shard gave before comes again as a whole.
 		x.out[i] = x.out[i][:len(x.out[i])-min(x.given[i], len(x.out[i]))]
 	}
-	asked := x.want(i)
 	var got []store.Claimed
-	for _, t := range list[1:] {
+	for _, t := range list[2:] {
 		c, err := x.claimed(t)
 		if err != nil {
 			return false, err
@@ -199,24 +217,23 @@ func (x *claiming) answer(i int, v any) (more bool, err error) {
 	x.out[i] = append(x.out[i], got...)
 	r := &x.reqs[i]
 	switch {
-	case len(x.out[i]) >= r.Max, r.MaxBytes > 0 && len(x.out[i]) > 0 && (len(got) < asked && x.s.single() || sizeOf(x.out[i]) >= r.MaxBytes):
+	case len(x.out[i]) >= r.Max:
 		return false, nil
-	case !known && len(got) == maxItems:
+	case !known && len(got) == maxItems, code == claimLate:
 		x.given[i] += len(got)
 		return true, nil
+	case r.MaxBytes > 0 && len(x.out[i]) > 0:
+		return false, nil
 	}
 	x.given[i] = 0
 	x.shard[i]++
 	return x.shard[i] < len(x.s.tags), nil
 }
 
-// single says that there is one shard.
-func (s *Store) single() bool { return len(s.tags) == 1 }
-
 // claimed reads one task offered: its id and the values of CLAIMED.
 func (x *claiming) claimed(v any) (c store.Claimed, err error) {
 	list, _ := v.([]any)
-	if len(list) != 1+len(recordFields)+len(argsFields)+1 {
+	if len(list) != 1+len(recordFields)+len(argsFields)+2 {
 		return c, errDamaged
 	}
 	id, err := idOf(list[0])
@@ -295,5 +312,3 @@ func textsOf(v any) []string {
 	}
 	return out
 }
-
-func itoa(n uint64) string { return strconv.FormatUint(n, 10) }

@@ -108,7 +108,7 @@ func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wai
 		for _, c := range todo {
 			s.queue(ctx, pipe, c, round > 0)
 		}
-		var replicas *redis.IntCmd
+		var replicas *redis.Cmd
 		if wait {
 			timeout := s.cfg.waitTimeout
 			if end, ok := ctx.Deadline(); ok {
@@ -117,7 +117,7 @@ func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wai
 			// WAIT covers what the connection wrote. A call that found its work done wrote
 			// nothing, so there is always one write.
 			pipe.Incr(ctx, s.keys(todo[0].shard).named(keySync))
-			replicas = pipe.Wait(ctx, 1, timeout)
+			replicas = pipe.Do(ctx, "WAIT", 1, timeout.Milliseconds())
 		}
 		_, execErr := pipe.Exec(ctx)
 		unknown, err := s.outcome(op, todo, execErr)
@@ -125,7 +125,7 @@ func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wai
 			return err
 		}
 		if replicas != nil {
-			if n, err := replicas.Result(); err != nil {
+			if n, err := replicas.Int(); err != nil {
 				return s.failure(op, err)
 			} else if n < 1 && len(unknown) == 0 {
 				return task.Errorf(task.CodeUnavailable, op,

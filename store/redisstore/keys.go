@@ -94,7 +94,9 @@ const (
 	// fieldPlace is the score in the lane: priority and sequence number.
 	fieldPlace = "z"
 	fieldLane  = "i"
-	fieldEpoch = "e"
+	// fieldDeadline is the task's deadline, rounded up.
+	fieldDeadline = "d"
+	fieldEpoch    = "e"
 	// The claim in force; without one these fields are missing.
 	fieldClaim     = "c"
 	fieldSession   = "h"
@@ -169,9 +171,9 @@ func luaNames() string {
 		"session", fieldSession, "worker", fieldWorker, "claimedat", fieldClaimedAt, "till", fieldUntil,
 		"startedat", fieldStartedAt, "heard", fieldHeard, "attempts", fieldAttempts, "birth", fieldBirth, "move", fieldMove,
 		"argssize", fieldArgsSize, "args", fieldArgs, "argsin", fieldArgsIn, "result", fieldResult, "resultin", fieldResultIn,
-		"request", fieldRequest, "localpool", fieldLocal)
+		"request", fieldRequest, "deadline", fieldDeadline, "localpool", fieldLocal)
 	list("RECORD", recordFields)
-	list("CLAIMED", slices.Concat(recordFields, argsFields, []string{fieldArgsSize}))
+	list("CLAIMED", slices.Concat(recordFields, argsFields, []string{fieldArgsSize, fieldDeadline}))
 	list("LEASE", leaseFields)
 	fmt.Fprintf(&b, "local PLACE_BITS = %d\n", placeBits)
 	return b.String()
@@ -206,13 +208,12 @@ func newKeys(namespace string, shard int) keys {
 	return keys{"{" + namespace + "/" + strconv.Itoa(shard) + "}:"}
 }
 
-func (k keys) named(name string) string         { return k.base + name }
-func (k keys) task(id task.ID) string           { return k.base + keyTask + string(id[:]) }
-func (k keys) log(id task.ID) string            { return k.base + keyLog + string(id[:]) }
-func (k keys) request(key string) string        { return k.base + keyRequest + key }
-func (k keys) ready(lane string) string         { return k.base + keyReady + lane }
+func (k keys) named(name string) string          { return k.base + name }
+func (k keys) task(id task.ID) string            { return k.base + keyTask + string(id[:]) }
+func (k keys) log(id task.ID) string             { return k.base + keyLog + string(id[:]) }
+func (k keys) request(key string) string         { return k.base + keyRequest + key }
+func (k keys) ready(lane string) string          { return k.base + keyReady + lane }
 func (k keys) chunk(prefix string, n int) string { return k.base + prefix + ":" + strconv.Itoa(n) }
-
 
 // laneOf names a lane: the ready tasks of one queue and runtime key.
 func laneOf(queue, runtime string) string { return queue + "\x00" + runtime }

@@ -186,14 +186,20 @@ func assemble(id task.ID, f []string) (*record, error) {
 	copy(l.Session[:], f[5])
 	rec.generation = p.int(f[11])
 	t.Epoch--
-	tok, err := t.Claim(p.time(f[8]), l)
-	if err == nil && rec.started != "" {
+	// The server's clock may have been set back since the delay was chosen.
+	claimedAt, at := p.time(f[8]), p.time(f[8])
+	if t.NotBefore.After(at) {
+		at = t.NotBefore
+	}
+	tok, err := t.Claim(at, l)
+	if err != nil {
+		return nil, err
+	}
+	t.Lease.ClaimedAt = claimedAt
+	if rec.started != "" {
 		t.Renew(tok, l.Until, p.time(rec.started))
 	}
-	if p.err != nil {
-		return nil, p.err
-	}
-	return rec, err
+	return rec, p.err
 }
 
 // numbers reads numeric fields; the first error sticks.

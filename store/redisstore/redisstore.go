@@ -134,6 +134,9 @@ type Store struct {
 	writes  redis.UniversalClient
 	cluster *redis.ClusterClient
 
+	// generation is how often all leases were granted anew, as last heard.
+	generation atomic.Int64
+
 	bell  *bell
 	cache recordCache
 

@@ -7,8 +7,10 @@
 --          ('1' or ''), lease in microseconds, tasks wanted, bytes wanted (0: any number),
 --          tasks that this claim got before, number of lanes and their numbers
 --
--- Answers {now, {lanes that became ready}, then for each request {again, tasks ...}};
--- again is 1 when the tasks were claimed before; a task is {id, values of CLAIMED}.
+-- Answers {now, {lanes that became ready}, then for each request {code, {tasks past their
+-- deadline}, tasks ...}}; a task is {id, values of CLAIMED}. Codes: 0 these are all, 1 the
+-- tasks were claimed before, 2 ask again once what is past its deadline has been ended:
+-- that is not offered, and it is not for a script to end it.
 local lanes = {}
 local at = 4
 for _ = 1, tonumber(ARGV[3]) do
@@ -89,31 +91,40 @@ end
 local function serve(r)
   local found = again(r.claim, r.holder)
   if #found > r.before then
-    table.insert(found, 1, 1)
-    return found
+    return {1, {}, unpack(found)}
   end
   local cursors = {}
   local step = math.max(4, math.ceil(r.want / math.max(1, #r.lanes)))
   for _, lane in ipairs(r.lanes) do
     if not empty[lane] then cursors[#cursors + 1] = cursor(lane, step) end
   end
-  local got, size = {0}, 0
-  while #got <= r.want do
+  local late, got, size = {}, {}, 0
+  local code = 0
+  while #got < r.want do
     local c, id = first(cursors)
     if not c then break end
+    if #late == 128 then
+      code = 2
+      break
+    end
     local h = read(id)
-    if h[1] then
-      size = size + tonumber(h[index[F.argssize]])
-      if r.bytes > 0 and size > r.bytes and (#got > 1 or r.before > 0) then break end
-      offer(r, id, h)
-      got[#got + 1] = answer(id, h)
+    local deadline = h[index[F.deadline]]
+    if deadline and tonumber(deadline) <= now then
+      late[#late + 1] = id
+    else
+      if h[1] then
+        size = size + tonumber(h[index[F.argssize]])
+        if r.bytes > 0 and size > r.bytes and (#got > 0 or r.before > 0) then break end
+        offer(r, id, h)
+        got[#got + 1] = answer(id, h)
+      end
+      push(gone, c.key, id)
     end
     c.pos = c.pos + 2
-    push(gone, c.key, id)
   end
   flush('ZREM', gone)
   gone = {}
-  return got
+  return {code, late, unpack(got)}
 end
 
 while at <= #ARGV do

@@ -8,13 +8,12 @@
 -- ARGV[5]  how much output of an attempt is kept, in bytes
 -- ARGV[6]  how long a finished task lasts should nobody remove it, in milliseconds
 -- ARGV[7]  how many attempts keep their output
--- ARGV[8+] for each task 17 values: id; epoch, claim and start that it was computed from;
+-- ARGV[8+] for each task 16 values: id; epoch, claim and start that it was computed from;
 --          guard ('l': only if the lease has run out); holder (or ''); new epoch, new
 --          state, attempts started; where to ('r' ready, 'd' delayed, 'f' finished); when
 --          (due or finished, microseconds); has a deadline ('1' or ''); output; attempt
 --          that it belongs to ('' for none: what is kept for the next one is dropped);
---          small result ('' for none); whether that is empty but present ('1' or '');
---          where a large result is (or '')
+--          small result ('' for none); where a large result is (or '')
 --
 -- Answers {now, then for each task {code, record ...}}; codes: 0 no such task, 1 it has
 -- changed and is now as in record, 2 done, 3 the guard does not hold, 4 the large result
@@ -47,13 +46,13 @@ end
 local function finish(i, id, key, h, set)
   if h[8] then chunks(K.args, id, h[8], function(k) call('DEL', k) end) end
   call('HDEL', key, F.args, F.argsin)
-  if ARGV[i + 14] ~= '' or ARGV[i + 15] ~= '' then
+  if ARGV[i + 14] ~= '' then
     set[#set + 1] = F.result
     set[#set + 1] = ARGV[i + 14]
   end
-  if ARGV[i + 16] ~= '' then
+  if ARGV[i + 15] ~= '' then
     set[#set + 1] = F.resultin
-    set[#set + 1] = ARGV[i + 16]
+    set[#set + 1] = ARGV[i + 15]
   end
   push(add, base .. K.done, ARGV[i + 10], id)
   if ARGV[i + 11] ~= '' then push(rem, base .. K.deadlines, id) end
@@ -76,7 +75,7 @@ local function move(i)
     return {1, unpack(call('HMGET', key, unpack(RECORD)), 1, #RECORD)}
   end
   if ARGV[i + 4] == 'l' and tonumber(h[4]) > now then return {3} end
-  if ARGV[i + 16] ~= '' and not complete(id, ARGV[i + 16]) then return {4} end
+  if ARGV[i + 15] ~= '' and not complete(id, ARGV[i + 15]) then return {4} end
   local lane, to = h[7], ARGV[i + 9]
   local set = {F.epoch, ARGV[i + 6], F.state, ARGV[i + 7], F.attempts, ARGV[i + 8], F.move, op}
   if h[2] then
@@ -103,7 +102,7 @@ local function move(i)
   return {2}
 end
 
-for i = 8, #ARGV, 17 do out[#out + 1] = move(i) end
+for i = 8, #ARGV, 16 do out[#out + 1] = move(i) end
 flush('ZREM', rem)
 flush('ZADD', add)
 write_counts()

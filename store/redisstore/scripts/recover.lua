@@ -1,4 +1,5 @@
--- Grants every lease of a shard one fresh lease length, all at once: none is reaped before.
+-- Grants every lease of a shard one fresh lease length, all at once: none that is in force
+-- now is reaped before.
 --
 -- KEYS[1]  meta of the shard
 -- ARGV[3]  lease length in microseconds

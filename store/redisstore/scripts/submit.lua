@@ -55,6 +55,7 @@ local function record(i)
   set(F.args, ARGV[i + 9])
   set(F.argsin, place)
   set(F.request, key)
+  set(F.deadline, ARGV[i + 11])
   call('HSET', record_key, unpack(h))
   if mode == 'k' then call('SET', base .. K.request .. key, id .. digest) end
   local notbefore = ARGV[i + 12]
