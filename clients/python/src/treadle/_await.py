@@ -82,13 +82,20 @@ class Awaiter:
         by_id: dict[str, list[TaskFuture[Any]]] = {}
         for future in futures:
             by_id.setdefault(future.task_id, []).append(future)
+        group = _Group(by_id)
+        refused: TreadleError | None = None
         with self._changed:
-            closed = self._closed.is_set()
-            if not closed:
-                self._start(_Group(by_id))
-                self._merge()
-        if closed:
-            _fail(by_id, ClientClosed("the client is closed; the task goes on"))
+            if self._closed.is_set():
+                refused = ClientClosed("the client is closed; the task goes on")
+            else:
+                try:
+                    self._start(group)
+                except RuntimeError as exc:  # no more threads, or the interpreter ends
+                    refused = TreadleError(f"nothing can wait for the result: {exc}")
+                else:
+                    self._merge()
+        if refused is not None:
+            _fail(by_id, refused)
 
     def close(self) -> None:
         """End the streams; futures that are still waiting fail with ClientClosed."""
@@ -110,14 +117,15 @@ class Awaiter:
     # Under the lock.
 
     def _start(self, group: _Group) -> None:
-        self._groups.add(group)
-        self._ready.append(group)
-        if self._idle < len(self._ready):
+        """Have a thread serve the group; RuntimeError when there is none to be had."""
+        if self._idle <= len(self._ready):
             thread = threading.Thread(target=self._run, name="treadle-await", daemon=True)
-            self._threads.add(thread)
             thread.start()
+            self._threads.add(thread)
         else:
             self._changed.notify()
+        self._groups.add(group)
+        self._ready.append(group)
 
     def _retire(self, group: _Group) -> None:
         group.retired = True
@@ -133,10 +141,13 @@ class Awaiter:
             together = {id: list(futures) for id, futures in small.futures.items()}
             for id, futures in next_small.futures.items():
                 together.setdefault(id, []).extend(futures)
+            try:
+                self._start(_Group(together))
+            except RuntimeError:
+                return  # then they stay apart
             for group in (small, next_small):
                 group.futures = {}
                 self._retire(group)
-            self._start(_Group(together))
 
     # On the threads.
 
@@ -200,6 +211,8 @@ class Awaiter:
             return progress, _status.from_rpc("AwaitResults", err)
         except TreadleError as exc:
             return progress, exc
+        except RuntimeError as err:  # gRPC starts a thread for a stream; at the interpreter's end none starts
+            return progress, TreadleError(f"AwaitResults: {err}")
         finally:
             with self._changed:
                 group.call = None

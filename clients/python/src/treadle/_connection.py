@@ -18,7 +18,7 @@ import grpc
 from . import _await, _status, _submit
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._gen.treadle.v1 import fabric_pb2_grpc
-from ._results import Loader, finished
+from ._results import Loader, Outcome, finished
 from ._version import __version__
 from .errors import ClientClosed, TreadleError, Unavailable
 from .future import TaskFuture, mark_recorded
@@ -61,7 +61,7 @@ class Connection:
         self.forget_function: Callable[[str], None] = lambda function: None
         """Told of functions that the server turned out not to know."""
         self._awaiter = _await.Awaiter(self._open_stream, self._known_task, load, timeout)
-        self._submitter = _submit.Submitter(self._send_batch, self._awaiter.add, lambda f: self.forget_function(f))
+        self._submitter = _submit.Submitter(self._send_batch, self._landed, lambda f: self.forget_function(f))
         _open.add(self)
 
     @property
@@ -71,17 +71,22 @@ class Connection:
 
     def close(self) -> None:
         """Send what is queued, then end. May be called more than once."""
+        if self._end():
+            self._channel.close()
+
+    def _end(self) -> bool:
+        """Close all but the channel; says whether that was left to do."""
         if os.getpid() != self._pid:
-            return  # inherited by os.fork: it is the parent's to close
+            return False  # inherited by os.fork: it is the parent's to close
         with self._closing:
             if self._is_closed:
-                return
+                return False
             self._is_closed = True
         self._submitter.close(self._timeout)
         self._ended.set()
         self._submitter.fail()
         self._awaiter.close()
-        self._channel.close()
+        return True
 
     # Calls.
 
@@ -125,6 +130,14 @@ class Connection:
         limit = self._timeout + size / (1 << 20) * _SECONDS_PER_MIB
         answer: pb.ExecuteBatchResponse = self._try("Execute", self._stub.ExecuteBatch, request, limit)
         return answer
+
+    def _landed(self, futures: list[TaskFuture[Any]]) -> None:
+        if not self._is_closed:
+            self._awaiter.add(futures)
+            return
+        # close sent them, and waits for no result. (At the interpreter's end no thread can start.)
+        for future in futures:
+            future._settle(Outcome(error=ClientClosed("the client was closed while waiting; the task goes on")))
 
     def _open_stream(self, request: pb.AwaitResultsRequest) -> Any:
         try:
@@ -311,6 +324,7 @@ _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 def _close_all() -> None:
     for connection in list(_open):
         try:
-            connection.close()
+            # Not the channel, which could wait for a thread that can no longer start.
+            connection._end()
         except Exception as exc:
             log.debug("close: %s", exc)

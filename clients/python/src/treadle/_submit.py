@@ -66,11 +66,12 @@ class Submitter:
                 self._changed.wait()
             if self._closed:
                 raise ClientClosed("the client is closed")
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="treadle-submit", daemon=True)
+                thread.start()
+                self._thread = thread
             self._queue.append(item)
             self._queued_bytes += item.size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="treadle-submit", daemon=True)
-                self._thread.start()
             self._changed.notify_all()
 
     def _is_full(self) -> bool:
