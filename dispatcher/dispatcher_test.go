@@ -54,7 +54,7 @@ func newFabric(t testing.TB) *fabric {
 	})
 	t.Cleanup(func() {
 		stop()
-		if err := checkInvariants(s); err != nil {
+		if err := s.CheckInvariants(context.Background()); err != nil {
 			t.Errorf("the store's invariants: %v", err)
 		}
 		if err := s.Close(); err != nil {
@@ -382,5 +382,3 @@ func BenchmarkBatch(b *testing.B) {
 		})
 	}
 }
-
-func checkInvariants(s *pebblestore.Store) error { return nil }

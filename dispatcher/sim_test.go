@@ -512,10 +512,8 @@ func (s *sim) settledDown() bool {
 
 // check looks at what must hold when everything is over.
 func (s *sim) check() {
-	if c, ok := any(s.store).(interface{ CheckInvariants() error }); ok {
-		if err := c.CheckInvariants(); err != nil {
-			s.t.Errorf("the store's invariants: %v", err)
-		}
+	if err := s.store.CheckInvariants(context.Background()); err != nil {
+		s.t.Errorf("the store's invariants: %v", err)
 	}
 	for _, id := range s.order {
 		tk := s.look(id)

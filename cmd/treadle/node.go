@@ -108,6 +108,7 @@ func (n *node) up(ctx context.Context) (err error) {
 		return err
 	}
 	var stages stages
+	stages.run(watchStore(st))
 	stages.run(srv.Serve)
 	stages.run(d.Run)
 	if pool != nil {
@@ -117,6 +118,27 @@ func (n *node) up(ctx context.Context) (err error) {
 		n.Ready(srv.GRPCAddr(), srv.HTTPAddr())
 	}
 	return stages.wait(ctx)
+}
+
+// watchStore ends with an error when the store can no longer promise what it
+// acknowledges; the process must not go on then.
+func watchStore(st store.Store) func(context.Context) error {
+	failing, ok := st.(interface {
+		Failed() <-chan struct{}
+		Err() error
+	})
+	return func(ctx context.Context) error {
+		if !ok {
+			<-ctx.Done()
+			return nil
+		}
+		select {
+		case <-failing.Failed():
+			return fmt.Errorf("the store failed; restart when its cause is mended: %w", failing.Err())
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // orNone turns a zero that a user gave into the negative number that means none,
