@@ -36,7 +36,7 @@ test: lint generate-check build build-elsewhere test-go test-python test-typescr
 
 .PHONY: test-go
 test-go: ## Go tests, under the race detector, in random order
-	tools/install.sh cc gotools python
+	tools/install.sh cc redis gotools python
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" gotestsum --format pkgname -- \
 		-race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 

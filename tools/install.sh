@@ -3,9 +3,10 @@
 # the pins of this folder. Every part carries a stamp of its pins and is installed again
 # only when they change.
 #
-#   tools/install.sh PART...     parts: gotools lint python pygen node typescript cc
+#   tools/install.sh PART...     parts: gotools lint python pygen node typescript cc redis
 #
-# cc is the one part that is not kept in .tools: a C compiler, which `go test -race` needs.
+# Two parts are the system's and not kept in .tools: cc, a C compiler, which
+# `go test -race` needs, and redis, the server that the Redis store is tested on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .tools/bin .tools/stamp
@@ -119,6 +120,12 @@ cc() {
   command -v gcc >/dev/null || apt gcc libc6-dev
 }
 
+# redis: a server program for tests, which start their own. (RUNLEVEL=1 keeps Debian from
+# starting one for the machine.)
+redis() {
+  command -v redis-server >/dev/null || RUNLEVEL=1 apt redis-server
+}
+
 for part in "$@"; do
   case $part in
     gotools) go_tools gotools tools ;;
@@ -128,6 +135,7 @@ for part in "$@"; do
     node) node ;;
     typescript) node && typescript ;;
     cc) cc ;;
+    redis) redis ;;
     *) die "no such part: $part" ;;
   esac
 done
