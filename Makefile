@@ -31,7 +31,7 @@ run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build build-elsewhere test-go test-python test-typescript fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 .PHONY: test-go
@@ -49,6 +49,11 @@ test-python: build ## the Python client: format, lint, types, tests
 test-typescript: build ## the TypeScript client: types, tests against bin/treadle
 	tools/install.sh python typescript
 	cd clients/typescript && PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" npm test
+
+.PHONY: test-e2e
+test-e2e: build ## the binary as its users see it: every mode, kills, restarts
+	tools/install.sh python
+	PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" python -m pytest e2e
 
 .PHONY: fuzz-short
 fuzz-short: ## every fuzz target, FUZZ_TIME long

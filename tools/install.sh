@@ -66,22 +66,25 @@ go_tools() {
   stamp "$1" "$want"
 }
 
-# venv NAME REQUIREMENTS makes .tools/NAME a virtual environment with exactly those.
+# venv NAME REQUIREMENTS... makes .tools/NAME a virtual environment with exactly those.
 venv() {
   command -v python3 >/dev/null || apt python3 python3-venv
-  local want
+  local name=$1 want file
+  shift
   # A virtual environment works only where it was made.
-  want="$(fingerprint "$2")-$(python3 --version)-$PWD"
-  fresh "$1" "$want" && return
-  say "installing $2"
-  rm -rf ".tools/$1" ".tools/stamp/$1"
+  want="$(fingerprint "$@")-$(python3 --version)-$PWD"
+  fresh "$name" "$want" && return
+  say "installing $*"
+  rm -rf ".tools/$name" ".tools/stamp/$name"
   # Debian's python3 comes without ensurepip.
   python3 -c 'import ensurepip, venv' 2>/dev/null || apt python3-venv
-  python3 -m venv ".tools/$1"
-  ".tools/$1/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --only-binary :all: --no-deps --requirement "$2"
-  ".tools/$1/bin/python" -m pip check --disable-pip-version-check >&2
-  stamp "$1" "$want"
+  python3 -m venv ".tools/$name"
+  for file in "$@"; do
+    ".tools/$name/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --only-binary :all: --no-deps --requirement "$file"
+  done
+  ".tools/$name/bin/python" -m pip check --disable-pip-version-check >&2
+  stamp "$name" "$want"
 }
 
 # node installs Node from its Python wheel, so that everyone has the same one and
@@ -130,7 +133,7 @@ for part in "$@"; do
   case $part in
     gotools) go_tools gotools tools ;;
     lint) go_tools lint tools/lint ;;
-    python) venv python tools/python/test.txt ;;
+    python) venv python tools/python/test.txt e2e/requirements.txt ;;
     pygen) venv pygen tools/python/generate.txt ;;
     node) node ;;
     typescript) node && typescript ;;

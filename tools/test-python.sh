@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks the Python code: format and lint of all of it, then the client: types, its
-# tests (against bin/treadle), and that what `pip install` would install is whole.
+# Checks the Python code: format and lint of all of it, types of the end-to-end tests,
+# then the client: types, its tests (against bin/treadle), and that what `pip install`
+# would install is whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/python/bin:$PATH"
@@ -17,6 +18,8 @@ ruff check .
   mypy --strict src/treadle
   pytest --strict-markers --strict-config -ra tests
 )
+
+(cd e2e && mypy .)
 
 dir="$(mktemp -d)"
 trap 'rm -rf "$dir"' EXIT
