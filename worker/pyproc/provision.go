@@ -34,13 +34,21 @@ sys.path[:] = [entry for entry in sys.path if entry]  # the working directory ma
 import json
 def version(name):
     try:
-        import importlib.util, importlib.metadata
-        if importlib.util.find_spec(name) is None:
+        import importlib.util, importlib.metadata, os, re
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
             return ""
+        folder = os.path.dirname(spec.origin)
         try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "unknown"
+            # What is imported may be another copy than the one that was installed.
+            found = importlib.metadata.distribution(name)
+            if os.path.samefile(str(found.locate_file(name)), folder):
+                return found.version
+        except (importlib.metadata.PackageNotFoundError, OSError):
+            pass
+        with open(spec.origin, encoding="utf-8") as file:
+            text = re.search(r"^__version__ = ['\"](.+)['\"]", file.read(4096), re.MULTILINE)
+        return text.group(1) if text else "unknown"
     except Exception:
         return ""
 print(json.dumps({"version": ".".join(map(str, sys.version_info[:3])), "tag": sys.implementation.cache_tag or "",
