@@ -283,10 +283,11 @@ func ids(claims []store.Claimed) []task.ID {
 	return out
 }
 
-// eventually polls what no event announces, for stores that act by themselves.
+// eventually polls what no event announces, for stores that act by themselves. It
+// goes on for longer than any delay between the attempts of a test.
 func (e *env) eventually(what string, ok func() bool) {
 	e.Helper()
-	for range 100 {
+	for range 500 {
 		if ok() {
 			return
 		}
