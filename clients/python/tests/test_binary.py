@@ -314,14 +314,7 @@ PROGRAM = """
 import sys
 import treadle
 
-class Problem(Exception):
-    def __init__(self, code):
-        super().__init__(f"problem {code}")
-        self.code = code
-
 def half(x):
-    if x % 2:
-        raise Problem(x)
     return x // 2
 
 client = treadle.Client(sys.argv[1])
@@ -330,25 +323,60 @@ print([client.submit(half, n) for n in (2, 4)][1].task_id)
 """
 
 
+def run(text: str, address: str) -> str:
+    """What a program prints, which has to end well and say nothing else."""
+    env = {**os.environ, "PYTHONPATH": str(Path(treadle.__file__).parent.parent)}
+    command = [sys.executable, "-c", textwrap.dedent(text), address]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("package", ["cloudpickle", "dill"])
 def test_a_program(up: Up, package: str) -> None:
     """A program as people write it, __main__ and all, that ends without closing its client."""
     pytest.importorskip(package)
     others = {"cloudpickle": "dill", "dill": "cloudpickle"}
-    text = f"import sys; sys.modules[{others[package]!r}] = None\n" + PROGRAM
-    source = str(Path(treadle.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", text, up.address],
-        env={**os.environ, "PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    answer, task_id = done.stdout.split()
+    answer, task_id = run(f"import sys; sys.modules[{others[package]!r}] = None\n" + PROGRAM, up.address).split()
     assert answer == "42"
     with treadle.Client(up.address) as client:
         assert client.result(task_id, 30) == 2
+
+
+CLASSES = """
+import dataclasses, sys
+import treadle
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+class Problem(Exception):
+    def __init__(self, status, message):
+        super().__init__(status, message)
+        self.status, self.message = status, message
+
+def move(point):
+    return Point(point.x + 1)
+
+def fail(point):
+    raise Problem(point.x, "mine")
+
+with treadle.Client(sys.argv[1]) as client:
+    moved = client.submit(move, Point(1)).result(30)
+    assert type(moved) is Point and moved == Point(2), moved
+    try:
+        client.submit(fail, Point(7)).result(30)
+    except Problem as problem:
+        assert (problem.status, problem.message) == (7, "mine"), vars(problem)
+        assert "in fail" in str(problem.__cause__)
+        print("caught")
+"""
+
+
+def test_classes_of_main_come_back_as_themselves(up: Up) -> None:
+    pytest.importorskip("cloudpickle")
+    assert run(CLASSES, up.address) == "caught\n"
 
 
 def test_what_is_queued_at_exit_is_sent(up: Up) -> None:
@@ -360,17 +388,9 @@ def test_what_is_queued_at_exit_is_sent(up: Up) -> None:
         function.submit(n)
     print(function.id)
     """
-    source = str(Path(treadle.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text), up.address],
-        env={**os.environ, "PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    function_id = run(text, up.address).strip()
     with treadle.Client(up.address) as client:
-        tasks = list(client.tasks(f"function = {done.stdout.strip()}"))
+        tasks = list(client.tasks(f"function = {function_id}"))
         assert len(tasks) == 200
 
 
