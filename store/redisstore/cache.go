@@ -1,10 +1,9 @@
 package redisstore
 
 import (
-	"strconv"
 	"sync"
+	"time"
 
-	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -19,45 +18,39 @@ type recordCache struct {
 	records map[task.ID]*record
 }
 
-// add takes what was claimed.
-func (c *recordCache) add(claims []store.Claimed) {
-	if len(claims) == 0 {
+// add takes a record that was claimed.
+func (c *recordCache) add(rec *record) {
+	if rec.head.startedAt != 0 {
 		return
 	}
+	own := &record{Task: rec.Clone(), head: rec.head}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.records == nil {
 		c.records = make(map[task.ID]*record)
 	}
-	for i := range claims {
-		t := claims[i].Task
-		if t.Lease == nil || !t.Lease.StartedAt.IsZero() || len(c.records) >= maxCached && !c.evict() {
-			continue
-		}
-		c.records[t.ID] = &record{
-			Task: t.Clone(), epoch: strconv.FormatUint(t.Epoch, 10), claim: string(t.Lease.Claim[:]), before: t.AttemptCount,
-		}
+	if len(c.records) >= maxCached {
+		c.evict()
 	}
+	c.records[rec.ID] = own
 }
 
 // evict drops any one record: which one hardly matters where so many tasks are held.
-func (c *recordCache) evict() bool {
+func (c *recordCache) evict() {
 	for id := range c.records {
 		delete(c.records, id)
-		return true
+		return
 	}
-	return false
 }
 
-// started notes that the attempt of a token runs since then, as the store has it.
-func (c *recordCache) started(tok task.Token, since string) {
-	var p numbers
-	at := p.time(since)
+// started notes that the attempt of a token runs since then, in microseconds, as the
+// store has it.
+func (c *recordCache) started(tok task.Token, since int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if rec := c.records[tok.Task]; rec != nil && rec.holds(tok) && rec.started == "" && p.err == nil {
-		rec.Renew(tok, rec.Lease.Until, at)
-		rec.started = since
+	if rec := c.records[tok.Task]; rec != nil && rec.holds(tok) && rec.head.startedAt == 0 {
+		rec.Renew(tok, rec.Lease.Until, time.UnixMicro(since).UTC())
+		rec.head.startedAt = since
 	}
 }
 

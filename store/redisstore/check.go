@@ -121,7 +121,7 @@ func (c *checker) record(ctx context.Context, rec *record) error {
 		in = append(in, keyDone)
 	case rec.Lease != nil:
 		in = append(in, keyLeases)
-		if err := c.expect(ctx, keyHeld, string(holderOf(rec.Lease.Worker))+rec.claim+id, rec.ID); err != nil {
+		if err := c.expect(ctx, keyHeld, string(holderOf(rec.Lease.Worker))+string(rec.head.claim[:])+id, rec.ID); err != nil {
 			return err
 		}
 	default:

@@ -22,8 +22,11 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 	x := &claiming{s: s, now: now, reqs: reqs, out: make([][]store.Claimed, len(reqs)), shard: make([]int, len(reqs)), given: make([]int, len(reqs))}
 	var todo []int
 	for i := range reqs {
-		if reqs[i].Claim.IsZero() {
+		switch {
+		case reqs[i].Claim.IsZero():
 			return nil, task.Errorf(task.CodeInvalid, op, "a claim request has no claim id")
+		case len(reqs[i].Worker) > maxText:
+			return nil, task.Errorf(task.CodeInvalid, op, "the name of a worker has more than %d bytes", maxText)
 		}
 		if reqs[i].Max > 0 && len(reqs[i].Queues) > 0 && len(reqs[i].Runtimes) > 0 {
 			todo = append(todo, i)
@@ -44,7 +47,6 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 		if err := x.fill(ctx, i); err != nil {
 			return nil, err
 		}
-		s.cache.add(x.out[i])
 	}
 	return x.out, nil
 }
@@ -140,9 +142,9 @@ func (x *claiming) call(shard int, reqs []int) *call {
 		if s.opts.OfferLease > 0 {
 			lease = min(lease, s.opts.OfferLease)
 		}
-		local := ""
+		local := 0
 		if r.Local {
-			local = "1"
+			local = 1
 		}
 		bytes := 0
 		if r.MaxBytes > 0 {
@@ -230,10 +232,10 @@ func (x *claiming) answer(i int, v any) (more bool, err error) {
 	return x.shard[i] < len(x.s.tags), nil
 }
 
-// claimed reads one task offered: its id and the values of CLAIMED.
+// claimed reads one task offered: its id, the fields of its record and small arguments.
 func (x *claiming) claimed(v any) (c store.Claimed, err error) {
 	list, _ := v.([]any)
-	if len(list) != 1+len(recordFields)+len(argsFields)+2 {
+	if len(list) != 2+len(recordFields) {
 		return c, errDamaged
 	}
 	id, err := idOf(list[0])
@@ -241,6 +243,9 @@ func (x *claiming) claimed(v any) (c store.Claimed, err error) {
 		return c, err
 	}
 	rec, err := decodeRecord(id, list[1:])
+	if err == nil && rec == nil {
+		err = errDamaged
+	}
 	if err != nil {
 		return c, err
 	}
@@ -249,16 +254,16 @@ func (x *claiming) claimed(v any) (c store.Claimed, err error) {
 		return c, errDamaged
 	}
 	c = store.Claimed{Token: tok, Task: rec.Task}
-	rest := list[1+len(recordFields):]
-	if inline, ok := rest[0].(string); ok {
+	if inline, ok := list[1+len(recordFields)].(string); ok {
 		c.Args = []byte(inline)
 	}
-	if place, ok := rest[1].(string); ok {
+	if rec.head.argsIn != "" {
 		if x.apart == nil {
 			x.apart = make(map[task.ID]string)
 		}
-		x.apart[id] = place
+		x.apart[id] = rec.head.argsIn
 	}
+	x.s.cache.add(rec)
 	return c, nil
 }
 

@@ -2,7 +2,6 @@ package redisstore
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -85,60 +84,29 @@ const (
 	metaGeneration = "generation"
 )
 
-// Fields of keyTask. Times are in microseconds.
+// Fields of keyTask.
 const (
+	// fieldHead is what the scripts read and write of a task, see headFormat.
+	fieldHead = "h"
 	// fieldSpec is what never changes of a task, fieldState what its moves change. Both
 	// are encoded by this package; the scripts do not look inside.
 	fieldSpec  = "p"
 	fieldState = "m"
-	// fieldPlace is the score in the lane: priority and sequence number.
-	fieldPlace = "z"
-	fieldLane  = "i"
-	// fieldDeadline is the task's deadline, rounded up.
-	fieldDeadline = "d"
-	fieldEpoch    = "e"
-	// The claim in force; without one these fields are missing.
-	fieldClaim     = "c"
-	fieldSession   = "h"
-	fieldWorker    = "w"
-	fieldLocal     = "j"
-	fieldClaimedAt = "t"
-	fieldUntil     = "u"
-	fieldStartedAt = "s"
-	// fieldHeard is the generation in which the holder was last heard of.
-	fieldHeard = "v"
-	// fieldAttempts counts the attempts that were started before the claim in force.
-	fieldAttempts = "k"
-	// fieldBirth and fieldMove name the operations that made the record and changed it last.
-	fieldBirth = "b"
-	fieldMove  = "o"
-	// fieldArgsSize is the size of the arguments; fieldArgs holds small ones, fieldArgsIn
-	// says where large ones are, fieldResult and fieldResultIn likewise.
-	fieldArgsSize = "n"
-	fieldArgs     = "a"
-	fieldArgsIn   = "g"
-	fieldResult   = "r"
-	fieldResultIn = "x"
-	// fieldRequest is the idempotency key.
-	fieldRequest = "y"
+	// fieldArgs and fieldResult hold small values; the head says where large ones are.
+	fieldArgs   = "a"
+	fieldResult = "r"
 )
 
 // recordFields are read to know a task, in this order; see decodeRecord.
-var recordFields = []string{
-	fieldSpec, fieldState, fieldPlace, fieldEpoch, fieldClaim, fieldSession, fieldWorker, fieldLocal, fieldClaimedAt,
-	fieldUntil, fieldStartedAt, fieldHeard,
-}
+var recordFields = []string{fieldHead, fieldSpec, fieldState}
 
-// argsFields follow recordFields where the arguments are wanted, resultFields where
-// the result is.
-var (
-	argsFields   = []string{fieldArgs, fieldArgsIn}
-	resultFields = []string{fieldResult, fieldResultIn}
-)
+// headFormat is the head as Lua's struct library packs it, headNames what stands there;
+// see [head].
+const headFormat = ">BBBc8c8c16c16dddddddddHc0Hc0Hc0Hc0Hc0"
 
-// leaseFields vanish with the claim in force.
-var leaseFields = []string{
-	fieldClaim, fieldSession, fieldWorker, fieldLocal, fieldClaimedAt, fieldUntil, fieldStartedAt, fieldHeard,
+var headNames = []string{
+	"version", "localpool", "logs", "birth", "move", "claim", "session", "place", "epoch", "attempts", "claimedat", "till",
+	"startedat", "heard", "deadline", "argssize", "worker", "lane", "request", "argsin", "resultin",
 }
 
 // luaNames is the head of every script: the names above as Lua values.
@@ -151,13 +119,6 @@ func luaNames() string {
 		}
 		b.WriteString("}\n")
 	}
-	list := func(name string, values []string) {
-		fmt.Fprintf(&b, "local %s = {", name)
-		for _, v := range values {
-			fmt.Fprintf(&b, "%q,", v)
-		}
-		b.WriteString("}\n")
-	}
 	table("K",
 		"meta", keyMeta, "task", keyTask, "args", keyArgs, "result", keyResult, "log", keyLog, "request", keyRequest,
 		"ready", keyReady, "delayed", keyDelayed, "deadlines", keyDeadlines, "leases", keyLeases, "done", keyDone,
@@ -166,16 +127,16 @@ func luaNames() string {
 	table("M",
 		"identity", metaIdentity, "format", metaFormat, "shards", metaShards, "complete", metaComplete, "seq", metaSeq,
 		"beat", metaBeat, "calm", metaCalm, "generation", metaGeneration)
-	table("F",
-		"spec", fieldSpec, "state", fieldState, "place", fieldPlace, "lane", fieldLane, "epoch", fieldEpoch, "claim", fieldClaim,
-		"session", fieldSession, "worker", fieldWorker, "claimedat", fieldClaimedAt, "till", fieldUntil,
-		"startedat", fieldStartedAt, "heard", fieldHeard, "attempts", fieldAttempts, "birth", fieldBirth, "move", fieldMove,
-		"argssize", fieldArgsSize, "args", fieldArgs, "argsin", fieldArgsIn, "result", fieldResult, "resultin", fieldResultIn,
-		"request", fieldRequest, "deadline", fieldDeadline, "localpool", fieldLocal)
-	list("RECORD", recordFields)
-	list("CLAIMED", slices.Concat(recordFields, argsFields, []string{fieldArgsSize, fieldDeadline}))
-	list("LEASE", leaseFields)
+	table("F", "head", fieldHead, "spec", fieldSpec, "state", fieldState, "args", fieldArgs, "result", fieldResult)
 	fmt.Fprintf(&b, "local PLACE_BITS = %d\n", placeBits)
+	fmt.Fprintf(&b, "local HEAD = %q\n", headFormat)
+	names := "h." + strings.Join(headNames, ", h.")
+	fmt.Fprintf(&b, "local function read_head(s)\n  local h = {}\n  %s = struct.unpack(HEAD, s)\n  return h\nend\n", names)
+	packed := names
+	for _, name := range []string{"worker", "lane", "request", "argsin", "resultin"} {
+		packed = strings.Replace(packed, "h."+name, "#h."+name+", h."+name, 1)
+	}
+	fmt.Fprintf(&b, "local function pack_head(h)\n  return struct.pack(HEAD, %s)\nend\n", packed)
 	return b.String()
 }
 

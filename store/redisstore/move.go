@@ -193,7 +193,7 @@ func (s *Store) moveArguments(shard int, m *move, at time.Time) (args []any, siz
 	attempt := ""
 	if from.Lease != nil {
 		holder = holderOf(from.Lease.Worker)
-		if t.AttemptCount > from.before {
+		if t.AttemptCount > int(from.head.attempts) {
 			attempt = strconv.Itoa(t.AttemptCount)
 		}
 	}
@@ -221,7 +221,7 @@ func (s *Store) moveArguments(shard int, m *move, at time.Time) (args []any, siz
 	}
 	state := encodeState(t)
 	args = []any{
-		m.id[:], from.epoch, from.claim, from.started, guard, holder, t.Epoch, state, t.AttemptCount, to, when, deadline,
+		m.id[:], from.head.epoch, from.head.claim[:], from.head.startedAt, guard, holder, t.Epoch, state, t.AttemptCount, to, when, deadline,
 		m.log, attempt, inline, place,
 	}
 	return args, len(state) + len(m.log) + len(inline), chunks

@@ -132,7 +132,7 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 		return nil, nil, err
 	}
 	defer s.leave()
-	c := s.recordCall(id, resultFields...)
+	c := s.recordCall(id, fieldResult)
 	if err := s.read(ctx, op, c); err != nil {
 		return nil, nil, err
 	}
@@ -152,12 +152,10 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 	case rec.ResultSize == 0:
 		return rec.Task, []byte{}, nil
 	}
-	rest := c.cmd.Val().([]any)[len(recordFields):]
-	if inline, ok := rest[0].(string); ok && len(inline) == rec.ResultSize {
+	if inline, ok := c.cmd.Val().([]any)[len(recordFields)].(string); ok && len(inline) == rec.ResultSize {
 		return rec.Task, []byte(inline), nil
 	}
-	place, _ := rest[1].(string)
-	result, err := s.fetch(ctx, op, keyResult, id, place, rec.ResultSize)
+	result, err := s.fetch(ctx, op, keyResult, id, rec.head.resultIn, rec.ResultSize)
 	if err != nil {
 		return nil, nil, err
 	}

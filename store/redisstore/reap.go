@@ -129,7 +129,7 @@ func (s *Store) lapse(rec *record, t *task.Task, at time.Time) bool {
 	switch {
 	case !t.Lease.StartedAt.IsZero():
 		end, reason = task.EndLost, "the lease ran out without a word from the worker"
-	case rec.generation < s.generation.Load():
+	case rec.head.heard < s.generation.Load():
 		end, reason = task.EndLost, "the worker did not come back after a restart"
 	}
 	return t.Settle(at, tok, task.Fail(end, reason), jitterOf(t)) == task.VerdictRecorded

@@ -8,10 +8,10 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// A task is stored in two parts that this package encodes, what never changes (spec) and
-// what its moves change (state), and in fields that the scripts read and write: place,
-// epoch and the claim in force. Reading puts them together again by the moves of package
-// task: the stored state is that before the claim, the claim and its start are replayed.
+// A task is stored in three parts: the head, which the scripts read and write (place, epoch,
+// the claim in force), what never changes (spec) and what its moves change (state). Reading
+// puts them together again by the moves of package task: the stored state is that before
+// the claim, the claim and its start are replayed.
 
 // encodeSpec encodes what never changes of a task.
 func encodeSpec(t *task.Task) []byte {
@@ -136,15 +136,11 @@ func decodeState(b string, t *task.Task) error {
 	return r.err
 }
 
-// record is a task as it was read, with the fields that name its state.
+// record is a task as it was read, with its head: epoch, claim and start there name the
+// state that it is in.
 type record struct {
 	*task.Task
-	// epoch, claim and started are the fields as they stand, to be compared again.
-	epoch, claim, started string
-	// before counts the attempts started before the claim in force.
-	before int
-	// generation is that in which the holder was last heard of.
-	generation int64
+	head head
 }
 
 // decodeRecord reads the values of recordFields; nil for a task that does not exist.
@@ -152,54 +148,52 @@ func decodeRecord(id task.ID, v []any) (*record, error) {
 	if len(v) < len(recordFields) {
 		return nil, fmt.Errorf("the record of task %s has %d fields", id, len(v))
 	}
-	f := make([]string, len(recordFields))
-	for i := range f {
-		f[i], _ = v[i].(string)
-	}
-	if f[0] == "" {
+	packed, ok := v[0].(string)
+	if !ok {
 		return nil, nil
 	}
-	rec, err := assemble(id, f)
+	spec, _ := v[1].(string)
+	state, _ := v[2].(string)
+	rec, err := assemble(id, packed, spec, state)
 	if err != nil {
 		return nil, fmt.Errorf("the record of task %s is damaged: %w", id, err)
 	}
 	return rec, nil
 }
 
-func assemble(id task.ID, f []string) (*record, error) {
+func assemble(id task.ID, packed, spec, state string) (*record, error) {
+	h, err := decodeHead(packed)
+	if err != nil {
+		return nil, err
+	}
 	t := &task.Task{ID: id}
-	if err := decodeSpec(f[0], t); err != nil {
+	if err := decodeSpec(spec, t); err != nil {
 		return nil, err
 	}
-	if err := decodeState(f[1], t); err != nil {
+	if err := decodeState(state, t); err != nil {
 		return nil, err
 	}
-	p := numbers{}
-	t.Seq = uint64(p.int(f[2])) & (1<<placeBits - 1)
-	t.Epoch = uint64(p.int(f[3]))
-	rec := &record{Task: t, epoch: f[3], claim: f[4], started: f[10], before: t.AttemptCount}
-	if rec.claim == "" {
-		return rec, p.err
+	t.Seq, t.Epoch = h.place&(1<<placeBits-1), h.epoch
+	rec := &record{Task: t, head: h}
+	if h.claim.IsZero() {
+		return rec, nil
 	}
-	l := task.Lease{Worker: f[6], Local: f[7] != "", Until: p.time(f[9])}
-	copy(l.Claim[:], rec.claim)
-	copy(l.Session[:], f[5])
-	rec.generation = p.int(f[11])
-	t.Epoch--
+	claimedAt, until := time.UnixMicro(h.claimedAt).UTC(), time.UnixMicro(h.until).UTC()
 	// The server's clock may have been set back since the delay was chosen.
-	claimedAt, at := p.time(f[8]), p.time(f[8])
+	at := claimedAt
 	if t.NotBefore.After(at) {
 		at = t.NotBefore
 	}
-	tok, err := t.Claim(at, l)
+	t.Epoch--
+	tok, err := t.Claim(at, task.Lease{Claim: h.claim, Session: h.session, Worker: h.worker, Local: h.localPool, Until: until})
 	if err != nil {
 		return nil, err
 	}
 	t.Lease.ClaimedAt = claimedAt
-	if rec.started != "" {
-		t.Renew(tok, l.Until, p.time(rec.started))
+	if h.startedAt != 0 {
+		t.Renew(tok, until, time.UnixMicro(h.startedAt).UTC())
 	}
-	return rec, p.err
+	return rec, nil
 }
 
 // numbers reads numeric fields; the first error sticks.

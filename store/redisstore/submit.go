@@ -10,8 +10,12 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// maxKey bounds an idempotency key, in bytes.
-const maxKey = 128
+const (
+	// maxKey bounds an idempotency key, in bytes.
+	maxKey = 128
+	// maxText bounds the names that stand in a record's head, in bytes.
+	maxText = 4 << 10
+)
 
 // Submit implements [store.Tasks].
 func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submission) ([]store.Submitted, error) {
@@ -46,6 +50,8 @@ func checkSubmission(it *store.Submission) error {
 		return task.Errorf(task.CodeInvalid, op, "priority %d of task %s: want %d to %d", t.Priority, t.ID, task.MinPriority, task.MaxPriority)
 	case t.ArgsSize != len(it.Args):
 		return task.Errorf(task.CodeInvalid, op, "task %s says that its arguments have %d bytes, they have %d", t.ID, t.ArgsSize, len(it.Args))
+	case len(t.Queue) > maxText || len(t.Runtime) > maxText:
+		return task.Errorf(task.CodeInvalid, op, "queue or runtime key of task %s has more than %d bytes", t.ID, maxText)
 	case len(it.Key.ID) > maxKey:
 		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(it.Key.ID), maxKey)
 	}
@@ -112,7 +118,7 @@ func (x *submitting) record(ctx context.Context, todo []int) (again []int, err e
 	scripts := make(map[*call][]int)
 	for shard, list := range byShard {
 		for part := range slices.Chunk(list, maxItems) {
-			args := []any{x.operation, at.UnixMicro()}
+			args := []any{x.operation, at.UnixMicro(), frontOfHead(x.operation)}
 			for _, i := range part {
 				var chunks []*call
 				args, chunks = x.arguments(args, shard, i, at)
@@ -169,8 +175,9 @@ func (x *submitting) arguments(args []any, shard, i int, at time.Time) ([]any, [
 		place, chunks = l.place, l.writes(x.s, shard, it.Args)
 	}
 	return append(args,
-		id[:], mode, it.Key.ID, it.Key.Digest[:], encodeSpec(t), encodeState(t), laneOf(t.Queue, t.Runtime),
-		task.MaxPriority-t.Priority, t.ArgsSize, inline, place, microsOrNone(t.Deadline), microsOrNone(t.NotBefore)), chunks
+		id[:], mode, it.Key.ID, it.Key.Digest[:], backOfHead(t, it.Key.ID, place), encodeSpec(t), encodeState(t),
+		laneOf(t.Queue, t.Runtime), task.MaxPriority-t.Priority, inline, place,
+		microsOrNone(t.Deadline), microsOrNone(t.NotBefore)), chunks
 }
 
 // microsOrNone is a time as a script's argument.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -173,4 +174,27 @@ func (s *Server) URL(query string) string {
 		url += "?" + query
 	}
 	return url
+}
+
+// CPU is the processor time that the server has used.
+func (s *Server) CPU(t TB) time.Duration {
+	t.Helper()
+	c := s.Client()
+	defer c.Close() //nolint:errcheck // Only used to look.
+	text, err := c.Info(context.Background(), "cpu").Result()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	var sum float64
+	for line := range strings.SplitSeq(text, "\r\n") {
+		name, value, _ := strings.Cut(line, ":")
+		if name == "used_cpu_sys" || name == "used_cpu_user" {
+			v, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			sum += v
+		}
+	}
+	return time.Duration(sum * float64(time.Second))
 }

@@ -4,11 +4,11 @@
 -- KEYS[1]  meta of the shard
 -- ARGV[3]  number of lanes, followed by the lanes
 -- then     for each request: claim, holder (hash of the worker), worker, session, local
---          ('1' or ''), lease in microseconds, tasks wanted, bytes wanted (0: any number),
+--          (1 or 0), lease in microseconds, tasks wanted, bytes wanted (0: any number),
 --          tasks that this claim got before, number of lanes and their numbers
 --
 -- Answers {now, {lanes that became ready}, then for each request {code, {tasks past their
--- deadline}, tasks ...}}; a task is {id, values of CLAIMED}. Codes: 0 these are all, 1 the
+-- deadline}, tasks ...}}; a task is {id, head, spec, state, small arguments}. Codes: 0 these are all, 1 the
 -- tasks were claimed before, 2 ask again once what is past its deadline has been ended:
 -- that is not offered, and it is not for a script to end it.
 local lanes = {}
@@ -17,21 +17,17 @@ for _ = 1, tonumber(ARGV[3]) do
   lanes[#lanes + 1] = ARGV[at]
   at = at + 1
 end
-local index = {}
-for i, name in ipairs(CLAIMED) do index[name] = i end
 local out = {int(now), promote(128)}
 local empty = {}
 local leases, held, gone = {}, {}, {}
 
+-- read returns the fields of a task that are answered, and its head.
 local function read(id)
-  return call('HMGET', base .. K.task .. id, unpack(CLAIMED))
+  local t = call('HMGET', base .. K.task .. id, F.head, F.spec, F.state, F.args)
+  return t, t[1] and read_head(t[1])
 end
 
-local function answer(id, h)
-  local t = {id}
-  for i = 1, #CLAIMED do t[i + 1] = h[i] end
-  return t
-end
+local function answer(id, t) return {id, t[1], t[2], t[3], t[4]} end
 
 -- again lists what a claim still holds.
 local function again(claim, holder)
@@ -40,8 +36,8 @@ local function again(claim, holder)
   local members = call('ZRANGEBYLEX', base .. K.held, '[' .. prefix, '(' .. prefix .. string.rep('\255', 17))
   for _, member in ipairs(members) do
     local id = string.sub(member, #prefix + 1)
-    local h = read(id)
-    if h[index[F.claim]] == claim then found[#found + 1] = answer(id, h) end
+    local t, h = read(id)
+    if h and h.claim == claim then found[#found + 1] = answer(id, t) end
   end
   return found
 end
@@ -71,20 +67,12 @@ local function first(cursors)
   return best, id
 end
 
-local function offer(r, id, h)
-  local set = {
-    F.epoch, int(tonumber(h[index[F.epoch]]) + 1), F.claim, r.claim, F.session, r.session, F.worker, r.worker,
-    F.claimedat, int(now), F.till, int(now + r.lease), F.heard, generation,
-  }
-  if r.localpool ~= '' then
-    set[#set + 1] = F.localpool
-    set[#set + 1] = r.localpool
-  end
-  call('HSET', base .. K.task .. id, unpack(set))
-  for i = 1, #set, 2 do
-    if index[set[i]] then h[index[set[i]]] = set[i + 1] end
-  end
-  push(leases, base .. K.leases, int(now + r.lease), id)
+local function offer(r, id, t, h)
+  h.epoch, h.claim, h.session, h.worker, h.localpool = h.epoch + 1, r.claim, r.session, r.worker, r.localpool
+  h.claimedat, h.till, h.startedat, h.heard = now, now + r.lease, 0, generation
+  t[1] = pack_head(h)
+  call('HSET', base .. K.task .. id, F.head, t[1])
+  push(leases, base .. K.leases, int(h.till), id)
   push(held, base .. K.held, 0, r.holder .. r.claim .. id)
 end
 
@@ -107,16 +95,15 @@ local function serve(r)
       code = 2
       break
     end
-    local h = read(id)
-    local deadline = h[index[F.deadline]]
-    if deadline and tonumber(deadline) <= now then
+    local t, h = read(id)
+    if h and h.deadline > 0 and h.deadline <= now then
       late[#late + 1] = id
     else
-      if h[1] then
-        size = size + tonumber(h[index[F.argssize]])
+      if h then
+        size = size + h.argssize
         if r.bytes > 0 and size > r.bytes and (#got > 0 or r.before > 0) then break end
-        offer(r, id, h)
-        got[#got + 1] = answer(id, h)
+        offer(r, id, t, h)
+        got[#got + 1] = answer(id, t)
       end
       push(gone, c.key, id)
     end
@@ -129,7 +116,7 @@ end
 
 while at <= #ARGV do
   local r = {
-    claim = ARGV[at], holder = ARGV[at + 1], worker = ARGV[at + 2], session = ARGV[at + 3], localpool = ARGV[at + 4],
+    claim = ARGV[at], holder = ARGV[at + 1], worker = ARGV[at + 2], session = ARGV[at + 3], localpool = tonumber(ARGV[at + 4]),
     lease = tonumber(ARGV[at + 5]), want = tonumber(ARGV[at + 6]), bytes = tonumber(ARGV[at + 7]),
     before = tonumber(ARGV[at + 8]), lanes = {},
   }

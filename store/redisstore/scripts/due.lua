@@ -16,7 +16,7 @@ local absent = 0
 if real - beat > tonumber(ARGV[5]) then
   absent = 1
   calm = math.max(calm, now + tonumber(ARGV[4]))
-  generation = int(call('HINCRBY', meta, M.generation, 1))
+  generation = call('HINCRBY', meta, M.generation, 1)
 end
 call('HSET', meta, M.beat, int(real), M.calm, int(calm))
 local function due(key, till)
@@ -27,10 +27,11 @@ if now < calm then
   -- Only those whose holder was heard of since the leases were granted anew.
   local heard = {}
   for _, id in ipairs(lapsed) do
-    if call('HGET', base .. K.task .. id, F.heard) == generation then heard[#heard + 1] = id end
+    local packed = call('HGET', base .. K.task .. id, F.head)
+    if not packed or read_head(packed).heard == generation then heard[#heard + 1] = id end
   end
   lapsed = heard
 end
 return {
-  int(now), absent, generation, promote(limit), due(K.deadlines, now), lapsed, due(K.done, now - tonumber(ARGV[6])),
+  int(now), absent, int(generation), promote(limit), due(K.deadlines, now), lapsed, due(K.done, now - tonumber(ARGV[6])),
 }

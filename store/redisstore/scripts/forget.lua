@@ -13,16 +13,19 @@ for i = 4, #ARGV do
   local finished = call('ZSCORE', base .. K.done, id)
   if finished and tonumber(finished) <= last then
     local key = base .. K.task .. id
-    local h = call('HMGET', key, F.request, F.resultin, F.argsin)
-    if h[1] then
-      local row = call('GET', base .. K.request .. h[1])
-      if row and string.sub(row, 1, 16) == id then call('DEL', base .. K.request .. h[1]) end
-      out[#out + 1] = id
-      out[#out + 1] = h[1]
+    local packed = call('HGET', key, F.head)
+    if packed then
+      local h = read_head(packed)
+      if h.request ~= '' then
+        local row = call('GET', base .. K.request .. h.request)
+        if row and string.sub(row, 1, 16) == id then call('DEL', base .. K.request .. h.request) end
+        out[#out + 1] = id
+        out[#out + 1] = h.request
+      end
+      if h.resultin ~= '' then chunks(K.result, id, h.resultin, function(k) call('UNLINK', k) end) end
+      if h.logs > 0 then call('UNLINK', base .. K.log .. id) end
     end
-    if h[2] then chunks(K.result, id, h[2], function(k) call('UNLINK', k) end) end
-    if h[3] then chunks(K.args, id, h[3], function(k) call('UNLINK', k) end) end
-    call('UNLINK', key, base .. K.log .. id)
+    call('UNLINK', key)
     push(rem, base .. K.done, id)
     push(rem, base .. K.ids, id)
     out[2] = out[2] + 1

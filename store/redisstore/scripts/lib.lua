@@ -1,5 +1,6 @@
--- The head of every script, after the tables of names that keys.go writes (K: keys, M:
--- fields of meta, F: fields of a task, RECORD, CLAIMED, LEASE: lists of fields).
+-- The head of every script, after what keys.go writes: tables of names (K: keys, M: fields
+-- of meta, F: fields of a task) and read_head and pack_head, which read and write the head
+-- of a task's record.
 --
 -- KEYS[1]  the meta key of the tag; all other keys are made from it, so that one script
 --          stays within one hash slot
@@ -26,7 +27,10 @@ local head = call('HMGET', meta, M.identity, M.generation)
 if ARGV[1] ~= '' and head[1] ~= ARGV[1] then
   return redis.error_reply('TREADLEIDENTITY the store was flushed or replaced')
 end
-local generation = head[2] or '0'
+local generation = tonumber(head[2] or '0')
+
+-- What stands in a head where nobody holds the task.
+local NOBODY = string.rep('\0', 16)
 
 -- push adds one or two values to the batch of a key; flush sends all batches with one
 -- command each.
@@ -66,12 +70,13 @@ local function promote(limit)
   local lanes, seen, ready = {}, {}, {}
   local due = call('ZRANGEBYSCORE', base .. K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
   for _, id in ipairs(due) do
-    local h = call('HMGET', base .. K.task .. id, F.lane, F.place)
-    if h[1] then
-      push(ready, base .. K.ready .. h[1], h[2], id)
-      if not seen[h[1]] then
-        seen[h[1]] = true
-        lanes[#lanes + 1] = h[1]
+    local packed = call('HGET', base .. K.task .. id, F.head)
+    if packed then
+      local h = read_head(packed)
+      push(ready, base .. K.ready .. h.lane, int(h.place), id)
+      if not seen[h.lane] then
+        seen[h.lane] = true
+        lanes[#lanes + 1] = h.lane
       end
     end
   end
@@ -88,6 +93,7 @@ end
 
 -- keep_log adds to the output of an attempt and keeps its end.
 local function keep_log(id, attempt, text, limit)
+  attempt = int(tonumber(attempt))
   local key = base .. K.log .. id
   local kept = (call('HGET', key, attempt) or '') .. text
   if #kept > limit then kept = string.sub(kept, -limit) end

@@ -16,8 +16,8 @@
 --          small result ('' for none); where a large result is (or '')
 --
 -- Answers {now, then for each task {code, record ...}}; codes: 0 no such task, 1 it has
--- changed and is now as in record, 2 done, 3 the guard does not hold, 4 the large result
--- is missing. A caller whose clock is ahead of the store's gets {now} alone.
+-- changed and is now as in head, spec and state, 2 done, 3 the guard does not hold, 4 the
+-- large result is missing. A caller whose clock is ahead of the store's gets {now} alone.
 local op, keep, ttl, keep_attempts = ARGV[3], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 if tonumber(ARGV[4]) > now + 1000000 then return {int(now)} end
 local out = {int(now)}
@@ -31,74 +31,78 @@ local function complete(id, place)
   return ok
 end
 
-local function output(i, id)
+-- output keeps what the attempt that ended printed last.
+local function output(i, id, h)
   local text, attempt = ARGV[i + 12], ARGV[i + 13]
   if attempt == '' then
-    call('HDEL', base .. K.log .. id, tonumber(ARGV[i + 8]) + 1)
-  elseif text ~= '' then
-    keep_log(id, attempt, text, keep)
+    if h.logs > 0 then call('HDEL', base .. K.log .. id, int(h.attempts + 1)) end
+    return
   end
-  if attempt ~= '' and tonumber(attempt) > keep_attempts then
-    call('HDEL', base .. K.log .. id, tonumber(attempt) - keep_attempts)
+  if text ~= '' then
+    keep_log(id, attempt, text, keep)
+    h.logs = 1
+  end
+  if h.logs > 0 and tonumber(attempt) > keep_attempts then
+    call('HDEL', base .. K.log .. id, int(tonumber(attempt) - keep_attempts))
   end
 end
 
-local function finish(i, id, key, h, set)
-  if h[8] then chunks(K.args, id, h[8], function(k) call('DEL', k) end) end
-  call('HDEL', key, F.args, F.argsin)
-  if ARGV[i + 14] ~= '' then
-    set[#set + 1] = F.result
-    set[#set + 1] = ARGV[i + 14]
-  end
-  if ARGV[i + 15] ~= '' then
-    set[#set + 1] = F.resultin
-    set[#set + 1] = ARGV[i + 15]
-  end
+local function finish(i, id, key, h)
+  if h.argsin ~= '' then chunks(K.args, id, h.argsin, function(k) call('UNLINK', k) end) end
+  if h.argssize > 0 then call('HDEL', key, F.args) end
+  h.argsin, h.resultin = '', ARGV[i + 15]
   push(add, base .. K.done, ARGV[i + 10], id)
   if ARGV[i + 11] ~= '' then push(rem, base .. K.deadlines, id) end
   call('PEXPIRE', key, ttl)
-  call('PEXPIRE', base .. K.log .. id, ttl)
-  if h[9] then call('PEXPIRE', base .. K.request .. h[9], ttl) end
+  if h.logs > 0 then call('PEXPIRE', base .. K.log .. id, ttl) end
+  if h.request ~= '' then call('PEXPIRE', base .. K.request .. h.request, ttl) end
 end
 
 local function move(i)
   local id = ARGV[i]
   local key = base .. K.task .. id
-  local h = call('HMGET', key, F.epoch, F.claim, F.startedat, F.till, F.move, F.place, F.lane, F.argsin, F.request)
-  if not h[1] then
+  local packed = call('HGET', key, F.head)
+  if not packed then
     -- Nothing may point at a record that is gone.
     for _, name in ipairs({K.leases, K.deadlines, K.delayed, K.ids, K.done}) do push(rem, base .. name, id) end
     return {0}
   end
-  if h[5] == op then return {2} end
-  if h[1] ~= ARGV[i + 1] or (h[2] or '') ~= ARGV[i + 2] or (h[3] or '') ~= ARGV[i + 3] then
-    return {1, unpack(call('HMGET', key, unpack(RECORD)), 1, #RECORD)}
+  local h = read_head(packed)
+  if h.move == op then return {2} end
+  if h.epoch ~= tonumber(ARGV[i + 1]) or h.claim ~= ARGV[i + 2] or h.startedat ~= tonumber(ARGV[i + 3]) then
+    local now_is = call('HMGET', key, F.head, F.spec, F.state)
+    return {1, now_is[1], now_is[2], now_is[3]}
   end
-  if ARGV[i + 4] == 'l' and tonumber(h[4]) > now then return {3} end
+  if ARGV[i + 4] == 'l' and h.till > now then return {3} end
   if ARGV[i + 15] ~= '' and not complete(id, ARGV[i + 15]) then return {4} end
-  local lane, to = h[7], ARGV[i + 9]
-  local set = {F.epoch, ARGV[i + 6], F.state, ARGV[i + 7], F.attempts, ARGV[i + 8], F.move, op}
-  if h[2] then
-    call('HDEL', key, unpack(LEASE))
+  count(h.lane, h.startedat > 0 and 'r' or 'q', -1)
+  if h.claim ~= NOBODY then
     push(rem, base .. K.leases, id)
-    push(rem, base .. K.held, ARGV[i + 5] .. h[2] .. id)
-    output(i, id)
+    push(rem, base .. K.held, ARGV[i + 5] .. h.claim .. id)
+    output(i, id, h)
+    h.claim, h.session, h.worker, h.localpool = NOBODY, NOBODY, '', 0
+    h.claimedat, h.till, h.startedat, h.heard = 0, 0, 0, 0
   else
-    push(rem, base .. K.ready .. lane, id)
+    push(rem, base .. K.ready .. h.lane, id)
     push(rem, base .. K.delayed, id)
   end
-  count(lane, h[3] and 'r' or 'q', -1)
+  h.move, h.epoch, h.attempts = op, tonumber(ARGV[i + 6]), tonumber(ARGV[i + 8])
+  local to = ARGV[i + 9]
   if to == 'f' then
-    finish(i, id, key, h, set)
+    finish(i, id, key, h)
   else
-    count(lane, 'q', 1)
+    count(h.lane, 'q', 1)
     if to == 'd' then
       push(add, base .. K.delayed, ARGV[i + 10], id)
     else
-      push(add, base .. K.ready .. lane, h[6], id)
+      push(add, base .. K.ready .. h.lane, int(h.place), id)
     end
   end
-  call('HSET', key, unpack(set))
+  if ARGV[i + 14] ~= '' then
+    call('HSET', key, F.head, pack_head(h), F.state, ARGV[i + 7], F.result, ARGV[i + 14])
+  else
+    call('HSET', key, F.head, pack_head(h), F.state, ARGV[i + 7])
+  end
   return {2}
 end
 

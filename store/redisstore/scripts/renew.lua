@@ -8,7 +8,7 @@
 --          hold it (or ''), session that it moves to (or '')
 --
 -- Answers {now, then for each lease: code, start}; codes: 0 the token is not that of the
--- claim in force, 1 recorded. start is when the attempt in force started, '' before.
+-- claim in force, 1 recorded. start is when the attempt in force started, '0' before.
 local op, keep = ARGV[3], tonumber(ARGV[4])
 local out = {int(now)}
 local leases = {}
@@ -16,35 +16,28 @@ local leases = {}
 local function renew(i)
   local id = ARGV[i]
   local key = base .. K.task .. id
-  local h = call('HMGET', key, F.epoch, F.claim, F.till, F.startedat, F.lane, F.attempts, F.move, F.worker)
-  if not h[2] or h[1] ~= ARGV[i + 1] or h[2] ~= ARGV[i + 2] then return 0, '' end
-  if ARGV[i + 6] ~= '' and ARGV[i + 6] ~= h[8] then return 0, '' end
-  local set = {F.heard, generation}
+  local packed = call('HGET', key, F.head)
+  local h = packed and read_head(packed)
+  if not h or h.claim ~= ARGV[i + 2] or h.claim == NOBODY or h.epoch ~= tonumber(ARGV[i + 1]) then return 0, '0' end
+  if ARGV[i + 6] ~= '' and ARGV[i + 6] ~= h.worker then return 0, '0' end
+  h.heard = generation
   local till = now + tonumber(ARGV[i + 3])
-  if till > tonumber(h[3]) then
-    set[#set + 1] = F.till
-    set[#set + 1] = int(till)
+  if till > h.till then
+    h.till = till
     push(leases, base .. K.leases, int(till), id)
   end
-  local started = h[4] or ''
-  if started == '' and ARGV[i + 4] ~= '' then
-    started = int(now - tonumber(ARGV[i + 4]))
-    set[#set + 1] = F.startedat
-    set[#set + 1] = started
-    count(h[5], 'q', -1)
-    count(h[5], 'r', 1)
+  if h.startedat == 0 and ARGV[i + 4] ~= '' then
+    h.startedat = now - tonumber(ARGV[i + 4])
+    count(h.lane, 'q', -1)
+    count(h.lane, 'r', 1)
   end
-  if ARGV[i + 7] ~= '' then
-    set[#set + 1] = F.session
-    set[#set + 1] = ARGV[i + 7]
+  if ARGV[i + 7] ~= '' then h.session = ARGV[i + 7] end
+  if ARGV[i + 5] ~= '' and h.move ~= op then
+    keep_log(id, h.attempts + 1, ARGV[i + 5], keep)
+    h.logs, h.move = 1, op
   end
-  if ARGV[i + 5] ~= '' and h[7] ~= op then
-    keep_log(id, tonumber(h[6] or '0') + 1, ARGV[i + 5], keep)
-    set[#set + 1] = F.move
-    set[#set + 1] = op
-  end
-  call('HSET', key, unpack(set))
-  return 1, started
+  call('HSET', key, F.head, pack_head(h))
+  return 1, int(h.startedat)
 end
 
 for i = 5, #ARGV, 8 do
