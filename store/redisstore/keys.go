@@ -130,8 +130,15 @@ func luaNames() string {
 	table("F", "head", fieldHead, "spec", fieldSpec, "state", fieldState, "args", fieldArgs, "result", fieldResult)
 	fmt.Fprintf(&b, "local PLACE_BITS = %d\n", placeBits)
 	fmt.Fprintf(&b, "local HEAD = %q\n", headFormat)
+	// One constructor makes a table of the right size; assignments would grow it step by step.
+	var values, pairs []string
+	for i, name := range headNames {
+		values = append(values, fmt.Sprint("v", i))
+		pairs = append(pairs, fmt.Sprintf("%s=v%d", name, i))
+	}
+	fmt.Fprintf(&b, "local function read_head(s)\n  local %s = struct.unpack(HEAD, s)\n  return {%s}\nend\n",
+		strings.Join(values, ", "), strings.Join(pairs, ", "))
 	names := "h." + strings.Join(headNames, ", h.")
-	fmt.Fprintf(&b, "local function read_head(s)\n  local h = {}\n  %s = struct.unpack(HEAD, s)\n  return h\nend\n", names)
 	packed := names
 	for _, name := range []string{"worker", "lane", "request", "argsin", "resultin"} {
 		packed = strings.Replace(packed, "h."+name, "#h."+name+", h."+name, 1)

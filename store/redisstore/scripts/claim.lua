@@ -23,7 +23,7 @@ local leases, held, gone = {}, {}, {}
 
 -- read returns the fields of a task that are answered, and its head.
 local function read(id)
-  local t = call('HMGET', base .. K.task .. id, F.head, F.spec, F.state, F.args)
+  local t = call('HMGET', task_key .. id, F.head, F.spec, F.state, F.args)
   return t, t[1] and read_head(t[1])
 end
 
@@ -33,7 +33,7 @@ local function answer(id, t) return {id, t[1], t[2], t[3], t[4]} end
 local function again(claim, holder)
   local prefix = holder .. claim
   local found = {}
-  local members = call('ZRANGEBYLEX', base .. K.held, '[' .. prefix, '(' .. prefix .. string.rep('\255', 17))
+  local members = call('ZRANGEBYLEX', held_key, '[' .. prefix, '(' .. prefix .. string.rep('\255', 17))
   for _, member in ipairs(members) do
     local id = string.sub(member, #prefix + 1)
     local t, h = read(id)
@@ -71,9 +71,9 @@ local function offer(r, id, t, h)
   h.epoch, h.claim, h.session, h.worker, h.localpool = h.epoch + 1, r.claim, r.session, r.worker, r.localpool
   h.claimedat, h.till, h.startedat, h.heard = now, now + r.lease, 0, generation
   t[1] = pack_head(h)
-  call('HSET', base .. K.task .. id, F.head, t[1])
-  push(leases, base .. K.leases, int(h.till), id)
-  push(held, base .. K.held, 0, r.holder .. r.claim .. id)
+  call('HSET', task_key .. id, F.head, t[1])
+  push(leases, leases_key, h.till, id)
+  push(held, held_key, 0, r.holder .. r.claim .. id)
 end
 
 local function serve(r)

@@ -27,7 +27,7 @@ if now < calm then
   -- Only those whose holder was heard of since the leases were granted anew.
   local heard = {}
   for _, id in ipairs(lapsed) do
-    local packed = call('HGET', base .. K.task .. id, F.head)
+    local packed = call('HGET', task_key .. id, F.head)
     if not packed or read_head(packed).heard == generation then heard[#heard + 1] = id end
   end
   lapsed = heard

@@ -12,7 +12,7 @@ for i = 4, #ARGV do
   local id = ARGV[i]
   local finished = call('ZSCORE', base .. K.done, id)
   if finished and tonumber(finished) <= last then
-    local key = base .. K.task .. id
+    local key = task_key .. id
     local packed = call('HGET', key, F.head)
     if packed then
       local h = read_head(packed)
@@ -27,7 +27,7 @@ for i = 4, #ARGV do
     end
     call('UNLINK', key)
     push(rem, base .. K.done, id)
-    push(rem, base .. K.ids, id)
+    push(rem, ids_key, id)
     out[2] = out[2] + 1
   end
 end

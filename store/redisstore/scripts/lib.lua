@@ -32,6 +32,9 @@ local generation = tonumber(head[2] or '0')
 -- What stands in a head where nobody holds the task.
 local NOBODY = string.rep('\0', 16)
 
+-- Keys that are made for every task.
+local task_key, leases_key, held_key, ids_key = base .. K.task, base .. K.leases, base .. K.held, base .. K.ids
+
 -- push adds one or two values to the batch of a key; flush sends all batches with one
 -- command each.
 local function push(batches, key, a, b)
@@ -52,16 +55,19 @@ end
 
 -- count adds to the counters of unfinished tasks; write_counts stores them and drops
 -- those that come to nothing.
-local counts = {}
+local counts = {q = {}, r = {}}
 local function count(lane, kind, n)
-  local field = lane .. '\0' .. kind
-  counts[field] = (counts[field] or 0) + n
+  local c = counts[kind]
+  c[lane] = (c[lane] or 0) + n
 end
 
 local function write_counts()
   local key = base .. K.stats
-  for field, n in pairs(counts) do
-    if n ~= 0 and call('HINCRBY', key, field, n) == 0 then call('HDEL', key, field) end
+  for kind, lanes in pairs(counts) do
+    for lane, n in pairs(lanes) do
+      local field = lane .. '\0' .. kind
+      if n ~= 0 and call('HINCRBY', key, field, n) == 0 then call('HDEL', key, field) end
+    end
   end
 end
 
@@ -70,10 +76,10 @@ local function promote(limit)
   local lanes, seen, ready = {}, {}, {}
   local due = call('ZRANGEBYSCORE', base .. K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
   for _, id in ipairs(due) do
-    local packed = call('HGET', base .. K.task .. id, F.head)
+    local packed = call('HGET', task_key .. id, F.head)
     if packed then
       local h = read_head(packed)
-      push(ready, base .. K.ready .. h.lane, int(h.place), id)
+      push(ready, base .. K.ready .. h.lane, h.place, id)
       if not seen[h.lane] then
         seen[h.lane] = true
         lanes[#lanes + 1] = h.lane

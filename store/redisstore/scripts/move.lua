@@ -60,7 +60,7 @@ end
 
 local function move(i)
   local id = ARGV[i]
-  local key = base .. K.task .. id
+  local key = task_key .. id
   local packed = call('HGET', key, F.head)
   if not packed then
     -- Nothing may point at a record that is gone.
@@ -77,8 +77,8 @@ local function move(i)
   if ARGV[i + 15] ~= '' and not complete(id, ARGV[i + 15]) then return {4} end
   count(h.lane, h.startedat > 0 and 'r' or 'q', -1)
   if h.claim ~= NOBODY then
-    push(rem, base .. K.leases, id)
-    push(rem, base .. K.held, ARGV[i + 5] .. h.claim .. id)
+    push(rem, leases_key, id)
+    push(rem, held_key, ARGV[i + 5] .. h.claim .. id)
     output(i, id, h)
     h.claim, h.session, h.worker, h.localpool = NOBODY, NOBODY, '', 0
     h.claimedat, h.till, h.startedat, h.heard = 0, 0, 0, 0
@@ -95,7 +95,7 @@ local function move(i)
     if to == 'd' then
       push(add, base .. K.delayed, ARGV[i + 10], id)
     else
-      push(add, base .. K.ready .. h.lane, int(h.place), id)
+      push(add, base .. K.ready .. h.lane, h.place, id)
     end
   end
   if ARGV[i + 14] ~= '' then

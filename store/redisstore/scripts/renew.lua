@@ -15,7 +15,7 @@ local leases = {}
 
 local function renew(i)
   local id = ARGV[i]
-  local key = base .. K.task .. id
+  local key = task_key .. id
   local packed = call('HGET', key, F.head)
   local h = packed and read_head(packed)
   if not h or h.claim ~= ARGV[i + 2] or h.claim == NOBODY or h.epoch ~= tonumber(ARGV[i + 1]) then return 0, '0' end
@@ -24,7 +24,7 @@ local function renew(i)
   local till = now + tonumber(ARGV[i + 3])
   if till > h.till then
     h.till = till
-    push(leases, base .. K.leases, int(till), id)
+    push(leases, leases_key, till, id)
   end
   if h.startedat == 0 and ARGV[i + 4] ~= '' then
     h.startedat = now - tonumber(ARGV[i + 4])

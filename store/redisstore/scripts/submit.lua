@@ -37,7 +37,7 @@ end
 
 local function record(i)
   local id, mode, key, digest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local record_key = base .. K.task .. id
+  local record_key = task_key .. id
   local row = mode == 'k' and call('GET', base .. K.request .. key)
   if row then
     local known = string.sub(row, 1, 16)
@@ -67,10 +67,10 @@ local function record(i)
   if notbefore ~= '' and tonumber(notbefore) > now then
     push(delayed, base .. K.delayed, notbefore, id)
   else
-    push(ready, base .. K.ready .. lane, int(score), id)
+    push(ready, base .. K.ready .. lane, score, id)
   end
   if ARGV[i + 11] ~= '' then push(deadlines, base .. K.deadlines, ARGV[i + 11], id) end
-  push(ids, base .. K.ids, 0, id)
+  push(ids, ids_key, 0, id)
   count(lane, 'q', 1)
   return 0, id
 end
