@@ -43,7 +43,7 @@ def test_reset_connection_costs_nothing(remote: Remote, mode: str, tmp_path: Pat
     task_id = fabric.v1.submit(note_and_wait, str(notes), str(gate), 1)
     wait_starts(notes, 1)
     for _ in range(3):
-        proxy.cut(0)
+        proxy.arm(0)()
         until(lambda: fabric.worker_record(worker), "the worker to be back")
     gate.touch()
     assert fabric.v1.value(task_id) == 1
@@ -58,8 +58,9 @@ def test_cut_in_the_middle_of_frames(remote: Remote, mode: str) -> None:
     remote.worker(mode)
     data = bytes(range(256)) * (3 << 12)
     for size in (1, 17, 5_000, 100_000, 2_000_000, 4_000_000, 5_500_000):
+        cut = proxy.arm(size)
         task_id = fabric.root.run(echo_bytes, data)
-        proxy.cut(size)
+        cut()
         assert fabric.root.value(task_id) == data
 
 
@@ -113,7 +114,7 @@ def test_resets_under_load(remote: Remote, mode: str, tmp_path: Path) -> None:
     load = Load(fabric.v1, tmp_path / "load")
     try:
         for n in range(15):
-            proxy.cut(97 * n)
+            proxy.arm(97 * n)()
             load.go_on(5)
     finally:
         load.stop()

@@ -3,7 +3,7 @@
 import socket
 import struct
 import threading
-from typing import Optional
+from typing import Callable, Optional
 
 from harness.wait import until
 
@@ -34,12 +34,16 @@ class Proxy:
     def flow(self) -> None:
         self._flowing.set()
 
-    def cut(self, size: int) -> None:
-        """Resets all connections in the middle of what is being sent, after so many more bytes; returns then."""
+    def arm(self, size: int) -> Callable[[], None]:
+        """Has all connections reset in the middle of what is sent, after so many more bytes; returns a wait for that."""
         before = self.resets
         with self._lock:
             self._fuse = size
-        until(lambda: self.resets > before, f"the cut after {size} bytes")
+
+        def cut() -> None:
+            until(lambda: self.resets > before, f"the cut after {size} bytes")
+
+        return cut
 
     def close(self) -> None:
         self._closed = True

@@ -34,12 +34,13 @@ class Root:
 
     def __init__(self, base: str) -> None:
         self.base = base
+        self._session = requests.Session()
 
     def post(self, route: str, body: object) -> requests.Response:
-        return requests.post(self.base + route, json=body, timeout=60)
+        return self._session.post(self.base + route, json=body, timeout=60)
 
     def get(self, route: str) -> requests.Response:
-        return requests.get(self.base + route, timeout=60)
+        return self._session.get(self.base + route, timeout=60)
 
     def register(self, fn: Callable[..., object], name: str = "") -> str:
         resp = self.post("register_function", {"name": name or fn.__name__, "payload": S(fn)})
@@ -68,13 +69,15 @@ class Root:
     def wait_status(self, task_id: str, *wanted: str, timeout: float = 30) -> str:
         """Polls until the task has one of the wanted states; another terminal one is an error."""
         deadline = time.monotonic() + timeout
+        pause = 0.005
         while True:
             status = self.status(task_id)
             if status in wanted:
                 return status
             assert status not in TERMINAL, f"task {task_id} is {status}: {self.get(f'result/{task_id}').text[:2000]}"
             assert time.monotonic() < deadline, f"task {task_id} is still {status} after {timeout:g} s"
-            time.sleep(0.01)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
 
     def end(self, task_id: str, timeout: float = 30) -> Ended:
         """Polls as old clients do, and fetches the result."""

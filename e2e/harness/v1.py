@@ -16,11 +16,12 @@ class V1:
 
     def __init__(self, base: str) -> None:
         self.base = base
+        self._session = requests.Session()
         self._registered: dict[object, str] = {}
 
     def request(self, method: str, path: str, body: object = None, timeout: float = 60) -> requests.Response:
         data = None if body is None else json.dumps(body)
-        return requests.request(method, self.base + path, data=data, timeout=timeout)
+        return self._session.request(method, self.base + path, data=data, timeout=timeout)
 
     def get(self, path: str, timeout: float = 60) -> Json:
         return answer(self.request("GET", path, timeout=timeout))

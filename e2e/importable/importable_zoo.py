@@ -179,12 +179,6 @@ def some_bytes(n: int) -> bytes:
     return b"\x00\xff" * (n // 2)
 
 
-def digest(data: bytes) -> tuple[int, str]:
-    import hashlib
-
-    return len(data), hashlib.sha256(data).hexdigest()
-
-
 def echo_bytes(data: bytes) -> bytes:
     return data
 
@@ -202,7 +196,3 @@ def say(text: str, times: int = 1) -> int:
         print(text)
     print("to stderr", file=sys.stderr)
     return times
-
-
-def eat_memory(size: int) -> int:
-    return len(bytearray(size))
