@@ -243,10 +243,13 @@ func TestIdentityChanged(t *testing.T) {
 			wreck(t, srv)
 			ctx, now := t.Context(), time.Now()
 			calls := map[string]func() error{
-				"Submit":  func() error { _, err := s.Submit(ctx, now, []store.Submission{submission(nil)}); return err },
-				"Task":    func() error { _, err := s.Task(ctx, it.Task.ID); return err },
-				"Claim":   func() error { _, err := s.Claim(ctx, now, []store.ClaimRequest{request(1)}); return err },
-				"Settle":  func() error { _, err := s.Settle(ctx, now, []store.Settlement{{Token: task.Token{Task: it.Task.ID}}}); return err },
+				"Submit": func() error { _, err := s.Submit(ctx, now, []store.Submission{submission(nil)}); return err },
+				"Task":   func() error { _, err := s.Task(ctx, it.Task.ID); return err },
+				"Claim":  func() error { _, err := s.Claim(ctx, now, []store.ClaimRequest{request(1)}); return err },
+				"Settle": func() error {
+					_, err := s.Settle(ctx, now, []store.Settlement{{Token: task.Token{Task: it.Task.ID}}})
+					return err
+				},
 				"Reap":    func() error { _, err := s.Reap(ctx, now, 1); return err },
 				"Workers": func() error { _, err := s.Workers(ctx, now); return err },
 				"List":    func() error { _, _, err := s.ListTasks(ctx, store.ListQuery{Limit: 1}); return err },
@@ -366,7 +369,12 @@ func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	ns := freshNamespace()
 	open := func() *Store {
-		return live(t, server.URL(""), func(o *Options) { o.Namespace = ns; o.Lease = 300 * time.Millisecond; o.OfferLease = -1; o.Absence = time.Hour })
+		return live(t, server.URL(""), func(o *Options) {
+			o.Namespace = ns
+			o.Lease = 300 * time.Millisecond
+			o.OfferLease = -1
+			o.Absence = time.Hour
+		})
 	}
 	a, b := open(), open()
 	const n = 100

@@ -22,9 +22,6 @@ import (
 // formatVersion is what this build reads and writes.
 const formatVersion = "1"
 
-// watchEvery is how often the server's settings are looked at again.
-const watchEvery = 5 * time.Second
-
 var quietClient sync.Once
 
 // Open connects to the store, checks that the server can keep what it is given, and makes
@@ -144,6 +141,9 @@ func (s *Store) inspect(ctx context.Context, a *address, starting bool) (warning
 	switch c := s.writes.(type) {
 	case *redis.ClusterClient:
 		err = c.ForEachMaster(ctx, look)
+		if err != nil && strings.Contains(err.Error(), "cluster support disabled") {
+			err = refuse("the server is not a node of a Redis Cluster: use redis:// or redis+sentinel://")
+		}
 	case *redis.Client:
 		err = look(ctx, c)
 	default:
@@ -162,9 +162,6 @@ func (s *Store) judge(a *address, info map[string]string) error {
 	}
 	if info["cluster_enabled"] == "1" && a.kind != cluster {
 		return refuse("the server is a node of a Redis Cluster: use redis+cluster://")
-	}
-	if info["cluster_enabled"] == "0" && a.kind == cluster {
-		return refuse("the server is not a node of a Redis Cluster: use redis:// or redis+sentinel://")
 	}
 	if r := info["role"]; r == "slave" {
 		if a.kind == single {
@@ -302,8 +299,8 @@ func (s *Store) setup(ctx context.Context, k keys, identity, shards string) (a a
 // watch looks at the server's settings now and then and refuses to serve while they
 // would lose tasks.
 func (s *Store) watch(ctx context.Context, a *address) {
-	for sleep(ctx, watchEvery) == nil {
-		look, cancel := context.WithTimeout(ctx, watchEvery)
+	for sleep(ctx, s.opts.watchEvery) == nil {
+		look, cancel := context.WithTimeout(ctx, 5*time.Second)
 		_, err := s.inspect(look, a, false)
 		cancel()
 		var refused *refusal

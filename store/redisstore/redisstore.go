@@ -66,6 +66,9 @@ type Options struct {
 	TrustCallerTime bool
 	// Logger takes what connecting, watching and recovery have to say. Default slog.Default().
 	Logger *slog.Logger
+
+	// watchEvery is how often the server's settings are looked at again. Default 5 seconds.
+	watchEvery time.Duration
 }
 
 // Defaults.
@@ -96,6 +99,7 @@ func (o *Options) fill() error {
 	o.WaitTimeout = min(o.WaitTimeout, 2*time.Second)
 	setDefault(&o.OpenTimeout, 30*time.Second)
 	setDefault(&o.PoolSize, 16)
+	setDefault(&o.watchEvery, 5*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}

@@ -18,13 +18,19 @@ import (
 func StartReplica(t TB, primary *Server, config ...string) *Server {
 	t.Helper()
 	s := Start(t, append([]string{"--replicaof", "127.0.0.1 " + strconv.Itoa(primary.Port)}, config...)...)
+	AwaitReplica(t, s)
+	return s
+}
+
+// AwaitReplica returns once a server is a replica in step with its primary.
+func AwaitReplica(t TB, s *Server) {
+	t.Helper()
 	c := s.Client()
 	defer c.Close() //nolint:errcheck // Only used to look.
 	Poll(t, "the replica is in step", func(ctx context.Context) bool {
 		text, err := c.Info(ctx, "replication").Result()
 		return err == nil && strings.Contains(text, "master_link_status:up")
 	})
-	return s
 }
 
 // Poll waits for what no event announces, such as the state of another process.
