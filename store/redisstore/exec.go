@@ -44,8 +44,11 @@ func (s *Store) change(ctx context.Context, op string, calls ...*call) error {
 	if len(calls) == 0 {
 		return nil
 	}
-	if !s.cfg.replicated || s.cluster == nil {
+	if s.cluster == nil {
 		return s.pipeline(ctx, op, s.writes, s.cfg.replicated, calls)
+	}
+	if !s.cfg.replicated {
+		return s.follow(ctx, op, func() error { return s.pipeline(ctx, op, s.cluster, false, calls) })
 	}
 	// WAIT counts for its own connection, so each shard goes to its own node.
 	byShard := make(map[int][]*call)
@@ -54,7 +57,15 @@ func (s *Store) change(ctx context.Context, op string, calls ...*call) error {
 	}
 	errs := make(chan error, len(byShard))
 	for shard, part := range byShard {
-		go func() { errs <- s.changeOn(ctx, op, shard, part) }()
+		go func() {
+			errs <- s.follow(ctx, op, func() error {
+				node, err := s.cluster.MasterForKey(ctx, s.keys(shard).named(keyMeta))
+				if err != nil {
+					return s.failure(op, err)
+				}
+				return s.pipeline(ctx, op, node, true, part)
+			})
+		}()
 	}
 	var err error
 	for range byShard {
@@ -63,15 +74,10 @@ func (s *Store) change(ctx context.Context, op string, calls ...*call) error {
 	return err
 }
 
-// changeOn runs the calls of one shard on the node that owns it now.
-func (s *Store) changeOn(ctx context.Context, op string, shard int, calls []*call) error {
+// follow runs do again while a Cluster moves what it asks for to another node.
+func (s *Store) follow(ctx context.Context, op string, do func() error) error {
 	for attempt := 0; ; attempt++ {
-		node, err := s.cluster.MasterForKey(ctx, s.keys(shard).named(keyMeta))
-		if err == nil {
-			err = s.pipeline(ctx, op, node, true, calls)
-		} else {
-			err = s.failure(op, err)
-		}
+		err := do()
 		if err == nil || attempt == maxMoves || !movedAway(err) {
 			return err
 		}
@@ -96,7 +102,8 @@ func movedAway(err error) bool {
 			return true
 		}
 	}
-	return false
+	// A script that met a key which has left for another node while its slot is moved.
+	return strings.Contains(reply.Error(), "attempted to access a non local key")
 }
 
 // pipeline sends calls over one connection, once more with their source where the server

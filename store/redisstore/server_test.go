@@ -494,7 +494,95 @@ func TestCluster(t *testing.T) {
 	}
 	for _, mode := range []string{"async", "replicated"} {
 		t.Run("PrimaryKilled "+mode, func(t *testing.T) { killPrimary(t, c, mode) })
+		t.Run("SlotMoved "+mode, func(t *testing.T) { moveSlot(t, c, mode) })
 	}
+}
+
+// moveSlot moves the slot of a store's shard to another node, key by key, while tasks are
+// submitted, claimed and settled. Calls may fail meanwhile; nothing may be done by halves.
+func moveSlot(t *testing.T, c *redistest.Cluster, mode string) {
+	s := live(t, c.URL("durability="+mode), func(o *Options) { o.OfferLease = -1 })
+	done := make(chan struct{})
+	var acked, settled []task.ID
+	var failed int
+	// Enough that the move takes a while.
+	for range 15 {
+		var items []store.Submission
+		for range 100 {
+			items = append(items, submission([]byte("x")))
+			acked = append(acked, items[len(items)-1].Task.ID)
+		}
+		if _, err := s.Submit(t.Context(), time.Now(), items); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			it := keyed(fmt.Sprint("k", i), []byte("x"))
+			if _, err := s.Submit(t.Context(), time.Now(), []store.Submission{it}); err != nil {
+				failed++
+			} else {
+				acked = append(acked, it.Task.ID)
+			}
+		}
+	})
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			got, err := s.Claim(t.Context(), time.Now(), []store.ClaimRequest{request(3)})
+			if err != nil {
+				continue
+			}
+			for _, c := range got[0] {
+				v, err := s.Settle(t.Context(), time.Now(), []store.Settlement{
+					{Token: c.Token, Outcome: task.Outcome{End: task.EndSucceeded, Result: []byte("1")}, Log: []byte("out")},
+				})
+				if err == nil && v[0] == task.VerdictRecorded {
+					settled = append(settled, c.Token.Task)
+				}
+			}
+		}
+	})
+	for range 2 {
+		if err := redistest.MoveSlot(t.Context(), c, s.keys(0).named(keyMeta)); err != nil {
+			t.Error(err)
+		}
+	}
+	close(done)
+	wg.Wait()
+	t.Logf("%d submissions acknowledged, %d failed, %d results", len(acked), failed, len(settled))
+	if len(acked) <= 1500 || len(settled) == 0 {
+		t.Error("the move and the calls did not meet")
+	}
+	got, err := s.Tasks(t.Context(), acked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, tk := range got {
+		if tk == nil {
+			t.Errorf("the acknowledged task %d was lost", i)
+		}
+	}
+	got, err = s.Tasks(t.Context(), settled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, tk := range got {
+		if tk == nil || tk.Status != task.Completed {
+			t.Errorf("the recorded result %d was lost: %+v", i, tk)
+		}
+	}
+	mustCheck(t, s)
 }
 
 // killPrimary kills the node that owns a store's shard while tasks are submitted, and
@@ -512,16 +600,20 @@ func killPrimary(t *testing.T, c *redistest.Cluster, mode string) {
 	submitMany(t, s, func() {
 		node.Kill()
 		wg.Go(func() {
-			redistest.Poll(t, "a replica has taken over", func(ctx context.Context) bool {
+			err := redistest.Await("a replica has taken over", func(ctx context.Context) bool {
 				s.cluster.ReloadState(ctx)
 				now, err := s.cluster.MasterForKey(ctx, key)
 				return err == nil && now.Options().Addr != node.Addr && now.Ping(ctx).Err() == nil
 			})
-			if err := node.Run(); err != nil {
-				t.Error(err)
-				return
+			if err == nil {
+				err = node.Run()
 			}
-			redistest.AwaitReplica(t, node)
+			if err == nil {
+				err = redistest.AwaitReplica(node)
+			}
+			if err != nil {
+				t.Error(err)
+			}
 		})
 	}, mode == "replicated")
 }

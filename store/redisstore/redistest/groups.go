@@ -18,16 +18,17 @@ import (
 func StartReplica(t TB, primary *Server, config ...string) *Server {
 	t.Helper()
 	s := Start(t, append([]string{"--replicaof", "127.0.0.1 " + strconv.Itoa(primary.Port)}, config...)...)
-	AwaitReplica(t, s)
+	if err := AwaitReplica(s); err != nil {
+		t.Fatalf("%v", err)
+	}
 	return s
 }
 
 // AwaitReplica returns once a server is a replica in step with its primary.
-func AwaitReplica(t TB, s *Server) {
-	t.Helper()
+func AwaitReplica(s *Server) error {
 	c := s.Client()
 	defer c.Close() //nolint:errcheck // Only used to look.
-	Poll(t, "the replica is in step", func(ctx context.Context) bool {
+	return Await("the replica is in step", func(ctx context.Context) bool {
 		text, err := c.Info(ctx, "replication").Result()
 		return err == nil && strings.Contains(text, "master_link_status:up")
 	})
@@ -36,15 +37,23 @@ func AwaitReplica(t TB, s *Server) {
 // Poll waits for what no event announces, such as the state of another process.
 func Poll(t TB, what string, ok func(context.Context) bool) {
 	t.Helper()
+	if err := Await(what, ok); err != nil {
+		t.Fatalf("%v", err)
+	}
+}
+
+// Await is Poll for goroutines that must not end the test.
+func Await(what string, ok func(context.Context) bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for !ok(ctx) {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("not in time: %s", what)
+			return fmt.Errorf("not in time: %s", what)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+	return nil
 }
 
 // Cluster is a Redis Cluster of three primaries with a replica each.
@@ -108,6 +117,74 @@ func StartCluster(t TB, config ...string) *Cluster {
 		_ = cl.Close() // Only used to look.
 	}
 	return c
+}
+
+// MoveSlot moves the slot of a key from the primary that owns it to another one, a few keys
+// at a time.
+func MoveSlot(ctx context.Context, c *Cluster, key string) error {
+	var primaries []*redis.Client
+	for _, n := range c.Nodes {
+		cl := n.Client()
+		defer cl.Close() //nolint:errcheck // Only used here.
+		if text, err := cl.Info(ctx, "replication").Result(); err == nil && strings.Contains(text, "role:master") {
+			primaries = append(primaries, cl)
+		}
+	}
+	slot, err := primaries[0].ClusterKeySlot(ctx, key).Result()
+	if err != nil {
+		return err
+	}
+	var from, to *redis.Client
+	var fromID, toID string
+	for _, p := range primaries {
+		id, err := p.ClusterMyID(ctx).Result()
+		if err != nil {
+			return err
+		}
+		// Only the owner says that it holds the slot's keys.
+		if keys, err := p.ClusterGetKeysInSlot(ctx, int(slot), 1).Result(); err == nil && len(keys) > 0 {
+			from, fromID = p, id
+		} else {
+			to, toID = p, id
+		}
+	}
+	if from == nil || to == nil {
+		return fmt.Errorf("nobody owns the slot %d of %q, or nobody else could", slot, key)
+	}
+	if err := to.Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID).Err(); err != nil {
+		return err
+	}
+	if err := from.Do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID).Err(); err != nil {
+		return err
+	}
+	host, port, _ := strings.Cut(to.Options().Addr, ":")
+	for {
+		keys, err := from.ClusterGetKeysInSlot(ctx, int(slot), 3).Result()
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			break
+		}
+		args := []any{"MIGRATE", host, port, "", 0, 5000, "KEYS"}
+		for _, k := range keys {
+			args = append(args, k)
+		}
+		if err := from.Do(ctx, args...).Err(); err != nil {
+			return err
+		}
+	}
+	for _, p := range []*redis.Client{to, from} {
+		if err := p.Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", toID).Err(); err != nil {
+			return err
+		}
+	}
+	for _, p := range primaries {
+		if p != to && p != from {
+			_ = p.Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", toID).Err() // It hears of it anyway.
+		}
+	}
+	return nil
 }
 
 func mustFreePort(t TB) int {

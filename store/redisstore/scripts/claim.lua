@@ -17,6 +17,7 @@ for _ = 1, tonumber(ARGV[3]) do
   lanes[#lanes + 1] = ARGV[at]
   at = at + 1
 end
+touch({leases_key, held_key})
 local out = {int(now), promote(128)}
 local empty = {}
 local leases, held, gone = {}, {}, {}
@@ -86,7 +87,7 @@ local function serve(r)
   for _, lane in ipairs(r.lanes) do
     if not empty[lane] then cursors[#cursors + 1] = cursor(lane, step) end
   end
-  local late, got, size = {}, {}, 0
+  local late, got, offers, size = {}, {}, {}, 0
   local code = 0
   while #got < r.want do
     local c, id = first(cursors)
@@ -102,12 +103,16 @@ local function serve(r)
       if h then
         size = size + h.argssize
         if r.bytes > 0 and size > r.bytes and (#got > 0 or r.before > 0) then break end
-        offer(r, id, t, h)
-        got[#got + 1] = answer(id, t)
+        offers[#offers + 1] = {id, t, h}
+        got[#got + 1] = true
       end
       push(gone, c.key, id)
     end
     c.pos = c.pos + 2
+  end
+  for n, o in ipairs(offers) do
+    offer(r, o[1], o[2], o[3])
+    got[n] = answer(o[1], o[2])
   end
   flush('ZREM', gone)
   gone = {}

@@ -7,29 +7,32 @@
 -- Answers {now, number removed, then for each removed task with an idempotency key: id, key}.
 local last = now - tonumber(ARGV[3])
 local out = {int(now), 0}
-local rem = {}
+local gone, rem = {}, {}
 for i = 4, #ARGV do
   local id = ARGV[i]
   local finished = call('ZSCORE', base .. K.done, id)
   if finished and tonumber(finished) <= last then
-    local key = task_key .. id
-    local packed = call('HGET', key, F.head)
+    local packed = call('HGET', task_key .. id, F.head)
     if packed then
       local h = read_head(packed)
       if h.request ~= '' then
-        local row = call('GET', base .. K.request .. h.request)
-        if row and string.sub(row, 1, 16) == id then call('DEL', base .. K.request .. h.request) end
+        local key = base .. K.request .. h.request
+        local row = call('GET', key)
+        if row and string.sub(row, 1, 16) == id then gone[#gone + 1] = key end
         out[#out + 1] = id
         out[#out + 1] = h.request
       end
-      if h.resultin ~= '' then chunks(K.result, id, h.resultin, function(k) call('UNLINK', k) end) end
-      if h.logs > 0 then call('UNLINK', base .. K.log .. id) end
+      if h.resultin ~= '' then chunks(K.result, id, h.resultin, function(key) gone[#gone + 1] = key end) end
+      if h.logs > 0 then gone[#gone + 1] = base .. K.log .. id end
+      gone[#gone + 1] = task_key .. id
     end
-    call('UNLINK', key)
     push(rem, base .. K.done, id)
     push(rem, ids_key, id)
     out[2] = out[2] + 1
   end
 end
+touch({base .. K.done, ids_key})
+touch(gone)
+for _, key in ipairs(gone) do call('UNLINK', key) end
 flush('ZREM', rem)
 return out

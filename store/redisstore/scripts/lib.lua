@@ -35,6 +35,13 @@ local NOBODY = string.rep('\0', 16)
 -- Keys that are made for every task.
 local task_key, leases_key, held_key, ids_key = base .. K.task, base .. K.leases, base .. K.held, base .. K.ids
 
+-- touch looks at keys that will be written. While a Cluster moves a slot, every command on
+-- a key that is not on this node fails and ends the script. So a script first reads or
+-- touches everything that it will write: it fails before its first write or not at all.
+local function touch(keys)
+  if #keys > 0 then call('EXISTS', unpack(keys)) end
+end
+
 -- push adds one or two values to the batch of a key; flush sends all batches with one
 -- command each.
 local function push(batches, key, a, b)
@@ -73,21 +80,24 @@ end
 
 -- promote makes delayed tasks that are due ready, at most limit, and returns their lanes.
 local function promote(limit)
+  local delayed_key = base .. K.delayed
   local lanes, seen, ready = {}, {}, {}
-  local due = call('ZRANGEBYSCORE', base .. K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
+  local due = call('ZRANGEBYSCORE', delayed_key, '-inf', int(now), 'LIMIT', 0, limit)
   for _, id in ipairs(due) do
     local packed = call('HGET', task_key .. id, F.head)
     if packed then
       local h = read_head(packed)
-      push(ready, base .. K.ready .. h.lane, h.place, id)
+      local key = base .. K.ready .. h.lane
+      push(ready, key, h.place, id)
       if not seen[h.lane] then
         seen[h.lane] = true
         lanes[#lanes + 1] = h.lane
+        touch({key})
       end
     end
   end
   flush('ZADD', ready)
-  if #due > 0 then call('ZREM', base .. K.delayed, unpack(due)) end
+  if #due > 0 then call('ZREM', delayed_key, unpack(due)) end
   return lanes
 end
 
@@ -97,11 +107,9 @@ local function chunks(kind, id, place, fn)
   for i = 0, n - 1 do fn(base .. kind .. id .. ':' .. writer .. ':' .. i) end
 end
 
--- keep_log adds to the output of an attempt and keeps its end.
-local function keep_log(id, attempt, text, limit)
-  attempt = int(tonumber(attempt))
-  local key = base .. K.log .. id
-  local kept = (call('HGET', key, attempt) or '') .. text
+-- tail_of is the output of an attempt with more text after it, of which the end is kept.
+local function tail_of(id, attempt, text, limit)
+  local kept = (call('HGET', base .. K.log .. id, int(attempt)) or '') .. text
   if #kept > limit then kept = string.sub(kept, -limit) end
-  call('HSET', key, attempt, kept)
+  return kept
 end

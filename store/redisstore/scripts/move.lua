@@ -26,55 +26,69 @@ local add, rem = {}, {}
 local function complete(id, place)
   local ok = true
   chunks(K.result, id, place, function(key)
-    if call('PEXPIRE', key, ttl) == 0 then ok = false end
+    if call('EXISTS', key) == 0 then ok = false end
   end)
   return ok
 end
 
+local lanes = {}
+local will = {leases_key, held_key, ids_key, base .. K.delayed, base .. K.deadlines, base .. K.done, base .. K.stats}
+
+-- decide says what becomes of an item; code 2 with the head means to write it. It reads
+-- what write needs, and looks at what that removes.
+local function decide(i)
+  local id = ARGV[i]
+  local packed = call('HGET', task_key .. id, F.head)
+  if not packed then return {0} end
+  local h = read_head(packed)
+  if h.move == op then return {2} end
+  if h.epoch ~= tonumber(ARGV[i + 1]) or h.claim ~= ARGV[i + 2] or h.startedat ~= tonumber(ARGV[i + 3]) then
+    local is = call('HMGET', task_key .. id, F.head, F.spec, F.state)
+    return {1, is[1], is[2], is[3]}
+  end
+  if ARGV[i + 4] == 'l' and h.till > now then return {3} end
+  if ARGV[i + 15] ~= '' and not complete(id, ARGV[i + 15]) then return {4} end
+  if ARGV[i + 13] ~= '' and ARGV[i + 12] ~= '' then
+    h.text = tail_of(id, tonumber(ARGV[i + 13]), ARGV[i + 12], keep)
+  end
+  lanes[h.lane] = true
+  if h.logs > 0 then will[#will + 1] = base .. K.log .. id end
+  if ARGV[i + 9] == 'f' then
+    if h.argsin ~= '' then chunks(K.args, id, h.argsin, function(key) will[#will + 1] = key end) end
+    if h.request ~= '' then will[#will + 1] = base .. K.request .. h.request end
+  end
+  return {2}, h
+end
+
 -- output keeps what the attempt that ended printed last.
 local function output(i, id, h)
-  local text, attempt = ARGV[i + 12], ARGV[i + 13]
-  if attempt == '' then
-    if h.logs > 0 then call('HDEL', base .. K.log .. id, int(h.attempts + 1)) end
-    return
-  end
-  if text ~= '' then
-    keep_log(id, attempt, text, keep)
+  local attempt = tonumber(ARGV[i + 13])
+  if h.text then
+    call('HSET', base .. K.log .. id, int(attempt), h.text)
     h.logs = 1
   end
-  if h.logs > 0 and tonumber(attempt) > keep_attempts then
-    call('HDEL', base .. K.log .. id, int(tonumber(attempt) - keep_attempts))
+  if h.logs == 0 then return end
+  if not attempt then
+    call('HDEL', base .. K.log .. id, int(h.attempts + 1))
+  elseif attempt > keep_attempts then
+    call('HDEL', base .. K.log .. id, int(attempt - keep_attempts))
   end
 end
 
-local function finish(i, id, key, h)
-  if h.argsin ~= '' then chunks(K.args, id, h.argsin, function(k) call('UNLINK', k) end) end
-  if h.argssize > 0 then call('HDEL', key, F.args) end
+local function finish(i, id, h)
+  if h.argsin ~= '' then chunks(K.args, id, h.argsin, function(key) call('UNLINK', key) end) end
+  if h.argssize > 0 then call('HDEL', task_key .. id, F.args) end
   h.argsin, h.resultin = '', ARGV[i + 15]
+  if h.resultin ~= '' then chunks(K.result, id, h.resultin, function(key) call('PEXPIRE', key, ttl) end) end
   push(add, base .. K.done, ARGV[i + 10], id)
   if ARGV[i + 11] ~= '' then push(rem, base .. K.deadlines, id) end
-  call('PEXPIRE', key, ttl)
+  call('PEXPIRE', task_key .. id, ttl)
   if h.logs > 0 then call('PEXPIRE', base .. K.log .. id, ttl) end
   if h.request ~= '' then call('PEXPIRE', base .. K.request .. h.request, ttl) end
 end
 
-local function move(i)
+local function write(i, h)
   local id = ARGV[i]
-  local key = task_key .. id
-  local packed = call('HGET', key, F.head)
-  if not packed then
-    -- Nothing may point at a record that is gone.
-    for _, name in ipairs({K.leases, K.deadlines, K.delayed, K.ids, K.done}) do push(rem, base .. name, id) end
-    return {0}
-  end
-  local h = read_head(packed)
-  if h.move == op then return {2} end
-  if h.epoch ~= tonumber(ARGV[i + 1]) or h.claim ~= ARGV[i + 2] or h.startedat ~= tonumber(ARGV[i + 3]) then
-    local now_is = call('HMGET', key, F.head, F.spec, F.state)
-    return {1, now_is[1], now_is[2], now_is[3]}
-  end
-  if ARGV[i + 4] == 'l' and h.till > now then return {3} end
-  if ARGV[i + 15] ~= '' and not complete(id, ARGV[i + 15]) then return {4} end
   count(h.lane, h.startedat > 0 and 'r' or 'q', -1)
   if h.claim ~= NOBODY then
     push(rem, leases_key, id)
@@ -89,7 +103,7 @@ local function move(i)
   h.move, h.epoch, h.attempts = op, tonumber(ARGV[i + 6]), tonumber(ARGV[i + 8])
   local to = ARGV[i + 9]
   if to == 'f' then
-    finish(i, id, key, h)
+    finish(i, id, h)
   else
     count(h.lane, 'q', 1)
     if to == 'd' then
@@ -99,14 +113,26 @@ local function move(i)
     end
   end
   if ARGV[i + 14] ~= '' then
-    call('HSET', key, F.head, pack_head(h), F.state, ARGV[i + 7], F.result, ARGV[i + 14])
+    call('HSET', task_key .. id, F.head, pack_head(h), F.state, ARGV[i + 7], F.result, ARGV[i + 14])
   else
-    call('HSET', key, F.head, pack_head(h), F.state, ARGV[i + 7])
+    call('HSET', task_key .. id, F.head, pack_head(h), F.state, ARGV[i + 7])
   end
-  return {2}
 end
 
-for i = 8, #ARGV, 16 do out[#out + 1] = move(i) end
+local todo = {}
+for i = 8, #ARGV, 16 do
+  local answer, h = decide(i)
+  out[#out + 1] = answer
+  if h then
+    todo[#todo + 1] = {i, h}
+  elseif answer[1] == 0 then
+    -- Nothing may point at a record that is gone.
+    for _, name in ipairs({K.leases, K.deadlines, K.delayed, K.ids, K.done}) do push(rem, base .. name, ARGV[i]) end
+  end
+end
+for lane in pairs(lanes) do will[#will + 1] = base .. K.ready .. lane end
+touch(will)
+for _, t in ipairs(todo) do write(t[1], t[2]) end
 flush('ZREM', rem)
 flush('ZADD', add)
 write_counts()

@@ -12,14 +12,20 @@
 local op, keep = ARGV[3], tonumber(ARGV[4])
 local out = {int(now)}
 local leases = {}
+-- What is written, by task: several words on one lease count in order.
+local heads, logs = {}, {}
 
 local function renew(i)
   local id = ARGV[i]
-  local key = task_key .. id
-  local packed = call('HGET', key, F.head)
-  local h = packed and read_head(packed)
-  if not h or h.claim ~= ARGV[i + 2] or h.claim == NOBODY or h.epoch ~= tonumber(ARGV[i + 1]) then return 0, '0' end
+  local h = heads[id]
+  if not h then
+    local packed = call('HGET', task_key .. id, F.head)
+    if not packed then return 0, '0' end
+    h = read_head(packed)
+  end
+  if h.claim ~= ARGV[i + 2] or h.claim == NOBODY or h.epoch ~= tonumber(ARGV[i + 1]) then return 0, '0' end
   if ARGV[i + 6] ~= '' and ARGV[i + 6] ~= h.worker then return 0, '0' end
+  heads[id] = h
   h.heard = generation
   local till = now + tonumber(ARGV[i + 3])
   if till > h.till then
@@ -32,11 +38,10 @@ local function renew(i)
     count(h.lane, 'r', 1)
   end
   if ARGV[i + 7] ~= '' then h.session = ARGV[i + 7] end
-  if ARGV[i + 5] ~= '' and h.move ~= op then
-    keep_log(id, h.attempts + 1, ARGV[i + 5], keep)
-    h.logs, h.move = 1, op
+  local text = ARGV[i + 5]
+  if text ~= '' and h.move ~= op then
+    logs[id] = logs[id] and string.sub(logs[id] .. text, -keep) or tail_of(id, h.attempts + 1, text, keep)
   end
-  call('HSET', key, F.head, pack_head(h))
   return 1, int(h.startedat)
 end
 
@@ -44,6 +49,14 @@ for i = 5, #ARGV, 8 do
   local code, started = renew(i)
   out[#out + 1] = code
   out[#out + 1] = started
+end
+touch({leases_key, base .. K.stats})
+for id, h in pairs(heads) do
+  if logs[id] then
+    call('HSET', base .. K.log .. id, int(h.attempts + 1), logs[id])
+    h.logs, h.move = 1, op
+  end
+  call('HSET', task_key .. id, F.head, pack_head(h))
 end
 flush('ZADD', leases)
 write_counts()

@@ -15,54 +15,64 @@
 local op, front = ARGV[3], ARGV[5]
 if tonumber(ARGV[4]) > now + 1000000 then return {int(now)} end
 local out = {int(now)}
-local ready, delayed, deadlines, ids = {}, {}, {}, {}
--- Numbers that are not used leave gaps, which nobody minds.
-local items = (#ARGV - 5) / 13
-local seq = call('HINCRBY', meta, M.seq, items) - items
 
 local function complete(id, place)
   local ok = true
   chunks(K.args, id, place, function(key)
     if call('EXISTS', key) == 0 then ok = false end
   end)
-  if ok then chunks(K.args, id, place, function(key) call('PERSIST', key) end) end
   return ok
 end
 
 -- existing reads the head of a task that exists.
-local function existing(record_key)
-  local packed = call('HGET', record_key, F.head)
+local function existing(id)
+  local packed = call('HGET', task_key .. id, F.head)
   return packed and read_head(packed)
 end
 
-local function record(i)
+-- What earlier items of this call will record, by key and by id.
+local keys_taken, ids_taken = {}, {}
+
+-- decide says what becomes of an item; code 0 with a third value means to record it.
+local function decide(i)
   local id, mode, key, digest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local record_key = task_key .. id
-  local row = mode == 'k' and call('GET', base .. K.request .. key)
+  local row = mode == 'k' and (keys_taken[key] or call('GET', base .. K.request .. key))
   if row then
     local known = string.sub(row, 1, 16)
     if string.sub(row, 17) ~= digest then return 2, known end
-    local h = known == id and existing(record_key)
+    local h = known == id and not keys_taken[key] and existing(id)
     return h and h.birth == op and 0 or 1, known
   end
-  if call('EXISTS', record_key) == 1 then
-    local h = existing(record_key)
+  if ids_taken[id] then return 3, id end
+  local h = existing(id)
+  if h then
     if h.birth == op then return 0, id end
     return mode == 'r' and h.request == key and 1 or 3, id
   end
-  local lane, place = ARGV[i + 7], ARGV[i + 10]
+  local place = ARGV[i + 10]
   if place ~= '' and not complete(id, place) then return 4, id end
-  seq = seq + 1
+  if mode == 'k' then keys_taken[key] = id .. digest end
+  ids_taken[id] = true
+  return 0, id, true
+end
+
+local ready, delayed, deadlines, ids = {}, {}, {}, {}
+
+local function record(i, seq)
+  local id, key, lane, args = ARGV[i], ARGV[i + 2], ARGV[i + 7], ARGV[i + 9]
   local score = tonumber(ARGV[i + 8]) * 2 ^ PLACE_BITS + seq
-  local packed = front .. struct.pack('>d', score) .. ARGV[i + 4]
+  local record_key, packed = task_key .. id, front .. struct.pack('>d', score) .. ARGV[i + 4]
   if ARGV[i + 6] ~= '' then
-    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5], F.args, ARGV[i + 9], F.state, ARGV[i + 6])
-  elseif ARGV[i + 9] ~= '' then
-    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5], F.args, ARGV[i + 9])
+    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5], F.args, args, F.state, ARGV[i + 6])
+  elseif args ~= '' then
+    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5], F.args, args)
   else
     call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5])
   end
-  if mode == 'k' then call('SET', base .. K.request .. key, id .. digest) end
+  if ARGV[i + 10] ~= '' then
+    chunks(K.args, id, ARGV[i + 10], function(chunk) call('PERSIST', chunk) end)
+  end
+  if ARGV[i + 1] == 'k' then call('SET', base .. K.request .. key, id .. ARGV[i + 3]) end
   local notbefore = ARGV[i + 12]
   if notbefore ~= '' and tonumber(notbefore) > now then
     push(delayed, base .. K.delayed, notbefore, id)
@@ -72,17 +82,28 @@ local function record(i)
   if ARGV[i + 11] ~= '' then push(deadlines, base .. K.deadlines, ARGV[i + 11], id) end
   push(ids, ids_key, 0, id)
   count(lane, 'q', 1)
-  return 0, id
 end
 
+local fresh, lanes = {}, {}
 for i = 6, #ARGV, 13 do
-  local code, id = record(i)
+  local code, id, new = decide(i)
   out[#out + 1] = code
   out[#out + 1] = id
+  if new then
+    fresh[#fresh + 1] = i
+    lanes[base .. K.ready .. ARGV[i + 7]] = true
+  end
 end
-flush('ZADD', ready)
-flush('ZADD', delayed)
-flush('ZADD', deadlines)
-flush('ZADD', ids)
-write_counts()
+if #fresh > 0 then
+  local will = {base .. K.delayed, base .. K.deadlines, ids_key, base .. K.stats}
+  for key in pairs(lanes) do will[#will + 1] = key end
+  touch(will)
+  local seq = call('HINCRBY', meta, M.seq, #fresh) - #fresh
+  for n, i in ipairs(fresh) do record(i, seq + n) end
+  flush('ZADD', ready)
+  flush('ZADD', delayed)
+  flush('ZADD', deadlines)
+  flush('ZADD', ids)
+  write_counts()
+end
 return out
