@@ -177,6 +177,9 @@ func (s *Store) checkReplica(info map[string]string) error {
 	if !s.cfg.replicated || hasReplica(info) {
 		return nil
 	}
+	if n := info["connected_slaves"]; n != "0" && n != "" {
+		return errors.New("durability=replicated needs a replica and none is in step yet")
+	}
 	return refuse("durability=replicated needs a replica and the server has none online")
 }
 

@@ -30,7 +30,16 @@ func AwaitReplica(s *Server) error {
 	defer c.Close() //nolint:errcheck // Only used to look.
 	return Await("the replica is in step", func(ctx context.Context) bool {
 		text, err := c.Info(ctx, "replication").Result()
-		return err == nil && strings.Contains(text, "master_link_status:up")
+		if err != nil || !strings.Contains(text, "master_link_status:up") {
+			return false
+		}
+		// The primary counts it from its first acknowledgement on.
+		_, port, _ := strings.Cut(text, "master_port:")
+		port, _, _ = strings.Cut(port, "\r\n")
+		p := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port, DisableIdentity: true})
+		defer p.Close() //nolint:errcheck // Only used to look.
+		text, err = p.Info(ctx, "replication").Result()
+		return err == nil && strings.Contains(text, fmt.Sprintf("port=%d,state=online", s.Port))
 	})
 }
 

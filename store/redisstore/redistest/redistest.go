@@ -89,6 +89,7 @@ func New(dir string, config ...string) (*Server, error) {
 		s.args = append([]string{
 			"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly", "no",
 			"--logfile", filepath.Join(dir, "redis.log"), "--loglevel", "notice", "--daemonize", "no",
+			"--repl-diskless-sync-delay", "0",
 		}, config...)
 		if err = s.Run(); err == nil {
 			return s, nil
