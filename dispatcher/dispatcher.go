@@ -125,6 +125,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	d.work = work
+	if err := d.attend(ctx); err != nil {
+		close(d.done)
+		return err
+	}
 	d.helpers.Go(func() { d.claims.run(work) })
 	d.helpers.Go(func() { d.settles.run(work) })
 	d.helpers.Go(func() { d.renews.run(work) })

@@ -157,3 +157,47 @@ func (d *Dispatcher) doAnnounce(ctx context.Context, workers []store.Presence) {
 		d.log.Warn("could not announce the workers", "error", err)
 	}
 }
+
+// attendant is a store that several dispatchers share: each says that it is there,
+// so that the first one after an outage of all lets nobody lose a lease to it.
+type attendant interface {
+	Attend(ctx context.Context, now time.Time, dispatcher task.ID, ttl time.Duration) (first bool, err error)
+	Depart(ctx context.Context, now time.Time, dispatcher task.ID) error
+}
+
+// attend tells the store of this dispatcher before anything is claimed or reaped, and
+// again until ctx ends.
+func (d *Dispatcher) attend(ctx context.Context) error {
+	st, ok := d.store.(attendant)
+	if !ok {
+		return nil
+	}
+	ttl := d.cfg.Lease
+	var first bool
+	ok = d.untilDone(ctx, "attend", func(ctx context.Context) (err error) {
+		first, err = st.Attend(ctx, time.Now(), d.cfg.ID, ttl)
+		return err
+	})
+	if !ok {
+		return nil // told to stop before the store answered
+	}
+	d.log.Info("dispatcher attends", "dispatcher", d.cfg.ID, "first", first)
+	d.helpers.Go(func() {
+		ticker := time.NewTicker(ttl / 4)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				if _, err := st.Attend(ctx, time.Now(), d.cfg.ID, ttl); err != nil && ctx.Err() == nil {
+					d.log.Warn("the store does not hear of this dispatcher", "error", err)
+				}
+			case <-ctx.Done():
+				if err := st.Depart(d.work, time.Now(), d.cfg.ID); err != nil {
+					d.log.Warn("the store does not know that this dispatcher left; it forgets it by itself", "error", err)
+				}
+				return
+			}
+		}
+	})
+	return nil
+}

@@ -22,6 +22,7 @@ import (
 	"github.com/treadle-dev/treadle/server"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/pebblestore"
+	"github.com/treadle-dev/treadle/store/redisstore"
 	"github.com/treadle-dev/treadle/task"
 	"github.com/treadle-dev/treadle/worker"
 	"github.com/treadle-dev/treadle/worker/pyproc"
@@ -42,19 +43,30 @@ func randomID() task.ID { return task.ID(uuid.New()) }
 
 func timeID() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
 
-// openStore opens what a store URL names.
-func (n *node) openStore(ctx context.Context) (store.Store, error) {
+// openStore opens what a store URL names. shared says that other processes must be
+// able to use it beside this one.
+func (n *node) openStore(ctx context.Context, shared bool) (store.Store, error) {
+	if redisstore.IsURL(n.Store) {
+		return redisstore.Open(ctx, redisstore.Options{URL: n.Store, Retention: n.Retention, Lease: n.Lease, Logger: n.Log})
+	}
 	opts := pebblestore.Options{Retention: n.Retention, Lease: n.Lease, Logger: n.Log}
-	switch scheme, _, _ := strings.Cut(n.Store, ":"); scheme {
-	case "embedded":
+	switch n.Store {
+	case "embedded:":
 		opts.Durability, opts.Dir = pebblestore.Embedded, filepath.Join(n.DataDir, "store")
+	case "memory:":
+		opts.Durability = pebblestore.Memory
+	default:
+		return nil, fmt.Errorf("--store %q is no store URL: want embedded:, memory:, redis://, rediss://, redis+sentinel:// or redis+cluster://",
+			redactURL(n.Store))
+	}
+	if shared {
+		return nil, fmt.Errorf("--store %s belongs to one process, and servers and dispatchers share theirs: "+
+			"name a Redis (redis://HOST:PORT), or run everything in one process with 'treadle up'", n.Store)
+	}
+	if opts.Dir != "" {
 		if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the data folder (--data-dir): %w", err)
 		}
-	case "memory":
-		opts.Durability = pebblestore.Memory
-	default:
-		return nil, fmt.Errorf("--store %q: want the URL embedded: or memory: with nothing behind it", redactURL(n.Store))
 	}
 	return pebblestore.Open(ctx, opts)
 }
@@ -73,30 +85,69 @@ func redactURL(u string) string {
 
 // up runs everything in one process until ctx ends, then drains: the pool first,
 // while its results can still be fetched, then the worker streams and the API.
-func (n *node) up(ctx context.Context) (err error) {
-	st, err := n.openStore(ctx)
+func (n *node) up(ctx context.Context) error {
+	return n.serve(ctx, parts{api: true, dispatcher: true, modes: []link.Mode{link.Push, link.Pull}, slots: n.Slots})
+}
+
+// server runs the API and REST on a store that dispatchers share.
+func (n *node) server(ctx context.Context) error { return n.serve(ctx, parts{api: true, shared: true}) }
+
+// dispatch runs a dispatcher on a store that servers share: for the worker streams
+// of its mode, or with a pool of its own.
+func (n *node) dispatch(ctx context.Context) error {
+	p := parts{dispatcher: true, shared: true}
+	switch n.Mode {
+	case "any":
+		p.modes = []link.Mode{link.Push, link.Pull}
+	case string(link.Local):
+		p.slots = n.Slots
+	default:
+		p.modes = []link.Mode{link.Mode(n.Mode)}
+	}
+	return n.serve(ctx, p)
+}
+
+// parts says what a process is made of.
+type parts struct {
+	api        bool
+	dispatcher bool
+	// modes are the worker streams that are admitted, slots the size of the local pool.
+	modes []link.Mode
+	slots int
+	// shared: the store must be one that other processes can use.
+	shared bool
+}
+
+func (n *node) serve(ctx context.Context, p parts) (err error) {
+	st, err := n.openStore(ctx, p.shared)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	d, err := dispatcher.New(dispatcher.Config{
-		Lease: n.Lease, Heartbeat: n.Heartbeat, Grace: orNone(n.ReconnectGrace), MaxPayload: int(n.MaxPayload),
-		ID: randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
-	}, st)
-	if err != nil {
-		return err
-	}
-	srv, err := server.New(server.Config{
-		Store: st, Dispatcher: d, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version,
+	cfg := server.Config{
+		Store: st, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version, Modes: p.modes, WorkersOnly: !p.api,
 		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
-		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus,
-		AllowedHosts: n.AllowedHosts,
-	})
+		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus, AllowedHosts: n.AllowedHosts,
+	}
+	var d *dispatcher.Dispatcher
+	if p.dispatcher {
+		d, err = dispatcher.New(dispatcher.Config{
+			Lease: n.Lease, Heartbeat: n.Heartbeat, Grace: orNone(n.ReconnectGrace), MaxPayload: int(n.MaxPayload),
+			ID: randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
+		}, st)
+		if err != nil {
+			return err
+		}
+		if len(p.modes) > 0 {
+			cfg.Dispatcher = d
+		}
+	}
+	srv, err := server.New(cfg)
 	if err != nil {
 		return err
 	}
 	var pool *worker.Agent
-	if n.Slots > 0 {
+	if p.slots > 0 {
 		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
 			n.Log.Warn("the local pool's link ended", "error", err)
 		}))
@@ -110,7 +161,9 @@ func (n *node) up(ctx context.Context) (err error) {
 	var stages stages
 	stages.run(watchStore(st))
 	stages.run(srv.Serve)
-	stages.run(d.Run)
+	if d != nil {
+		stages.run(d.Run)
+	}
 	if pool != nil {
 		stages.run(pool.Run)
 	}

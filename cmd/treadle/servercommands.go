@@ -4,5 +4,5 @@ import "github.com/spf13/cobra"
 
 // serverCommands are the roles of this binary.
 func serverCommands() []*cobra.Command {
-	return []*cobra.Command{newUpCommand(), newWorkerCommand()}
+	return []*cobra.Command{newUpCommand(), newServerCommand(), newDispatcherCommand(), newWorkerCommand()}
 }

@@ -104,7 +104,11 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		if r != roleUp {
 			storeDefault = ""
 		}
-		fl.StringVar(&f.Store, "store", storeDefault, "store URL: embedded: (under --data-dir) or memory:")
+		storeHelp := "store URL: redis://, rediss://, redis+sentinel:// or redis+cluster://"
+		if r == roleUp {
+			storeHelp = "store URL: embedded: (under --data-dir), memory:, " + strings.TrimPrefix(storeHelp, "store URL: ")
+		}
+		fl.StringVar(&f.Store, "store", storeDefault, storeHelp)
 	} else {
 		fl.StringVar(&f.HTTPAddr, "http-addr", "", "where health and metrics listen (default nowhere)")
 		fl.StringSliceVar(&f.Dispatchers, "dispatcher", []string{"127.0.0.1:50051"}, "HOST:PORT of dispatchers, tried in turn")

@@ -37,6 +37,61 @@ SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, queued ones stay qu
 	return cmd
 }
 
+func newServerCommand() *cobra.Command {
+	n := &node{}
+	cmd := &cobra.Command{
+		Use:   "server --store URL",
+		Short: "Run the API and REST on a store that dispatchers share",
+		Long: `Runs the gRPC API and REST on a Redis that any number of servers and dispatchers
+share. A server keeps no state: start as many as you like, behind any balancer.`,
+		Example: `  treadle server --store redis://127.0.0.1:6379
+  treadle server --store 'redis+sentinel://127.0.0.1:26379/mymaster?durability=replicated'`,
+		GroupID: groupServe,
+		Args:    arguments(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := n.prepare(cmd, roleServer); err != nil {
+				return err
+			}
+			n.Ready = func(grpcAddr, httpAddr string) { n.announce(cmd.OutOrStdout(), grpcAddr, httpAddr) }
+			return n.server(cmd.Context())
+		},
+	}
+	n.register(cmd, roleServer)
+	return cmd
+}
+
+func newDispatcherCommand() *cobra.Command {
+	n := &node{}
+	cmd := &cobra.Command{
+		Use:   "dispatcher --store URL",
+		Short: "Run a dispatcher on a store that servers share",
+		Long: `Runs a dispatcher on a Redis that any number of servers and dispatchers share: for
+the streams of workers (--mode any, push or pull), or with a pool of Python runners of
+its own (--mode local). When a dispatcher ends its workers dial another one and keep
+what they run.`,
+		Example: `  treadle dispatcher --store redis://127.0.0.1:6379
+  treadle dispatcher --store redis://127.0.0.1:6379 --grpc-addr 127.0.0.1:50052 --mode pull
+  treadle dispatcher --store redis://127.0.0.1:6379 --mode local --slots 8`,
+		GroupID: groupServe,
+		Args:    arguments(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := n.prepare(cmd, roleDispatcher); err != nil {
+				return err
+			}
+			n.Ready = func(grpcAddr, httpAddr string) {
+				if !n.JSON {
+					fmt.Fprintf(cmd.OutOrStdout(), "The dispatcher is up: workers dial %s\n", grpcAddr)
+					return
+				}
+				n.announce(cmd.OutOrStdout(), grpcAddr, httpAddr)
+			}
+			return n.dispatch(cmd.Context())
+		},
+	}
+	n.register(cmd, roleDispatcher)
+	return cmd
+}
+
 func newWorkerCommand() *cobra.Command {
 	n := &node{}
 	cmd := &cobra.Command{
