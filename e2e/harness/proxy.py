@@ -35,7 +35,7 @@ class Proxy:
         self._flowing.set()
 
     def arm(self, size: int) -> Callable[[], None]:
-        """Has all connections reset in the middle of what is sent, after so many more bytes; returns a wait for that."""
+        """Has all connections reset within what is sent, after so many more bytes; returns a wait for that."""
         before = self.resets
         with self._lock:
             self._fuse = size
