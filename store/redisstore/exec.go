@@ -121,7 +121,7 @@ func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wai
 			if end, ok := ctx.Deadline(); ok {
 				timeout = max(time.Millisecond, min(timeout, time.Until(end)))
 			}
-			// WAIT covers what the connection wrote. A call that found its work done wrote
+			// WAIT promises what the connection wrote. A call that found its work done wrote
 			// nothing, so there is always one write.
 			pipe.Incr(ctx, s.keys(todo[0].shard).named(keySync))
 			replicas = pipe.Do(ctx, "WAIT", 1, timeout.Milliseconds())
@@ -219,7 +219,7 @@ func (s *Store) confirm(ctx context.Context, op string, shards ...int) error {
 	}
 	calls := make([]*call, len(shards))
 	for i, shard := range shards {
-		calls[i] = &call{shard: shard, args: []any{"INCR", s.keys(shard).named(keySync)}}
+		calls[i] = &call{shard: shard, args: []any{"EXISTS", s.keys(shard).named(keySync)}}
 	}
 	return s.change(ctx, op, calls...)
 }

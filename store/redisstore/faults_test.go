@@ -315,6 +315,7 @@ func TestReplicated(t *testing.T) {
 	primary := redistest.Start(t)
 	replica := redistest.StartReplica(t, primary)
 	s := live(t, primary.URL("durability=replicated"), func(o *Options) { o.WaitTimeout = 200 * time.Millisecond; o.OfferLease = -1 })
+	other := live(t, primary.URL("durability=replicated"), func(o *Options) { o.Namespace = s.opts.Namespace; o.WaitTimeout = 200 * time.Millisecond })
 	if got := s.Info().Durability; got != Replicated {
 		t.Fatalf("durability %q", got)
 	}
@@ -329,8 +330,8 @@ func TestReplicated(t *testing.T) {
 	if task.CodeOf(err) != task.CodeUnavailable || !strings.Contains(err.Error(), "outcome is unknown") {
 		t.Fatalf("without a replica: %v", err)
 	}
-	// The retry has nothing left to write and must not be answered either.
-	if _, err = s.Submit(t.Context(), time.Now(), []store.Submission{it}); task.CodeOf(err) != task.CodeUnavailable {
+	// The retry, on a connection that wrote nothing of it, must not be answered either.
+	if _, err = other.Submit(t.Context(), time.Now(), []store.Submission{it}); task.CodeOf(err) != task.CodeUnavailable {
 		t.Fatalf("the retry without a replica: %v", err)
 	}
 	settle := []store.Settlement{{Token: claims[0].Token, Outcome: task.Outcome{End: task.EndSucceeded, Result: []byte("1")}}}
@@ -444,6 +445,21 @@ func TestTwoProcesses(t *testing.T) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 	}
+	// The word that an attempt started came through the other process; the one that hands
+	// it back does not know and must not forget it.
+	it := submission(nil)
+	submitOne(t, a, it)
+	c := claimSome(t, a, request(1))[0]
+	if _, err := b.Renew(t.Context(), time.Now(), []store.Renewal{{Token: c.Token, Until: time.Now().Add(time.Minute), StartedAt: time.Now()}}); err != nil {
+		t.Fatal(err)
+	}
+	verdicts, err := a.Settle(t.Context(), time.Now(), []store.Settlement{{Token: c.Token, Outcome: task.Outcome{End: task.EndReturned}}})
+	if err != nil || verdicts[0] != task.VerdictRecorded {
+		t.Fatal(verdicts, err)
+	}
+	if got, err := a.Task(t.Context(), it.Task.ID); err != nil || got.AttemptCount != 1 || got.Attempts[0].End != task.EndReturned {
+		t.Fatalf("%+v, %v", got, err)
+	}
 	mustCheck(t, a)
 }
 
@@ -548,4 +564,57 @@ func settle(t *testing.T, f *fixture, tok task.Token, out task.Outcome, want tas
 	if err != nil || got[0] != want {
 		t.Fatalf("answered %v, %v; want %s", got, err, want)
 	}
+}
+
+// A renewal that comes between a reaper's look and its move wins.
+func TestRenewalBeatsReaper(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, nil)
+	it := submission(nil)
+	if _, err := f.s.Submit(t.Context(), f.clock.Now(), []store.Submission{it}); err != nil {
+		t.Fatal(err)
+	}
+	r := request(1)
+	r.Until = f.clock.Now().Add(f.opts.Lease)
+	claims, err := f.s.Claim(t.Context(), f.clock.Now(), []store.ClaimRequest{r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.clock.Advance(f.opts.Lease)
+	reap := &move{id: it.Task.ID, overdue: true, forced: true, apply: func(rec *record, tk *task.Task, at time.Time) bool {
+		got, err := f.s.Renew(t.Context(), f.clock.Now(), []store.Renewal{{Token: claims[0][0].Token, Until: f.clock.Now().Add(f.opts.Lease)}})
+		if err != nil || got[0] != task.VerdictRecorded {
+			t.Errorf("renew: %v, %v", got, err)
+		}
+		return f.s.lapse(rec, tk, at)
+	}}
+	if err := f.s.perform(t.Context(), "test", f.clock.Now(), []*move{reap}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := f.s.Task(t.Context(), it.Task.ID); err != nil || got.Lease == nil || got.Lapses != 0 || reap.changed {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	mustCheck(t, f.s)
+}
+
+// A large value whose chunks did not arrive is not taken for whole.
+func TestMissingChunks(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, nil)
+	big := make([]byte, 3*chunkSize)
+	it := submission(big)
+	x := &submitting{s: f.s, now: f.clock.Now(), operation: newOperation(), items: []store.Submission{it}, ids: []task.ID{it.Task.ID}, reserved: make([]bool, 1)}
+	args, chunks := x.arguments([]any{x.operation, f.clock.Now().UnixMicro(), frontOfHead(x.operation)}, 0, 0, f.clock.Now())
+	c := f.s.scriptCall(0, scriptSubmit, f.clock.Now(), args...)
+	if err := f.s.change(t.Context(), "test", append(chunks[:2], c)...); err != nil {
+		t.Fatal(err)
+	}
+	values, err := c.values()
+	if err != nil || values[0] != int64(submitIncomplete) {
+		t.Fatalf("answered %v, %v", values, err)
+	}
+	if _, err := f.s.Task(t.Context(), it.Task.ID); task.CodeOf(err) != task.CodeNotFound {
+		t.Fatalf("recorded without its arguments: %v", err)
+	}
+	mustCheck(t, f.s)
 }
