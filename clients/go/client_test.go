@@ -224,7 +224,8 @@ func TestCallWhoseContextEndsNamesTheTask(t *testing.T) {
 	g := newGate()
 	srv.Handle("gate", g.handle)
 	c := dial(t, srv)
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	// Long enough for a busy machine to record the task, and to say so before the end.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err := c.Run(ctx, treadle.Request{Function: "gate"})
 	if !errors.Is(err, context.DeadlineExceeded) {
@@ -354,8 +355,11 @@ func TestConcurrentCallersTravelTogether(t *testing.T) {
 			ids[i] = id
 		})
 	}
-	waitFor(t, func() bool { return flying.Load() == 4 && calling.Load() == callers })
-	close(hold)
+	// The first request may carry everybody, or a few may fly with what came first.
+	release := sync.OnceFunc(func() { close(hold) })
+	defer release()
+	waitFor(t, func() bool { return flying.Load() > 0 && calling.Load() == callers })
+	release()
 	wg.Wait()
 	slices.Sort(ids)
 	if len(slices.Compact(ids)) != callers {
