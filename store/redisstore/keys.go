@@ -179,8 +179,6 @@ func newKeys(namespace string, shard int) keys {
 func (k keys) named(name string) string          { return k.base + name }
 func (k keys) task(id task.ID) string            { return k.base + keyTask + string(id[:]) }
 func (k keys) log(id task.ID) string             { return k.base + keyLog + string(id[:]) }
-func (k keys) request(key string) string         { return k.base + keyRequest + key }
-func (k keys) ready(lane string) string          { return k.base + keyReady + lane }
 func (k keys) chunk(prefix string, n int) string { return k.base + prefix + ":" + strconv.Itoa(n) }
 
 // laneOf names a lane: the ready tasks of one queue and runtime key.

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"time"
 
@@ -74,7 +75,7 @@ func (s *Store) perform(ctx context.Context, op string, now time.Time, moves []*
 		if len(later) > 0 {
 			operation = newOperation()
 		}
-		todo = append(again, later...)
+		todo = slices.Concat(again, later)
 	}
 	return nil
 }

@@ -229,7 +229,7 @@ func denied(err error) bool {
 // identify reads what the store is, or makes it when there is none.
 func (s *Store) identify(ctx context.Context) error {
 	var fresh [16]byte
-	rand.Read(fresh[:]) //nolint:errcheck // It never fails.
+	rand.Read(fresh[:])
 	about, err := s.setup(ctx, s.any, hex.EncodeToString(fresh[:]), strconv.Itoa(s.opts.Shards))
 	if err != nil {
 		return err

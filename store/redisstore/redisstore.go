@@ -233,6 +233,6 @@ func (s *Store) disconnect() error {
 // newOperation names one call, so that a script knows it when it comes again.
 func newOperation() []byte {
 	b := make([]byte, 8)
-	rand.Read(b) //nolint:errcheck // It never fails.
+	rand.Read(b)
 	return b
 }

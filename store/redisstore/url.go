@@ -157,7 +157,7 @@ func (a *address) readPath(path string) (err error) {
 		return fmt.Errorf("the database %q in the store URL is not a number", strings.Join(parts, "/"))
 	}
 	if a.kind == cluster && a.db != 0 {
-		return errors.New("Redis Cluster has database 0 only")
+		return errors.New("a Redis Cluster has database 0 only")
 	}
 	return nil
 }

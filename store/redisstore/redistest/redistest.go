@@ -60,7 +60,7 @@ func FreePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer l.Close() //nolint:errcheck // It accepted nothing.
+	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
