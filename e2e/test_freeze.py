@@ -47,7 +47,7 @@ def test_late_result_of_a_frozen_worker_is_refused(own: Own, mode: Mode, tmp_pat
 
 @pytest.mark.parametrize("mode", ["push", "pull"])
 def test_short_freeze_costs_nothing(own: Own, mode: Mode, tmp_path: Path) -> None:
-    fabric = own.up()
+    fabric = own.up("--heartbeat", "300ms")
     worker = fabric.worker(mode)
     notes, gate = tmp_path / "notes", tmp_path / "gate"
     task_id = fabric.v1.submit(note_and_wait, str(notes), str(gate), 5)

@@ -89,7 +89,7 @@ def test_silent_network(remote: Remote, mode: str, tmp_path: Path) -> None:
 
 def test_stall_shorter_than_the_lease(own: Own, mode: str, tmp_path: Path) -> None:
     """Nothing runs again, and what ended meanwhile is delivered."""
-    remote = Remote(own.up())
+    remote = Remote(own.up("--heartbeat", "300ms"))
     fabric, proxy = remote.fabric, remote.proxy
     try:
         worker = remote.worker(mode)

@@ -198,10 +198,10 @@ def test_local_dispatcher_single_task(root: Root, travel: Travel) -> None:
     assert root.value(root.run(travel(add), 1, 2)) == 3
 
 
-def test_sleeps_run_side_by_side(shared: Fabric, travel: Travel) -> None:
+def test_sleeps_run_side_by_side(shared: Fabric) -> None:
     """Four slots, four sleeps of 2 s: together within 2.5 s."""
     root = shared.root
-    function_id = root.register(travel(nap))
+    function_id = root.register(nap)
     started = time.monotonic()
     tasks = [root.execute(function_id, 2) for _ in range(4)]
     assert [root.value(task_id) for task_id in tasks] == [2] * 4

@@ -179,6 +179,10 @@ def some_bytes(n: int) -> bytes:
     return b"\x00\xff" * (n // 2)
 
 
+def zeros(n: int) -> bytes:
+    return bytes(n)
+
+
 def echo_bytes(data: bytes) -> bytes:
     return data
 
