@@ -31,8 +31,9 @@ type Agent struct {
 	kick chan struct{}
 
 	mu sync.Mutex
-	// work wakes slots: the queue has a claim, or the agent ends.
-	work   sync.Cond
+	// idle are the slots that wait for work, the one that waited shortest last: it is
+	// woken first, as its runner and caches are still warm.
+	idle   []chan struct{}
 	claims map[task.Token]*claim
 	queue  []*claim
 	active int // waiting and running claims
@@ -60,7 +61,6 @@ func New(cfg Config) (*Agent, error) {
 		cfg: cfg, log: cfg.Logger, executors: map[string]Executor{}, code: newCodeCache(cfg.CacheBytes),
 		kick: make(chan struct{}, 1), claims: map[task.Token]*claim{},
 	}
-	a.work.L = &a.mu
 	for _, ex := range cfg.Executors {
 		for _, key := range ex.Runtimes() {
 			if a.executors[key] != nil {
@@ -103,7 +103,9 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	a.mu.Lock()
 	a.ending = true
-	a.work.Broadcast()
+	for len(a.idle) > 0 {
+		a.wakeSlot()
+	}
 	for _, c := range a.claims {
 		a.halt(c, stopHandBack)
 	}
@@ -124,8 +126,9 @@ func (a *Agent) closeExecutors() error {
 
 // slot runs claims one after another until the agent ends.
 func (a *Agent) slot(ctx context.Context, n int) {
+	wake := make(chan struct{}, 1)
 	for {
-		c, runCtx := a.next(ctx)
+		c, runCtx := a.next(ctx, wake)
 		if c == nil {
 			return
 		}
@@ -136,14 +139,17 @@ func (a *Agent) slot(ctx context.Context, n int) {
 
 // next waits for a claim and marks it started: the word of it leaves while the
 // executor already runs.
-func (a *Agent) next(ctx context.Context) (*claim, context.Context) {
+func (a *Agent) next(ctx context.Context, wake chan struct{}) (*claim, context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for len(a.queue) == 0 {
 		if a.ending {
 			return nil, nil
 		}
-		a.work.Wait()
+		a.idle = append(a.idle, wake)
+		a.mu.Unlock()
+		<-wake
+		a.mu.Lock()
 	}
 	c := a.queue[0]
 	a.queue[0] = nil
@@ -154,6 +160,14 @@ func (a *Agent) next(ctx context.Context) (*claim, context.Context) {
 	a.accepts = append(a.accepts, link.Accept{Token: c.token})
 	a.nudge()
 	return c, runCtx
+}
+
+// wakeSlot wakes the slot that became idle last, if there is one.
+func (a *Agent) wakeSlot() {
+	if n := len(a.idle); n > 0 {
+		a.idle[n-1] <- struct{}{}
+		a.idle = a.idle[:n-1]
+	}
 }
 
 func (a *Agent) run(ctx context.Context, slot int, c *claim) (out task.Outcome) {
@@ -244,7 +258,7 @@ func (a *Agent) offered(items []link.Offer) {
 				a.nudge()
 			}
 		}
-		a.work.Signal()
+		a.wakeSlot()
 	}
 }
 
