@@ -280,19 +280,16 @@ func (c *storeClock) observe(cmd *redis.Cmd, received time.Time) {
 	if !ok || len(v) == 0 {
 		return
 	}
-	if text, ok := v[0].(string); ok {
-		c.set(text, received)
+	if us, ok := v[0].(int64); ok {
+		c.set(us, received)
 	}
 }
 
 // set takes the server's time as a script tells it.
-func (c *storeClock) set(text string, received time.Time) {
-	var p numbers
-	if base := p.time(text); p.err == nil {
-		c.mu.Lock()
-		c.base, c.at = base, received
-		c.mu.Unlock()
-	}
+func (c *storeClock) set(us int64, received time.Time) {
+	c.mu.Lock()
+	c.base, c.at = time.UnixMicro(us).UTC(), received
+	c.mu.Unlock()
 }
 
 // now is the store's time, to the microsecond, given the caller's.

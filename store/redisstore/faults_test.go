@@ -314,8 +314,8 @@ func TestReplicated(t *testing.T) {
 	t.Parallel()
 	primary := redistest.Start(t)
 	replica := redistest.StartReplica(t, primary)
-	s := live(t, primary.URL("durability=replicated"), func(o *Options) { o.WaitTimeout = 200 * time.Millisecond; o.OfferLease = -1 })
-	other := live(t, primary.URL("durability=replicated"), func(o *Options) { o.Namespace = s.opts.Namespace; o.WaitTimeout = 200 * time.Millisecond })
+	s := live(t, primary.URL("durability=replicated"), func(o *Options) { o.WaitTimeout = 2 * time.Second; o.OfferLease = -1 })
+	other := live(t, primary.URL("durability=replicated"), func(o *Options) { o.Namespace = s.opts.Namespace; o.WaitTimeout = 2 * time.Second })
 	if got := s.Info().Durability; got != Replicated {
 		t.Fatalf("durability %q", got)
 	}

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -100,51 +101,38 @@ const (
 // recordFields are read to know a task, in this order; see decodeRecord.
 var recordFields = []string{fieldHead, fieldSpec, fieldState}
 
-// headFormat is the head as Lua's struct library packs it, headNames what stands there;
-// see [head].
-const headFormat = ">BBBc8c8c16c16dddddddddHc0Hc0Hc0Hc0Hc0"
-
-var headNames = []string{
-	"version", "localpool", "logs", "birth", "move", "claim", "session", "place", "epoch", "attempts", "claimedat", "till",
-	"startedat", "heard", "deadline", "argssize", "worker", "lane", "request", "argsin", "resultin",
+// luaNames are the names that scripts use: K.x is a key, M.x a field of meta, F.x a field
+// of a task, P.x a position in its head, and P.priority how far apart priorities stand in
+// a place.
+var luaNames = map[string]string{
+	"K.meta": keyMeta, "K.task": keyTask, "K.args": keyArgs, "K.result": keyResult, "K.log": keyLog, "K.request": keyRequest,
+	"K.ready": keyReady, "K.delayed": keyDelayed, "K.deadlines": keyDeadlines, "K.leases": keyLeases, "K.done": keyDone,
+	"K.held": keyHeld, "K.ids": keyIDs, "K.stats": keyStats, "K.functions": keyFunctions, "K.names": keyNames,
+	"K.functionrequests": keyFunctionRequests, "K.functionids": keyFunctionIDs, "K.blob": keyBlob,
+	"K.dispatchers": keyDispatchers,
+	"M.identity":    metaIdentity, "M.format": metaFormat, "M.shards": metaShards, "M.complete": metaComplete, "M.seq": metaSeq,
+	"M.beat": metaBeat, "M.calm": metaCalm, "M.generation": metaGeneration,
+	"F.head": fieldHead, "F.spec": fieldSpec, "F.state": fieldState, "F.args": fieldArgs, "F.result": fieldResult,
 }
 
-// luaNames is the head of every script: the names above as Lua values.
-func luaNames() string {
-	var b strings.Builder
-	table := func(name string, pairs ...string) {
-		fmt.Fprintf(&b, "local %s = {", name)
-		for i := 0; i < len(pairs); i += 2 {
-			fmt.Fprintf(&b, "%s=%q,", pairs[i], pairs[i+1])
+// luaName matches a use of such a name.
+var luaName = regexp.MustCompile(`\b[KMFP]\.[a-z]+\b`)
+
+// withNames puts the values in the place of their names: a table of them would be built
+// anew by every call of a script.
+func withNames(source string) string {
+	return luaName.ReplaceAllStringFunc(source, func(name string) string {
+		if text, ok := luaNames[name]; ok {
+			return strconv.Quote(text)
 		}
-		b.WriteString("}\n")
-	}
-	table("K",
-		"meta", keyMeta, "task", keyTask, "args", keyArgs, "result", keyResult, "log", keyLog, "request", keyRequest,
-		"ready", keyReady, "delayed", keyDelayed, "deadlines", keyDeadlines, "leases", keyLeases, "done", keyDone,
-		"held", keyHeld, "ids", keyIDs, "stats", keyStats, "functions", keyFunctions, "names", keyNames,
-		"functionrequests", keyFunctionRequests, "functionids", keyFunctionIDs, "blob", keyBlob, "dispatchers", keyDispatchers)
-	table("M",
-		"identity", metaIdentity, "format", metaFormat, "shards", metaShards, "complete", metaComplete, "seq", metaSeq,
-		"beat", metaBeat, "calm", metaCalm, "generation", metaGeneration)
-	table("F", "head", fieldHead, "spec", fieldSpec, "state", fieldState, "args", fieldArgs, "result", fieldResult)
-	fmt.Fprintf(&b, "local PLACE_BITS = %d\n", placeBits)
-	fmt.Fprintf(&b, "local HEAD = %q\n", headFormat)
-	// One constructor makes a table of the right size; assignments would grow it step by step.
-	var values, pairs []string
-	for i, name := range headNames {
-		values = append(values, fmt.Sprint("v", i))
-		pairs = append(pairs, fmt.Sprintf("%s=v%d", name, i))
-	}
-	fmt.Fprintf(&b, "local function read_head(s)\n  local %s = struct.unpack(HEAD, s)\n  return {%s}\nend\n",
-		strings.Join(values, ", "), strings.Join(pairs, ", "))
-	names := "h." + strings.Join(headNames, ", h.")
-	packed := names
-	for _, name := range []string{"worker", "lane", "request", "argsin", "resultin"} {
-		packed = strings.Replace(packed, "h."+name, "#h."+name+", h."+name, 1)
-	}
-	fmt.Fprintf(&b, "local function pack_head(h)\n  return struct.pack(HEAD, %s)\nend\n", packed)
-	return b.String()
+		if name == "P.priority" {
+			return strconv.Itoa(1 << placeBits)
+		}
+		if at, ok := headPositions[name]; ok {
+			return strconv.Itoa(at + 1) // Lua counts from 1.
+		}
+		panic("a script uses the unknown name " + name)
+	})
 }
 
 // maxNamespace bounds a namespace, in bytes.

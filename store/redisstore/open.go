@@ -293,7 +293,7 @@ func (s *Store) setup(ctx context.Context, k keys, identity, shards string) (a a
 	a.format, _ = v[2].(string)
 	a.shards, _ = v[3].(string)
 	_, a.complete = v[4].(string)
-	if at, ok := v[0].(string); ok {
+	if at, ok := v[0].(int64); ok {
 		s.clock.set(at, time.Now())
 	}
 	return a, nil

@@ -102,9 +102,8 @@ func (s *Store) findDue(ctx context.Context, now time.Time, shard, limit int) (d
 		s.log.Warn("nobody watched the store for a while; every lease gets one more lease length before it is reaped",
 			"shard", shard, "lease", s.opts.Lease)
 	}
-	var p numbers
-	generation, _ := values[1].(string)
-	s.generation.Store(p.int(generation))
+	generation, _ := values[1].(int64)
+	s.generation.Store(generation)
 	s.bell.ring(readySignals(textsOf(values[2])))
 	for i, list := range []*[]task.ID{&d.deadlines, &d.leases, &d.finished} {
 		for _, text := range textsOf(values[3+i]) {
@@ -320,13 +319,12 @@ func (s *Store) recover(ctx context.Context, now time.Time) error {
 	}
 	var moves []*move
 	for shard, c := range calls {
-		var p numbers
 		v, err := c.cmd.Slice()
 		if err != nil || len(v) == 0 {
 			return s.failure(op, err)
 		}
-		text, _ := v[0].(string)
-		local, err := s.localLeases(ctx, shard, p.time(text))
+		us, _ := v[0].(int64)
+		local, err := s.localLeases(ctx, shard, time.UnixMicro(us))
 		if err != nil {
 			return err
 		}

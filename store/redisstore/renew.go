@@ -62,9 +62,7 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 			out[i] = task.VerdictStale
 			if code, _ := values[2*j].(int64); code == 1 {
 				out[i] = task.VerdictRecorded
-				var p numbers
-				text, _ := values[2*j+1].(string)
-				if since := p.int(text); since != 0 {
+				if since, _ := values[2*j+1].(int64); since != 0 {
 					s.cache.started(items[i].Token, since)
 				}
 			}

@@ -9,7 +9,7 @@ import (
 //go:embed scripts/*.lua
 var scriptFiles embed.FS
 
-// script is one of the fixed scripts: the names of keys.go, lib.lua and its own text.
+// script is one of the fixed scripts: lib.lua and its own text, with the names of keys.go.
 // Values are arguments, never text, so that the server keeps a dozen scripts and no more.
 type script struct {
 	name, source, hash string
@@ -38,7 +38,7 @@ func loadScript(name string) *script {
 		}
 		return string(b)
 	}
-	source := luaNames() + read("lib") + read(name)
+	source := withNames(read("lib") + read(name))
 	sum := sha1.Sum([]byte(source)) //nolint:gosec // As above.
 	return &script{name: name, source: source, hash: hex.EncodeToString(sum[:])}
 }

@@ -66,7 +66,7 @@ type submitting struct {
 	items     []store.Submission
 	out       []store.Submitted
 	// ids are those that the tasks get: the caller's, or the one that a request id was
-	// reserved for. reserved marks items whose request id is kept in another shard.
+	// reserved for. reserved marks items whose request id is kept by itself.
 	ids      []task.ID
 	reserved []bool
 	// fresh marks what this call recorded.
@@ -221,7 +221,7 @@ func conflict(key string, id task.ID) store.Submitted {
 		"the request id %q was used for another request (task %s)", key, id)}
 }
 
-// reserve ties request ids to task ids where the two live in different shards. When the
+// reserve ties request ids to task ids, as the two may live in different shards. When the
 // process ends before the task is recorded, the same request later records it under the
 // id that was reserved. It returns the items that go on.
 func (x *submitting) reserve(ctx context.Context) (todo []int, err error) {
@@ -229,8 +229,7 @@ func (x *submitting) reserve(ctx context.Context) (todo []int, err error) {
 	var calls []*call
 	var of []int
 	for i := range x.items {
-		key := x.items[i].Key
-		if key.ID == "" || s.shardOfBytes([]byte(key.ID)) == s.shardOf(x.ids[i]) {
+		if x.items[i].Key.ID == "" {
 			todo = append(todo, i)
 			continue
 		}

@@ -199,3 +199,10 @@ func (s *Server) CPU(t TB) time.Duration {
 	}
 	return time.Duration(sum * float64(time.Second))
 }
+
+// PID is the id of the process.
+func (s *Server) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd.Process.Pid
+}

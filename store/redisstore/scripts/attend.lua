@@ -15,4 +15,4 @@ if ttl > 0 then
 elseif ttl < 0 then
   call('ZREM', key, ARGV[3])
 end
-return {int(now), others, known}
+return {now, others, known}

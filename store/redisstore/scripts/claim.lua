@@ -18,15 +18,12 @@ for _ = 1, tonumber(ARGV[3]) do
   at = at + 1
 end
 touch({leases_key, held_key})
-local out = {int(now), promote(128)}
+local out = {now, promote(128)}
 local empty = {}
 local leases, held, gone = {}, {}, {}
 
--- read returns the fields of a task that are answered, and its head.
-local function read(id)
-  local t = call('HMGET', task_key .. id, F.head, F.spec, F.state, F.args)
-  return t, t[1] and read_head(t[1])
-end
+-- read returns the fields of a task that are answered; the first is its head.
+local function read(id) return call('HMGET', task_key .. id, F.head, F.spec, F.state, F.args) end
 
 local function answer(id, t) return {id, t[1], t[2], t[3], t[4]} end
 
@@ -36,9 +33,9 @@ local function again(claim, holder)
   local found = {}
   local members = call('ZRANGEBYLEX', held_key, '[' .. prefix, '(' .. prefix .. string.rep('\255', 17))
   for _, member in ipairs(members) do
-    local id = string.sub(member, #prefix + 1)
-    local t, h = read(id)
-    if h and h.claim == claim then found[#found + 1] = answer(id, t) end
+    local id = sub(member, #prefix + 1)
+    local t = read(id)
+    if t[1] and claim_of(t[1]) == claim then found[#found + 1] = answer(id, t) end
   end
   return found
 end
@@ -68,12 +65,14 @@ local function first(cursors)
   return best, id
 end
 
-local function offer(r, id, t, h)
-  h.epoch, h.claim, h.session, h.worker, h.localpool = h.epoch + 1, r.claim, r.session, r.worker, r.localpool
-  h.claimedat, h.till, h.startedat, h.heard = now, now + r.lease, 0, generation
-  t[1] = pack_head(h)
+-- offer writes the head of a task with a claim of r.
+local function offer(r, id, t)
+  local head = t[1]
+  t[1] = sub(head, 1, P.local - 1) .. r.localpool .. sub(head, P.logs, P.claim - 1) .. r.claim .. r.session
+    .. sub(head, P.place, P.epoch - 1) .. pack('>d', number_at(head, P.epoch) + 1) .. sub(head, P.attempts, P.claimed - 1)
+    .. r.times .. sub(head, P.deadline, parse('>H', head, P.tail) - 1) .. r.worker
   call('HSET', task_key .. id, F.head, t[1])
-  push(leases, leases_key, h.till, id)
+  push(leases, leases_key, r.till, id)
   push(held, held_key, 0, r.holder .. r.claim .. id)
 end
 
@@ -96,14 +95,16 @@ local function serve(r)
       code = 2
       break
     end
-    local t, h = read(id)
-    if h and h.deadline > 0 and h.deadline <= now then
+    local t = read(id)
+    local deadline, argssize
+    if t[1] then deadline, argssize = parse('>dd', t[1], P.deadline) end
+    if deadline and deadline > 0 and deadline <= now then
       late[#late + 1] = id
     else
-      if h then
-        size = size + h.argssize
+      if deadline then
+        size = size + argssize
         if r.bytes > 0 and size > r.bytes and (#got > 0 or r.before > 0) then break end
-        offers[#offers + 1] = {id, t, h}
+        offers[#offers + 1] = {id, t}
         got[#got + 1] = true
       end
       push(gone, c.key, id)
@@ -111,7 +112,7 @@ local function serve(r)
     c.pos = c.pos + 2
   end
   for n, o in ipairs(offers) do
-    offer(r, o[1], o[2], o[3])
+    offer(r, o[1], o[2])
     got[n] = answer(o[1], o[2])
   end
   flush('ZREM', gone)
@@ -121,11 +122,12 @@ end
 
 while at <= #ARGV do
   local r = {
-    claim = ARGV[at], holder = ARGV[at + 1], worker = ARGV[at + 2], session = ARGV[at + 3], localpool = tonumber(ARGV[at + 4]),
-    lease = tonumber(ARGV[at + 5]), want = tonumber(ARGV[at + 6]), bytes = tonumber(ARGV[at + 7]),
+    claim = ARGV[at], holder = ARGV[at + 1], worker = ARGV[at + 2], session = ARGV[at + 3], localpool = ARGV[at + 4] == '1' and '\1' or '\0',
+    want = tonumber(ARGV[at + 6]), bytes = tonumber(ARGV[at + 7]),
     before = tonumber(ARGV[at + 8]), lanes = {},
   }
-  local n = tonumber(ARGV[at + 9])
+  local till, n = now + tonumber(ARGV[at + 5]), tonumber(ARGV[at + 9])
+  r.till, r.times = int(till), pack('>dddd', now, till, 0, generation)
   at = at + 10
   for _ = 1, n do
     r.lanes[#r.lanes + 1] = tonumber(ARGV[at])

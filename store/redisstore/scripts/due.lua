@@ -27,11 +27,11 @@ if now < calm then
   -- Only those whose holder was heard of since the leases were granted anew.
   local heard = {}
   for _, id in ipairs(lapsed) do
-    local packed = call('HGET', task_key .. id, F.head)
-    if not packed or read_head(packed).heard == generation then heard[#heard + 1] = id end
+    local head = call('HGET', task_key .. id, F.head)
+    if not head or number_at(head, P.heard) == generation then heard[#heard + 1] = id end
   end
   lapsed = heard
 end
 return {
-  int(now), absent, int(generation), promote(limit), due(K.deadlines, now), lapsed, due(K.done, now - tonumber(ARGV[6])),
+  now, absent, generation, promote(limit), due(K.deadlines, now), lapsed, due(K.done, now - tonumber(ARGV[6])),
 }

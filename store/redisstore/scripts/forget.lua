@@ -6,24 +6,25 @@
 --
 -- Answers {now, number removed, then for each removed task with an idempotency key: id, key}.
 local last = now - tonumber(ARGV[3])
-local out = {int(now), 0}
+local out = {now, 0}
 local gone, rem = {}, {}
 for i = 4, #ARGV do
   local id = ARGV[i]
   local finished = call('ZSCORE', base .. K.done, id)
   if finished and tonumber(finished) <= last then
-    local packed = call('HGET', task_key .. id, F.head)
-    if packed then
-      local h = read_head(packed)
-      if h.request ~= '' then
-        local key = base .. K.request .. h.request
+    local head = call('HGET', task_key .. id, F.head)
+    if head then
+      local _, request = texts_of(head)
+      local place = tail_of(head)
+      if request ~= '' then
+        local key = base .. K.request .. request
         local row = call('GET', key)
-        if row and string.sub(row, 1, 16) == id then gone[#gone + 1] = key end
+        if row and sub(row, 1, 16) == id then gone[#gone + 1] = key end
         out[#out + 1] = id
-        out[#out + 1] = h.request
+        out[#out + 1] = request
       end
-      if h.resultin ~= '' then chunks(K.result, id, h.resultin, function(key) gone[#gone + 1] = key end) end
-      if h.logs > 0 then gone[#gone + 1] = base .. K.log .. id end
+      if place ~= '' then chunks(K.result, id, place, function(key) gone[#gone + 1] = key end) end
+      if byte(head, P.logs) > 0 then gone[#gone + 1] = base .. K.log .. id end
       gone[#gone + 1] = task_key .. id
     end
     push(rem, base .. K.done, id)

@@ -11,23 +11,23 @@ local known = call('HGET', base .. K.functions, id)
 if key ~= '' then
   local row = call('HGET', base .. K.functionrequests, key)
   if row then
-    local first = string.sub(row, 1, 16)
+    local first = sub(row, 1, 16)
     local have = call('HGET', base .. K.functions, first)
-    if string.sub(row, 17) ~= ARGV[7] then return {int(now), 2, have} end
-    return {int(now), first == id and 0 or 1, have}
+    if sub(row, 17) ~= ARGV[7] then return {now, 2, have} end
+    return {now, first == id and 0 or 1, have}
   end
 end
 if known then
   -- The same call sent again finds its own record.
-  return {int(now), known == record and 0 or 3, known}
+  return {now, known == record and 0 or 3, known}
 end
 local blob = base .. K.blob .. ARGV[8] .. ':'
 for i = 0, tonumber(ARGV[9]) - 1 do
-  if call('EXISTS', blob .. i) == 0 then return {int(now), 4, false} end
+  if call('EXISTS', blob .. i) == 0 then return {now, 4, false} end
 end
 for i = 0, tonumber(ARGV[9]) - 1 do call('PERSIST', blob .. i) end
 call('HSET', base .. K.functions, id, record)
 call('HSET', base .. K.names, ARGV[5], id)
 call('ZADD', base .. K.functionids, 0, id)
 if key ~= '' then call('HSET', base .. K.functionrequests, key, id .. ARGV[7]) end
-return {int(now), 0, record}
+return {now, 0, record}

@@ -1,6 +1,5 @@
--- The head of every script, after what keys.go writes: tables of names (K: keys, M: fields
--- of meta, F: fields of a task) and read_head and pack_head, which read and write the head
--- of a task's record.
+-- The head of every script. Names that begin with K, M, F and P and a dot stand for keys,
+-- fields of meta, fields of a task and positions in its head: see keys.go and head.go.
 --
 -- KEYS[1]  the meta key of the tag; all other keys are made from it, so that one script
 --          stays within one hash slot
@@ -10,30 +9,41 @@
 -- Every script answers an array that begins with the time it used, in microseconds.
 -- Numbers stay below 2^53, where Lua's are exact.
 
-local call = redis.call
-local format = string.format
+local call, format, sub, byte = redis.call, string.format, string.sub, string.byte
+local pack, parse = struct.pack, struct.unpack
 local meta = KEYS[1]
-local base = string.sub(meta, 1, -1 - #K.meta)
+local base = sub(meta, 1, -1 - #K.meta)
 
-local function int(n) return format('%.0f', n) end
+-- int writes a whole number as a command wants it.
+local function int(n) return format('%d', n) end
 
 local clock = call('TIME')
-local real = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local real = clock[1] * 1000000 + clock[2]
 local now = real
 if ARGV[2] ~= '' then now = tonumber(ARGV[2]) end
 
 -- A server that was flushed or replaced must not be taken for the store.
-local head = call('HMGET', meta, M.identity, M.generation)
-if ARGV[1] ~= '' and head[1] ~= ARGV[1] then
+local about = call('HMGET', meta, M.identity, M.generation)
+if ARGV[1] ~= '' and about[1] ~= ARGV[1] then
   return redis.error_reply('TREADLEIDENTITY the store was flushed or replaced')
 end
-local generation = tonumber(head[2] or '0')
+local generation = tonumber(about[2] or '0')
 
--- What stands in a head where nobody holds the task.
-local NOBODY = string.rep('\0', 16)
+-- NOBODY is the claim and the session in the head of a task that nobody holds.
+local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 
 -- Keys that are made for every task.
 local task_key, leases_key, held_key, ids_key = base .. K.task, base .. K.leases, base .. K.held, base .. K.ids
+
+-- What stands in a head. splice puts text in the place of as many bytes.
+local function number_at(head, at) return (parse('>d', head, at)) end
+local function claim_of(head) return sub(head, P.claim, P.claim + 15) end
+local function lane_of(head) return (parse('>Hc0', head, P.texts)) end
+local function tail_of(head) return sub(head, (parse('>H', head, P.tail))) end
+local function splice(head, at, text) return sub(head, 1, at - 1) .. text .. sub(head, at + #text) end
+
+-- texts_of returns lane, idempotency key and the place of large arguments.
+local function texts_of(head) return parse('>Hc0Hc0Hc0', head, P.texts) end
 
 -- touch looks at keys that will be written. While a Cluster moves a slot, every command on
 -- a key that is not on this node fails and ends the script. So a script first reads or
@@ -81,35 +91,36 @@ end
 -- promote makes delayed tasks that are due ready, at most limit, and returns their lanes.
 local function promote(limit)
   local delayed_key = base .. K.delayed
-  local lanes, seen, ready = {}, {}, {}
   local due = call('ZRANGEBYSCORE', delayed_key, '-inf', int(now), 'LIMIT', 0, limit)
+  if #due == 0 then return {} end
+  local lanes, seen, ready = {}, {}, {}
   for _, id in ipairs(due) do
-    local packed = call('HGET', task_key .. id, F.head)
-    if packed then
-      local h = read_head(packed)
-      local key = base .. K.ready .. h.lane
-      push(ready, key, h.place, id)
-      if not seen[h.lane] then
-        seen[h.lane] = true
-        lanes[#lanes + 1] = h.lane
+    local head = call('HGET', task_key .. id, F.head)
+    if head then
+      local lane = lane_of(head)
+      local key = base .. K.ready .. lane
+      push(ready, key, int(number_at(head, P.place)), id)
+      if not seen[lane] then
+        seen[lane] = true
+        lanes[#lanes + 1] = lane
         touch({key})
       end
     end
   end
   flush('ZADD', ready)
-  if #due > 0 then call('ZREM', delayed_key, unpack(due)) end
+  call('ZREM', delayed_key, unpack(due))
   return lanes
 end
 
 -- chunks calls fn with each key of a large value that is described as "writer:count".
 local function chunks(kind, id, place, fn)
-  local writer, n = string.sub(place, 1, -1 - #string.match(place, ':%d+$')), tonumber(string.match(place, '%d+$'))
+  local writer, n = string.match(place, '^(.*):(%d+)$')
   for i = 0, n - 1 do fn(base .. kind .. id .. ':' .. writer .. ':' .. i) end
 end
 
--- tail_of is the output of an attempt with more text after it, of which the end is kept.
-local function tail_of(id, attempt, text, limit)
+-- longer is the output of an attempt with more text after it, of which the end is kept.
+local function longer(id, attempt, text, limit)
   local kept = (call('HGET', base .. K.log .. id, int(attempt)) or '') .. text
-  if #kept > limit then kept = string.sub(kept, -limit) end
+  if #kept > limit then kept = sub(kept, -limit) end
   return kept
 end

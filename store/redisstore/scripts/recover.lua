@@ -8,4 +8,4 @@
 local calm = tonumber(call('HGET', meta, M.calm) or '0')
 call('HSET', meta, M.calm, int(math.max(calm, now + tonumber(ARGV[3]))))
 call('HINCRBY', meta, M.generation, 1)
-return {int(now)}
+return {now}

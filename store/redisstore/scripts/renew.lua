@@ -8,41 +8,44 @@
 --          hold it (or ''), session that it moves to (or '')
 --
 -- Answers {now, then for each lease: code, start}; codes: 0 the token is not that of the
--- claim in force, 1 recorded. start is when the attempt in force started, '0' before.
+-- claim in force, 1 recorded. start is when the attempt in force started, 0 before.
 local op, keep = ARGV[3], tonumber(ARGV[4])
-local out = {int(now)}
+local out = {now}
 local leases = {}
 -- What is written, by task: several words on one lease count in order.
 local heads, logs = {}, {}
 
 local function renew(i)
   local id = ARGV[i]
-  local h = heads[id]
-  if not h then
-    local packed = call('HGET', task_key .. id, F.head)
-    if not packed then return 0, '0' end
-    h = read_head(packed)
+  local head = heads[id] or call('HGET', task_key .. id, F.head)
+  if not head then return 0, 0 end
+  local claim = claim_of(head)
+  if claim ~= ARGV[i + 2] or claim == NOBODY or number_at(head, P.epoch) ~= tonumber(ARGV[i + 1]) then return 0, 0 end
+  if ARGV[i + 6] ~= '' and ARGV[i + 6] ~= tail_of(head) then return 0, 0 end
+  local till, started = parse('>dd', head, P.till)
+  local wanted = now + ARGV[i + 3]
+  if wanted > till then
+    till = wanted
+    push(leases, leases_key, int(till), id)
   end
-  if h.claim ~= ARGV[i + 2] or h.claim == NOBODY or h.epoch ~= tonumber(ARGV[i + 1]) then return 0, '0' end
-  if ARGV[i + 6] ~= '' and ARGV[i + 6] ~= h.worker then return 0, '0' end
-  heads[id] = h
-  h.heard = generation
-  local till = now + tonumber(ARGV[i + 3])
-  if till > h.till then
-    h.till = till
-    push(leases, leases_key, till, id)
+  if started == 0 and ARGV[i + 4] ~= '' then
+    started = now - ARGV[i + 4]
+    local lane = lane_of(head)
+    count(lane, 'q', -1)
+    count(lane, 'r', 1)
   end
-  if h.startedat == 0 and ARGV[i + 4] ~= '' then
-    h.startedat = now - tonumber(ARGV[i + 4])
-    count(h.lane, 'q', -1)
-    count(h.lane, 'r', 1)
-  end
-  if ARGV[i + 7] ~= '' then h.session = ARGV[i + 7] end
+  head = splice(head, P.till, pack('>ddd', till, started, generation))
+  if ARGV[i + 7] ~= '' then head = splice(head, P.session, ARGV[i + 7]) end
   local text = ARGV[i + 5]
-  if text ~= '' and h.move ~= op then
-    logs[id] = logs[id] and string.sub(logs[id] .. text, -keep) or tail_of(id, h.attempts + 1, text, keep)
+  if text ~= '' then
+    if logs[id] then
+      logs[id] = sub(logs[id] .. text, -keep)
+    elseif sub(head, P.move, P.move + 7) ~= op then
+      logs[id] = longer(id, number_at(head, P.attempts) + 1, text, keep)
+    end
   end
-  return 1, int(h.startedat)
+  heads[id] = head
+  return 1, started
 end
 
 for i = 5, #ARGV, 8 do
@@ -51,12 +54,12 @@ for i = 5, #ARGV, 8 do
   out[#out + 1] = started
 end
 touch({leases_key, base .. K.stats})
-for id, h in pairs(heads) do
+for id, head in pairs(heads) do
   if logs[id] then
-    call('HSET', base .. K.log .. id, int(h.attempts + 1), logs[id])
-    h.logs, h.move = 1, op
+    call('HSET', base .. K.log .. id, int(number_at(head, P.attempts) + 1), logs[id])
+    head = splice(splice(head, P.logs, '\1'), P.move, op)
   end
-  call('HSET', task_key .. id, F.head, pack_head(h))
+  call('HSET', task_key .. id, F.head, head)
 end
 flush('ZADD', leases)
 write_counts()

@@ -1,4 +1,4 @@
--- Keeps an idempotency key whose task lives in another shard.
+-- Keeps idempotency keys where there are several shards: a task may live in another one.
 --
 -- KEYS[1]  meta of the key's shard
 -- ARGV[3]  'reserve' (for a day, until 'keep'), 'keep' or 'release'
@@ -6,7 +6,7 @@
 --
 -- Answers {now, then for each key: code, task id}; codes: 0 done, 1 reserved before for
 -- that task, 2 reserved before with another digest.
-local out = {int(now)}
+local out = {now}
 for i = 4, #ARGV, 3 do
   local key, row = base .. K.request .. ARGV[i], ARGV[i + 2] .. ARGV[i + 1]
   local have = call('GET', key)
@@ -15,12 +15,12 @@ for i = 4, #ARGV, 3 do
     if not have then
       call('SET', key, row, 'PX', 86400000)
     elseif have ~= row then
-      code = string.sub(have, 17) == ARGV[i + 1] and 1 or 2
+      code = sub(have, 17) == ARGV[i + 1] and 1 or 2
     end
-  elseif have and string.sub(have, 1, 16) == ARGV[i + 2] then
+  elseif have and sub(have, 1, 16) == ARGV[i + 2] then
     call(ARGV[3] == 'keep' and 'PERSIST' or 'DEL', key)
   end
   out[#out + 1] = code
-  out[#out + 1] = have and string.sub(have, 1, 16) or ARGV[i + 2]
+  out[#out + 1] = have and sub(have, 1, 16) or ARGV[i + 2]
 end
 return out

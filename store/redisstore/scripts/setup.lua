@@ -7,8 +7,8 @@
 -- ARGV[5]  number of shards
 --
 -- Answers {now, identity, format, shards, complete}; identity is nil when there is none.
-if ARGV[3] ~= '' and not head[1] then
+if ARGV[3] ~= '' and not about[1] then
   call('HSET', meta, M.identity, ARGV[3], M.format, ARGV[4], M.shards, ARGV[5])
 end
 local h = call('HMGET', meta, M.identity, M.format, M.shards, M.complete)
-return {int(now), h[1], h[2], h[3], h[4]}
+return {now, h[1], h[2], h[3], h[4]}

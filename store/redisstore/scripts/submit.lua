@@ -5,7 +5,7 @@
 -- ARGV[4]  the store time that the caller assumed
 -- ARGV[5]  the head of the records up to the place
 -- ARGV[6+] for each task 13 values: id, key mode ('' no idempotency key, 'k' the key is in
---          this shard, 'r' it was reserved in another one), key, digest, head after the
+--          this shard, 'r' it was reserved before), key, digest, head after the
 --          place, spec, state, lane, priority (0 is served first), small arguments, where
 --          large ones are (or ''), deadline (or ''), not before (or '')
 --
@@ -13,8 +13,8 @@
 -- 2 the key was used for something else, 3 the id is in use, 4 large arguments are
 -- missing. A caller whose clock is ahead of the store's gets {now} alone and tries again.
 local op, front = ARGV[3], ARGV[5]
-if tonumber(ARGV[4]) > now + 1000000 then return {int(now)} end
-local out = {int(now)}
+if tonumber(ARGV[4]) > now + 1000000 then return {now} end
+local out = {now}
 
 local function complete(id, place)
   local ok = true
@@ -24,11 +24,8 @@ local function complete(id, place)
   return ok
 end
 
--- existing reads the head of a task that exists.
-local function existing(id)
-  local packed = call('HGET', task_key .. id, F.head)
-  return packed and read_head(packed)
-end
+-- recorded says that a task was recorded by this very call.
+local function recorded(head) return sub(head, P.birth, P.birth + 7) == op end
 
 -- What earlier items of this call will record, by key and by id.
 local keys_taken, ids_taken = {}, {}
@@ -38,16 +35,17 @@ local function decide(i)
   local id, mode, key, digest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local row = mode == 'k' and (keys_taken[key] or call('GET', base .. K.request .. key))
   if row then
-    local known = string.sub(row, 1, 16)
-    if string.sub(row, 17) ~= digest then return 2, known end
-    local h = known == id and not keys_taken[key] and existing(id)
-    return h and h.birth == op and 0 or 1, known
+    local known = sub(row, 1, 16)
+    if sub(row, 17) ~= digest then return 2, known end
+    local head = known == id and not keys_taken[key] and call('HGET', task_key .. id, F.head)
+    return head and recorded(head) and 0 or 1, known
   end
   if ids_taken[id] then return 3, id end
-  local h = existing(id)
-  if h then
-    if h.birth == op then return 0, id end
-    return mode == 'r' and h.request == key and 1 or 3, id
+  local head = call('HGET', task_key .. id, F.head)
+  if head then
+    if recorded(head) then return 0, id end
+    local _, request = texts_of(head)
+    return mode == 'r' and request == key and 1 or 3, id
   end
   local place = ARGV[i + 10]
   if place ~= '' and not complete(id, place) then return 4, id end
@@ -60,14 +58,14 @@ local ready, delayed, deadlines, ids = {}, {}, {}, {}
 
 local function record(i, seq)
   local id, key, lane, args = ARGV[i], ARGV[i + 2], ARGV[i + 7], ARGV[i + 9]
-  local score = tonumber(ARGV[i + 8]) * 2 ^ PLACE_BITS + seq
-  local record_key, packed = task_key .. id, front .. struct.pack('>d', score) .. ARGV[i + 4]
+  local score = ARGV[i + 8] * P.priority + seq
+  local record_key, head = task_key .. id, front .. pack('>d', score) .. ARGV[i + 4]
   if ARGV[i + 6] ~= '' then
-    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5], F.args, args, F.state, ARGV[i + 6])
+    call('HSET', record_key, F.head, head, F.spec, ARGV[i + 5], F.args, args, F.state, ARGV[i + 6])
   elseif args ~= '' then
-    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5], F.args, args)
+    call('HSET', record_key, F.head, head, F.spec, ARGV[i + 5], F.args, args)
   else
-    call('HSET', record_key, F.head, packed, F.spec, ARGV[i + 5])
+    call('HSET', record_key, F.head, head, F.spec, ARGV[i + 5])
   end
   if ARGV[i + 10] ~= '' then
     chunks(K.args, id, ARGV[i + 10], function(chunk) call('PERSIST', chunk) end)
@@ -77,7 +75,7 @@ local function record(i, seq)
   if notbefore ~= '' and tonumber(notbefore) > now then
     push(delayed, base .. K.delayed, notbefore, id)
   else
-    push(ready, base .. K.ready .. lane, score, id)
+    push(ready, base .. K.ready .. lane, int(score), id)
   end
   if ARGV[i + 11] ~= '' then push(deadlines, base .. K.deadlines, ARGV[i + 11], id) end
   push(ids, ids_key, 0, id)
