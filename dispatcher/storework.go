@@ -120,8 +120,10 @@ func (d *Dispatcher) doLoad(ctx context.Context, l load) {
 	d.post(loaded{session: l.session, hash: l.hash, bytes: b, err: err})
 }
 
-// reap ends what is overdue. After the store was away nothing is reaped until one
-// lease length after its return: workers could not renew meanwhile.
+// reap ends what is overdue. After the store was away it pauses for one lease
+// length, as workers could not renew meanwhile. The call that finds the store back
+// has reaped already: a store that can be away grants its leases anew by itself
+// before that (redisstore's absence), and one in this process cannot be away.
 func (d *Dispatcher) reap(ctx context.Context) {
 	var away bool
 	var notBefore time.Time

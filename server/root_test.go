@@ -366,7 +366,7 @@ func unpickle(t *testing.T, depth int, results ...string) []unpickled {
 	t.Helper()
 	path, err := exec.LookPath("python3")
 	if err != nil {
-		t.Skip("python3 is not on PATH")
+		t.Fatal("python3 is not on PATH: these tests compare with CPython")
 	}
 	in, _ := json.Marshal(results)
 	cmd := exec.CommandContext(t.Context(), path, "-c", fmt.Sprintf(`
