@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -246,6 +247,7 @@ func (d *Dispatcher) perform(r ready) {
 			}
 		}
 	}
+	failpoint.Seen(failpoint.AfterSend, len(r.sends))
 	for _, h := range r.hangups {
 		if conn := d.conn(h.session); conn != nil {
 			// An orderly close waits for the peer to read; the loop does not.

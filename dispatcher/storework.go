@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"time"
 
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -41,6 +42,7 @@ func (d *Dispatcher) doClaims(ctx context.Context, reqs []store.ClaimRequest) {
 		return // the leases run out, or the workers deny them when they return
 	}
 	for i, req := range reqs {
+		failpoint.Seen(failpoint.AfterClaim, len(results[i]))
 		d.post(claimed{request: req, tasks: results[i]})
 	}
 }
@@ -58,6 +60,7 @@ func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
 	if !ok {
 		return // not acknowledged: the workers report again
 	}
+	failpoint.Seen(failpoint.AfterReport, len(verdicts))
 	for i, it := range items {
 		if verdicts[i] == task.VerdictStale {
 			d.log.Info("stale outcome refused", "task", it.settlement.Token.Task, "attempt", it.settlement.Token.Attempt,

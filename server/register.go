@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/server/pickle"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -83,7 +84,9 @@ func (s *Server) register(ctx context.Context, r registration) (task.Function, e
 		d.text(r.name).text(r.queue).text(r.runtime).text(string(r.form)).bytes(f.Hash[:])
 		key.Digest = d.sum()
 	}
-	return s.cfg.Store.PutFunction(ctx, f, r.payload, key)
+	recorded, err := s.cfg.Store.PutFunction(ctx, f, r.payload, key)
+	failpoint.Hit(failpoint.MidRegister)
+	return recorded, err
 }
 
 // checkPickle refuses what is not one whole pickle. Nothing is ever unpickled here.

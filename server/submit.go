@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/server/jsonscan"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -196,6 +197,7 @@ func (s *Server) submit(ctx context.Context, now time.Time, item store.Submissio
 	if err != nil {
 		return store.Submitted{}, err
 	}
+	failpoint.Hit(failpoint.AfterSubmit)
 	s.metrics.submitted.Add(1)
 	return answers[0], answers[0].Err
 }
@@ -250,6 +252,7 @@ func (s *Server) executeBatch(ctx context.Context, reqs []*treadlev1.ExecuteRequ
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.AfterSubmit)
 	accepted := 0
 	for k, a := range answers {
 		item := &treadlev1.ExecuteBatchItem{}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/internal/window"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
@@ -192,6 +193,7 @@ func (a *Agent) run(ctx context.Context, slot int, c *claim) (out task.Outcome) 
 }
 
 func (a *Agent) finish(c *claim, out task.Outcome) {
+	failpoint.Hit(failpoint.AfterRun)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.stop()
@@ -235,6 +237,7 @@ func (a *Agent) need(hash [32]byte) {
 
 // offered takes new claims.
 func (a *Agent) offered(items []link.Offer) {
+	failpoint.Hit(failpoint.BeforeAccept)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.asked = max(a.asked-len(items), 0)

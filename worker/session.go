@@ -10,6 +10,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -265,6 +266,7 @@ func (a *Agent) heldLocked() []link.Holding {
 }
 
 func (s *session) frame(f link.Frame) error {
+	failpoint.Hit(failpoint.WorkerReceive)
 	a := s.agent
 	switch f := f.(type) {
 	case *link.Offers:

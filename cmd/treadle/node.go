@@ -23,6 +23,7 @@ import (
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/pebblestore"
 	"github.com/treadle-dev/treadle/store/redisstore"
+	"github.com/treadle-dev/treadle/store/storetap"
 	"github.com/treadle-dev/treadle/task"
 	"github.com/treadle-dev/treadle/worker"
 	"github.com/treadle-dev/treadle/worker/pyproc"
@@ -123,6 +124,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if err != nil {
 		return err
 	}
+	st = storetap.Wrap(st) // nothing in a build that users get
 	defer func() { err = errors.Join(err, st.Close()) }()
 	cfg := server.Config{
 		Store: st, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version, Modes: p.modes, WorkersOnly: !p.api,

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -29,6 +30,7 @@ func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, 
 	s.fleet.prune(at)
 	if overdue {
 		done := 0
+		failpoint.Hit(failpoint.MidReap)
 		err := s.commit(ctx, op, 512*min(limit, 1024), func(x *txn) { done = x.reap(at, limit) })
 		if err != nil {
 			return time.Time{}, err
@@ -174,6 +176,7 @@ func (s *Store) collect(ctx context.Context, now time.Time, limit int) error {
 	s.nextGC = time.Time{}
 	s.mu.Unlock()
 	rows, next, err := s.expired(ctx, now, limit)
+	failpoint.Seen(failpoint.MidGC, len(rows))
 	if err != nil {
 		err = task.Errorf(task.CodeUnavailable, "reap", "%w", err)
 	} else if len(rows) > 0 {

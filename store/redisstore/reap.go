@@ -8,6 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -68,6 +69,7 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 			moves = append(moves, &move{id: id, forced: true, overdue: true, apply: s.lapse})
 		}
 	}
+	failpoint.Seen(failpoint.MidReap, len(moves))
 	if err := s.perform(ctx, op, now, moves); err != nil {
 		return 0, false, err
 	}
@@ -77,6 +79,7 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 		}
 	}
 	finished := d.finished[:min(len(d.finished), limit-len(moves))]
+	failpoint.Seen(failpoint.MidGC, len(finished))
 	n, err := s.forget(ctx, now, shard, finished)
 	return ended + n, full || len(finished) < len(d.finished), err
 }

@@ -1,0 +1,6 @@
+//go:build !chaos
+
+package seededbug
+
+// On is false.
+func On(Bug) bool { return false }
