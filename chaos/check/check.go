@@ -1,0 +1,348 @@
+// Package check reads the histories of a run and says what was broken: a ledger that
+// counts (lost, unexpected, duplicated, recovered), the store's moves with their tokens,
+// and Porcupine on what clients saw of each task. All but the last are linear in the
+// length of the histories.
+package check
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/treadle-dev/treadle/chaos/history"
+	"github.com/treadle-dev/treadle/store/storetap"
+)
+
+// Statuses and failure classes as the API spells them.
+const (
+	completed = "COMPLETED"
+	failed    = "FAILED"
+	cancelled = "CANCELLED"
+
+	classWorker   = "WorkerFailureError"
+	classDeadline = "DeadlineExceededError"
+)
+
+// Record is a task as it stands when everything is over.
+type Record struct {
+	ID, Key, Status, Class, Run string
+	CreatedAt, FinishedAt       time.Time
+	Deadline                    time.Time
+	Lost, MaxRetries, Attempts  int
+	// Ends are how its attempts ended, oldest first.
+	Ends []string
+}
+
+// Evidence is everything that a run left.
+type Evidence struct {
+	Operations []history.Operation
+	Runs       []history.Run
+	Store      []storetap.Entry
+	Final      []Record
+	// MayLose: the store's mode does not promise to keep what it acknowledged through the
+	// fault of this run. Losses are counted and are no violation.
+	MayLose bool
+	// Expires: the retention is shorter than the run, so a task that was there may be gone.
+	Expires bool
+}
+
+// Findings are the numbers of a run and what it violated.
+type Findings struct {
+	// Attempted counts the keys that clients tried to submit, Acknowledged those that a
+	// server confirmed.
+	Attempted    int `json:"attempted"`
+	Acknowledged int `json:"acknowledged"`
+	// Lost were acknowledged and did not end; Unexpected ran or are stored though nobody
+	// asked for them; Duplicated have two results or two tasks under one key; Recovered
+	// were never confirmed and ended all the same.
+	Lost       int `json:"lost"`
+	Unexpected int `json:"unexpected"`
+	Duplicated int `json:"duplicated"`
+	Recovered  int `json:"recovered"`
+	// Executions counts the starts, Extra those beyond the first of their task.
+	Executions int `json:"executions"`
+	Extra      int `json:"extra_executions"`
+	// Stale counts refused outcomes, Claims and Moves what the store recorded.
+	Stale  int `json:"stale_refused"`
+	Claims int `json:"claims"`
+	Moves  int `json:"moves"`
+	// Checked counts the operations that Porcupine looked at.
+	Checked    int      `json:"checked_operations"`
+	Violations []string `json:"violations,omitempty"`
+
+	more int
+}
+
+// maxViolations bounds the list: the first ones tell the story.
+const maxViolations = 20
+
+func (f *Findings) failf(format string, args ...any) {
+	if len(f.Violations) >= maxViolations {
+		f.more++
+		return
+	}
+	f.Violations = append(f.Violations, fmt.Sprintf(format, args...))
+}
+
+// Run checks everything.
+func Run(e *Evidence) *Findings {
+	f := &Findings{}
+	ledger(e, f)
+	records(e, f)
+	if len(e.Store) > 0 {
+		moves(e, f)
+	}
+	if !e.MayLose {
+		linearizable(e, f)
+	}
+	if f.more > 0 {
+		f.Violations = append(f.Violations, fmt.Sprintf("and %d more", f.more))
+	}
+	return f
+}
+
+// ledger counts what became of each key: I1, I3, I10, I11, I12.
+func ledger(e *Evidence, f *Findings) {
+	attempted := map[string]bool{}
+	acked := map[string]string{} // key to task id
+	keyOf := map[string]string{}
+	results := map[string]map[string]bool{} // key to executions that were seen as its result
+	see := func(key, run string) {
+		if run == "" {
+			return
+		}
+		if results[key] == nil {
+			results[key] = map[string]bool{}
+		}
+		results[key][run] = true
+	}
+	for _, op := range e.Operations {
+		switch op.Invoke.Op {
+		case history.Submit:
+			attempted[op.Invoke.Key] = true
+			if op.Return.Type != history.OK {
+				continue
+			}
+			if id, ok := acked[op.Invoke.Key]; ok && id != op.Return.Task {
+				f.Duplicated++
+				f.failf("I12: key %s was confirmed as task %s and as task %s", op.Invoke.Key, id, op.Return.Task)
+			}
+			acked[op.Invoke.Key] = op.Return.Task
+			keyOf[op.Return.Task] = op.Invoke.Key
+		case history.Result:
+			see(op.Invoke.Key, op.Return.Run)
+		}
+	}
+	f.Attempted, f.Acknowledged = len(attempted), len(acked)
+	for _, s := range e.Store {
+		if s.Op == "submit" {
+			for _, it := range s.Items {
+				if it.Key != "" {
+					keyOf[it.Task] = it.Key
+				}
+			}
+		}
+	}
+
+	starts, ends, runKey := map[string]bool{}, map[string]bool{}, map[string]string{}
+	perKey := map[string]int{}
+	for _, r := range e.Runs {
+		runKey[r.Run] = r.Key
+		switch r.What {
+		case history.Started:
+			starts[r.Run] = true
+			perKey[r.Key]++
+			f.Executions++
+		case history.Ended:
+			ends[r.Run] = true
+		}
+	}
+	for key, n := range perKey {
+		f.Extra += n - 1
+		if !attempted[key] {
+			f.Unexpected++
+			f.failf("I3: key %s ran %d times and nobody submitted it", key, n)
+		}
+	}
+
+	final := map[string]*Record{}
+	tasksOf := map[string]string{}
+	for i := range e.Final {
+		r := &e.Final[i]
+		final[r.ID] = r
+		key := keyOf[r.ID]
+		if key == "" {
+			key = r.Key
+		}
+		if key == "" {
+			continue // it ended without a result and was never confirmed: there is no telling which it was
+		}
+		if other, ok := tasksOf[key]; ok {
+			f.Duplicated++
+			f.failf("I12: key %s has the tasks %s and %s", key, other, r.ID)
+		}
+		tasksOf[key] = r.ID
+		switch {
+		case !attempted[key]:
+			f.Unexpected++
+			f.failf("I3: task %s has the key %s, which nobody submitted", r.ID, key)
+		case acked[key] == "":
+			f.Recovered++
+		}
+		if r.Status != completed {
+			continue
+		}
+		see(key, r.Run)
+		if !starts[r.Run] || !ends[r.Run] || runKey[r.Run] != key {
+			f.failf("I10: task %s is COMPLETED by execution %q, which no worker ran to its end for key %s", r.ID, r.Run, key)
+		}
+	}
+	for key, id := range acked {
+		if r := final[id]; r == nil || !terminal(r.Status) {
+			f.Lost++
+			if !e.MayLose && !e.Expires {
+				status := "gone"
+				if r != nil {
+					status = r.Status
+				}
+				f.failf("I1: task %s (key %s) was acknowledged and is %s", id, key, status)
+			}
+		}
+	}
+	for key, runs := range results {
+		if len(runs) > 1 {
+			f.Duplicated++
+			f.failf("I11: key %s has the results of %d executions: %v", key, len(runs), sorted(runs))
+		}
+	}
+	if e.Expires {
+		f.Lost = 0 // what is gone has expired, as far as this check can see
+	}
+}
+
+func sorted(set map[string]bool) []string {
+	var list []string
+	for v := range set {
+		list = append(list, v)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func terminal(status string) bool {
+	return status == completed || status == failed || status == cancelled
+}
+
+// records looks at each task as it ended: I7, I13, I14.
+func records(e *Evidence, f *Findings) {
+	cancelledBy := map[string]bool{}
+	for _, op := range e.Operations {
+		if op.Invoke.Op == history.Cancel && op.Return.Type == history.OK && op.Return.Status == cancelled {
+			cancelledBy[op.Invoke.Task] = true
+		}
+	}
+	for i := range e.Final {
+		r := &e.Final[i]
+		if cancelledBy[r.ID] && r.Status != cancelled {
+			f.failf("I13: task %s was cancelled and is %s", r.ID, r.Status)
+		}
+		if r.Lost > r.MaxRetries+1 {
+			f.failf("I7: task %s lost %d workers and max_retries is %d", r.ID, r.Lost, r.MaxRetries)
+		}
+		if r.Status == failed && r.Class == classWorker && r.Lost != r.MaxRetries+1 {
+			f.failf("I7: task %s failed for lost workers after %d of %d", r.ID, r.Lost, r.MaxRetries+1)
+		}
+		if r.Class == classDeadline && r.FinishedAt.Before(r.Deadline) {
+			f.failf("I14: task %s failed %s before its deadline", r.ID, r.Deadline.Sub(r.FinishedAt))
+		}
+	}
+}
+
+// move is one change of a task that the store recorded.
+type move struct {
+	start, end int64
+	item       *storetap.Item
+	op         string
+}
+
+// moves looks at what the store was asked and answered: I4, I5, I6, I8, I9, I11.
+func moves(e *Evidence, f *Findings) {
+	byTask := map[string][]move{}
+	for i := range e.Store {
+		s := &e.Store[i]
+		for k := range s.Items {
+			it := &s.Items[k]
+			byTask[it.Task] = append(byTask[it.Task], move{s.Start, s.End, it, s.Op})
+			f.Moves++
+			switch {
+			case s.Op == "claim":
+				f.Claims++
+			case s.Op == "settle" && it.Verdict == "stale":
+				f.Stale++
+			}
+		}
+	}
+	for id, list := range byTask {
+		slices.SortFunc(list, func(a, b move) int { return int(a.start - b.start) })
+		taskMoves(id, list, e, f)
+	}
+}
+
+func taskMoves(id string, list []move, e *Evidence, f *Findings) {
+	claims := map[uint64]string{}
+	succeeded := map[string]bool{}
+	var ended *move // the first recorded end, by when its call had returned
+	for i := range list {
+		m := &list[i]
+		switch {
+		case m.op == "claim":
+			if other, ok := claims[m.item.Epoch]; ok && other != m.item.Claim && !e.MayLose {
+				f.failf("I5: task %s was claimed twice under epoch %d, by %s and %s", id, m.item.Epoch, other, m.item.Claim)
+			}
+			claims[m.item.Epoch] = m.item.Claim
+			if m.item.Status != "QUEUED" {
+				f.failf("I4: task %s was claimed while %s", id, m.item.Status)
+			}
+			if m.item.Losses > m.item.Retries || m.item.Lapses > 5 {
+				f.failf("I7: task %s was claimed after %d losses of %d and %d lapses", id, m.item.Losses, m.item.Retries, m.item.Lapses)
+			}
+		case m.op == "settle" && m.item.Verdict == "recorded" && m.item.Outcome == "succeeded":
+			succeeded[m.item.Claim] = true
+		}
+		if final := m.op == "cancel" && m.item.Outcome == cancelled || succeeds(m); final && (ended == nil || m.end < ended.end) {
+			ended = m
+		}
+	}
+	if len(succeeded) > 1 && !e.MayLose {
+		f.failf("I11: task %s recorded %d successes", id, len(succeeded))
+	}
+	if e.MayLose {
+		return // a store that fell back repeats itself
+	}
+	for i := range list {
+		m := &list[i]
+		if ended != nil && m.start > ended.end && (m.op == "claim" || recorded(m)) {
+			f.failf("I4: task %s had a %s recorded after its end", id, m.op)
+		}
+		if m.op != "claim" {
+			continue
+		}
+		for k := range list {
+			o := &list[k]
+			switch {
+			case o.op == "claim" && o.start > m.end && o.item.Epoch <= m.item.Epoch && o.item.Claim != m.item.Claim:
+				f.failf("I5: task %s was claimed under epoch %d after epoch %d", id, o.item.Epoch, m.item.Epoch)
+			case recorded(o) && o.op == "settle" && o.start > m.end && o.item.Epoch < m.item.Epoch:
+				f.failf("I6, I8: task %s recorded an outcome of epoch %d after the claim of epoch %d", id, o.item.Epoch, m.item.Epoch)
+			case recorded(o) && o.op != "settle" && o.start > m.end && o.item.Epoch < m.item.Epoch:
+				f.failf("I9: task %s had the lease of epoch %d renewed after the claim of epoch %d", id, o.item.Epoch, m.item.Epoch)
+			}
+		}
+	}
+}
+
+func recorded(m *move) bool { return m.item.Verdict == "recorded" }
+
+func succeeds(m *move) bool {
+	return m.op == "settle" && recorded(m) && m.item.Outcome == "succeeded"
+}
