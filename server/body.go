@@ -12,16 +12,20 @@ import (
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 
+	"github.com/treadle-dev/treadle/internal/spike"
 	"github.com/treadle-dev/treadle/server/restjson"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // Reading of bodies.
 const (
 	// freeBody is the size up to which bodies do not count against the budget.
 	freeBody = 64 << 10
-	// budgetWait is how long a large body waits for its share of the budget.
+	// largeValue is the size from which results are written to a client as they are encoded.
+	largeValue = 1 << 20
+	// budgetWait is how long a large body or answer waits for its share of the budget.
 	budgetWait = 20 * time.Second
-	// bodyGrace and bodyRate give the time that a body of some size may take.
+	// bodyGrace and bodyRate give the time that a body or answer of some size may take.
 	bodyGrace = 15 * time.Second
 	bodyRate  = 256 << 10
 )
@@ -46,7 +50,7 @@ func (b *body) Read([]byte) (int, error) { return 0, io.EOF }
 // Close does nothing: net/http closes what it opened.
 func (b *body) Close() error { return nil }
 
-// release gives the budget back.
+// release gives the budget back, that of a large answer too.
 func (b *body) release() {
 	if b.held > 0 {
 		b.budget.Release(b.held)
@@ -87,6 +91,7 @@ func (b *body) readWithin(size int64) ([]byte, error) {
 		return b.readUnknown()
 	}
 	if err := b.hold(size); err != nil {
+		b.drop(size)
 		return nil, err
 	}
 	data := make([]byte, size)
@@ -107,6 +112,7 @@ func (b *body) readUnknown() ([]byte, error) {
 		return data, nil
 	}
 	if err := b.hold(b.limit); err != nil {
+		b.drop(b.limit)
 		return nil, err
 	}
 	for int64(len(data)) <= b.limit {
@@ -127,7 +133,7 @@ func (b *body) readUnknown() ([]byte, error) {
 	return nil, b.tooLarge(-1)
 }
 
-// hold takes a share of the budget for large bodies.
+// hold takes a share of the budget for large bodies and answers.
 func (b *body) hold(size int64) error {
 	if size <= freeBody {
 		return nil
@@ -137,10 +143,50 @@ func (b *body) hold(size int64) error {
 	if err := b.budget.Acquire(ctx, size); err != nil {
 		b.w.Header().Set("Retry-After", "1")
 		return b.fail(restError{http: http.StatusServiceUnavailable, code: codes.Unavailable, reason: reasonBusy,
-			text: "the server is holding as many large request bodies as it may: try again"})
+			text: "the server is holding as many large request bodies and results as it may: try again"})
 	}
-	b.held = size
+	b.held += size
+	spike.Passing(int(size))
 	return nil
+}
+
+// answer reads a result for this request within the budget. How large a result is says
+// only its record: while there is room for the largest it is read at once, and only
+// otherwise is the record looked at before.
+func (b *body) answer(ctx context.Context, s *Server, id task.ID) (*task.Task, []byte, error) {
+	largest := int64(s.cfg.MaxPayload)
+	if b.held > 0 || !b.budget.TryAcquire(largest) {
+		t, err := s.taskByID(ctx, id)
+		if err != nil || t.Status != task.Completed {
+			return t, nil, err
+		}
+		if err := b.hold(int64(t.ResultSize)); err != nil {
+			return nil, nil, task.Errorf(task.CodeUnavailable, "", "%s", b.err.text)
+		}
+		return s.resultNow(ctx, id)
+	}
+	t, result, err := s.resultNow(ctx, id)
+	spike.Passing(len(result))
+	keep := int64(len(result))
+	if keep <= freeBody {
+		keep = 0
+	}
+	b.held = min(keep, largest)
+	b.budget.Release(largest - b.held)
+	return t, result, err
+}
+
+// write runs f, which writes an answer of that size, and bounds the time that the client
+// may take to read it.
+func (b *body) write(size int, f func(io.Writer) error) error {
+	limit := b.grace + time.Duration(size/bodyRate)*time.Second
+	c := http.NewResponseController(b.w)
+	_ = c.SetWriteDeadline(time.Now().Add(limit))
+	err := f(b.w)
+	if err == nil {
+		_ = c.SetWriteDeadline(time.Time{}) // the connection may serve more requests
+	}
+	return err
 }
 
 // setDeadline bounds the time that the client may take, by the size it announced.
@@ -168,12 +214,17 @@ func (b *body) broken(err error) error {
 		text: fmt.Sprintf("the body could not be read: %v", err)})
 }
 
-// tooLarge refuses the body. What is still under way is read and dropped within
-// reason: a client that is cut off while it sends often never reads the answer.
+// drop reads what is still under way of a body that was refused, within reason: a client
+// that is cut off while it sends often never reads the answer.
+func (b *body) drop(most int64) {
+	b.setDeadline()
+	_, _ = io.CopyN(io.Discard, b.rest, most)
+}
+
+// tooLarge refuses the body.
 func (b *body) tooLarge(size int64) error {
 	if size <= 4*b.limit {
-		b.setDeadline()
-		_, _ = io.CopyN(io.Discard, b.rest, 4*b.limit)
+		b.drop(4 * b.limit)
 	}
 	said := "the body, sent without its length,"
 	if size >= 0 {

@@ -65,8 +65,9 @@ type Config struct {
 	TaskTimeout time.Duration
 	// Retention is how long finished tasks are kept, for people to read. Default 24 h.
 	Retention time.Duration
-	// MaxBodies bounds the bytes of request bodies over 64 KiB that are held at one time;
-	// further ones wait. Default: twice the largest body.
+	// MaxBodies bounds the bytes of request bodies and of results over 64 KiB that are held
+	// for REST at one time; further ones wait, and are answered 503 with Retry-After when
+	// there is no room within 20 s. Default: twice the largest body.
 	MaxBodies int64
 
 	// RESTCompat defaults to CompatCourse.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -18,8 +19,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/server/pickle"
 	"github.com/treadle-dev/treadle/server/restjson"
 )
 
@@ -33,6 +36,8 @@ func (s *Server) newGateway() (*runtime.ServeMux, error) {
 		runtime.WithStreamErrorHandler(func(_ context.Context, err error) *status.Status { return status.Convert(err) }),
 		runtime.WithMiddlewares(routed),
 		runtime.WithForwardResponseOption(s.createdStatus),
+		runtime.WithForwardResponseOption(answered),
+		runtime.WithForwardResponseRewriter(rewritten),
 		// A POST never reads as a GET, whatever its headers say: curl -d sends a form's type.
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
@@ -53,6 +58,10 @@ func (s *Server) newGateway() (*runtime.ServeMux, error) {
 // request's context.
 type exchange struct {
 	body *body
+	// result is set by the root service where a result is too large to be text first.
+	result *pickle.Encoded
+	// written says that the answer was written already.
+	written bool
 	// route is the pattern that matched.
 	route string
 	// matched is set instead of serving when probe is, to learn which methods a path has.
@@ -106,6 +115,54 @@ func (s *Server) createdStatus(_ context.Context, w http.ResponseWriter, m proto
 	}
 	return nil
 }
+
+// resultField is where the root service leaves room for exchange.result.
+var resultField = (&treadlev1.GetRootResultResponse{}).ProtoReflect().Descriptor().Fields().ByName("result").FullName()
+
+// answered writes an answer with a large value as it is encoded. Others it leaves to the
+// gateway, which makes one buffer of the whole.
+func answered(ctx context.Context, w http.ResponseWriter, m proto.Message) error {
+	ex := exchangeOf(ctx)
+	if ex == nil {
+		return nil
+	}
+	var doc restjson.Document
+	var err error
+	switch x := m.(type) {
+	case *treadlev1.GetRootResultResponse:
+		if ex.result == nil {
+			return nil
+		}
+		doc, err = restjson.Prepare(m, map[protoreflect.FullName]restjson.Value{resultField: *ex.result})
+	case *treadlev1.TaskResult:
+		if len(x.GetResult()) < largeValue && len(x.GetResultPickle()) < largeValue {
+			return nil
+		}
+		doc, err = restjson.Prepare(m, nil)
+	default:
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ex.written = true
+	w.Header().Set("Content-Length", strconv.Itoa(doc.Len()))
+	if err := ex.body.write(doc.Len(), doc.Write); err != nil {
+		panic(http.ErrAbortHandler) // the client has half an answer: nothing can be added to it
+	}
+	return nil
+}
+
+// rewritten keeps the gateway from writing an answer again.
+func rewritten(ctx context.Context, m proto.Message) (any, error) {
+	if ex := exchangeOf(ctx); ex != nil && ex.written {
+		return nothing{}, nil
+	}
+	return m, nil
+}
+
+// nothing is an answer that was written already.
+type nothing struct{}
 
 // notRouted answers requests that no route takes.
 func (s *Server) notRouted(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
@@ -232,6 +289,8 @@ func (marshaler) Marshal(v any) ([]byte, error) {
 		if st, ok := x["error"]; ok {
 			return streamError(st), nil
 		}
+	case nothing:
+		return nil, nil
 	}
 	return nil, fmt.Errorf("no JSON form for %T", v)
 }
@@ -246,7 +305,8 @@ func (m marshaler) NewEncoder(w io.Writer) runtime.Encoder {
 	})
 }
 
-// Unmarshal reads one whole document; no document at all leaves the message empty.
+// Unmarshal reads one whole document, whose memory the message may share afterwards; no
+// document at all leaves the message empty.
 func (marshaler) Unmarshal(data []byte, v any) error {
 	if len(bytes.TrimLeft(data, " \t\r\n")) == 0 {
 		return io.EOF
@@ -255,7 +315,7 @@ func (marshaler) Unmarshal(data []byte, v any) error {
 	if !ok {
 		return fmt.Errorf("no message to read into in %T", v)
 	}
-	return restjson.Decode(data, m)
+	return restjson.DecodeOwned(data, m)
 }
 
 // NewDecoder reads the whole body at once, within the limits of the server.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -318,6 +320,45 @@ func TestBodyBudget(t *testing.T) {
 	for range cap(answers) {
 		e.must(<-answers, 200)
 	}
+}
+
+// Large results share the budget: they wait for room, and small ones pass meanwhile.
+func TestResultBudget(t *testing.T) {
+	e := start(t, func(c *Config) { c.MaxPayload = 2 << 20 })
+	fn := e.registerRoot()
+	value := bigPickle(2<<20 - 100)
+	large := e.finish(fn, succeed(value, task.EncodingPickle)).str("task_id")
+	small := e.finish(fn, succeed(bigPickle(100), task.EncodingPickle)).str("task_id")
+	budget := e.srv.http.Handler.(*httpHandler).budget
+	all := e.srv.cfg.MaxBodies
+	if err := budget.Acquire(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan answer, 4)
+	for i := range cap(answers) {
+		path := []string{"/result/", "/v1/tasks/"}[i%2] + large + []string{"", "/result"}[i%2]
+		go func() { answers <- e.do("GET", path, nil) }()
+	}
+	for _, path := range []string{"/result/" + small, "/v1/tasks/" + small + "/result", "/v1/tasks/" + small + "/result?wait=10s"} {
+		e.must(e.get(path), 200)
+	}
+	if len(answers) != 0 {
+		t.Fatalf("%+v was served over the budget", <-answers)
+	}
+	budget.Release(all)
+	for range cap(answers) {
+		a := e.must(<-answers, 200)
+		if got := a.str("result"); got != "" && got != S(value) {
+			t.Error("the result at the root is not what it was")
+		}
+		if got := a.str("result_pickle"); a.json["result"] == nil && got != base64.StdEncoding.EncodeToString(value) {
+			t.Error("the result under /v1 is not what it was")
+		}
+		if length := a.header.Get("Content-Length"); length != strconv.Itoa(len(a.raw)) {
+			t.Errorf("Content-Length %q of %d bytes", length, len(a.raw))
+		}
+	}
+	e.eventually("everything is given back", func() bool { return budget.TryAcquire(all) })
 }
 
 // The time for a body ends with the body: a call may wait longer.

@@ -68,18 +68,28 @@ func incoming(ctx context.Context) context.Context {
 	return metadata.NewIncomingContext(ctx, md)
 }
 
-// Invoke makes one unary call. Request and reply share memory with what the handler
-// gets and gives: neither side changes them afterwards.
+// Invoke makes one unary call. The request is emptied into what the handler gets, so that
+// nobody but the handler keeps a large value alive; the reply shares memory with what
+// the handler gives, and neither side changes it afterwards.
 func (c *inline) Invoke(ctx context.Context, method string, req, reply any, _ ...grpc.CallOption) error {
 	m, ok := c.methods[method]
 	if !ok || m.unary == nil {
 		return status.Errorf(codes.Unimplemented, "no unary method %s", method)
 	}
-	resp, err := m.unary.Handler(m.service, incoming(ctx), func(into any) error { return share(into, req) }, c.unary)
+	resp, err := m.unary.Handler(m.service, incoming(ctx), func(into any) error { return move(into, req) }, c.unary)
 	if err != nil {
 		return err
 	}
 	return share(reply, resp)
+}
+
+// move is share, and leaves the source empty.
+func move(into, from any) error {
+	err := share(into, from)
+	if src, ok := from.(proto.Message); ok {
+		proto.Reset(src)
+	}
+	return err
 }
 
 // share sets the fields of one message to those of another of the same type, without

@@ -56,6 +56,10 @@ func (s *Server) task(ctx context.Context, text string) (*task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.taskByID(ctx, id)
+}
+
+func (s *Server) taskByID(ctx context.Context, id task.ID) (*task.Task, error) {
 	t, err := s.cfg.Store.Task(ctx, id)
 	if task.CodeOf(err) == task.CodeNotFound {
 		return nil, noTask(id.String())
@@ -67,16 +71,25 @@ func (s *Server) task(ctx context.Context, text string) (*task.Task, error) {
 // wait. An unfinished task is no error.
 func (s *Server) result(ctx context.Context, id task.ID, wait time.Duration) (*task.Task, []byte, error) {
 	if wait <= 0 {
-		return s.resultNow(ctx, id)
+		return s.answerNow(ctx, id)
 	}
 	w := s.waiters.add(id)
 	defer s.waiters.remove(w, id)
-	t, result, err := s.resultNow(ctx, id)
+	t, result, err := s.answerNow(ctx, id)
 	if err != nil || t.Status.Terminal() {
 		return t, result, err
 	}
 	if _, err := w.sleep(ctx, wait, s.closing); err != nil {
 		return nil, nil, err
+	}
+	return s.answerNow(ctx, id)
+}
+
+// answerNow is resultNow for an answer over REST, which holds a share of the budget for
+// large values while it is written.
+func (s *Server) answerNow(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
+	if ex := exchangeOf(ctx); ex != nil && ex.body != nil {
+		return ex.body.answer(ctx, s, id)
 	}
 	return s.resultNow(ctx, id)
 }

@@ -51,6 +51,7 @@ func (r root) RegisterRoot(ctx context.Context, req *treadlev1.RegisterRootReque
 		return nil, err
 	}
 	payload, err := r.payload(req.GetPayload())
+	req.Payload = nil // it has been read, and may have 90 MB
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +77,7 @@ func (r root) ExecuteRoot(ctx context.Context, req *treadlev1.ExecuteRootRequest
 		return nil, err
 	}
 	args, err := r.payload(req.GetPayload())
+	req.Payload = nil // it has been read, and may have 90 MB
 	if err != nil {
 		return nil, err
 	}
@@ -115,17 +117,22 @@ func (r root) GetRootResult(ctx context.Context, req *treadlev1.GetRootResultReq
 	if err != nil {
 		return nil, err
 	}
-	t, result, err := r.s.resultNow(ctx, id)
+	t, result, err := r.s.answerNow(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	out := &treadlev1.GetRootResultResponse{TaskId: t.ID.String(), Status: string(t.Status)}
 	switch {
 	case t.Status == task.Completed:
-		out.Result, err = completedResult(t, result, r.s.cfg.RESTCompat)
+		encoded, err := completedResult(t, result, r.s.cfg.RESTCompat)
 		if err != nil {
 			return nil, err
 		}
+		if ex := exchangeOf(ctx); ex != nil && len(encoded.Value) >= largeValue {
+			ex.result = &encoded // too large to be text first: it is written as it is encoded
+			return out, nil
+		}
+		out.Result = encoded.String()
 	case t.Status.Terminal():
 		out.Result, out.Error = failedResult(t, r.s.cfg.RESTCompat), rootError(t)
 	default:
@@ -135,7 +142,7 @@ func (r root) GetRootResult(ctx context.Context, req *treadlev1.GetRootResultReq
 }
 
 // completedResult is the value as text: S(value), in seed mode S(S(value)).
-func completedResult(t *task.Task, result []byte, compat RESTCompat) (string, error) {
+func completedResult(t *task.Task, result []byte, compat RESTCompat) (pickle.Encoded, error) {
 	value := result
 	if t.ResultEncoding == task.EncodingJSON || len(result) == 0 {
 		if len(result) == 0 {
@@ -143,18 +150,14 @@ func completedResult(t *task.Task, result []byte, compat RESTCompat) (string, er
 		}
 		var err error
 		if value, err = pickle.JSON(result); err != nil {
-			return "", task.Errorf(task.CodeState, "", "the result of task %s has no form at this route, read it at /v1/tasks/%s/result: %w", t.ID, t.ID, err)
+			return pickle.Encoded{}, task.Errorf(task.CodeState, "", "the result of task %s has no form at this route, read it at /v1/tasks/%s/result: %w", t.ID, t.ID, err)
 		}
 	}
-	s := pickle.Base64(value)
 	if compat == CompatSeed {
-		s = wrapText(s)
+		return pickle.Encoded{Value: value, Wraps: 1}, nil
 	}
-	return s, nil
+	return pickle.Encoded{Value: value}, nil
 }
-
-// wrapText is S(text).
-func wrapText(s string) string { return pickle.Base64(pickle.Text(s)) }
 
 // rootError is a failure in plain JSON.
 func rootError(t *task.Task) *treadlev1.RootError {
@@ -211,9 +214,9 @@ func failedResult(t *task.Task, compat RESTCompat) string {
 		}
 		if f.Class != task.ClassFunction {
 			dict = append(dict, pickle.Attr{Name: "worker_id", Value: f.Worker})
-			return wrapText(pickle.Base64(pickle.Dict(dict)))
+			return pickle.Encoded{Value: pickle.Dict(dict), Wraps: 1}.String()
 		}
-		return wrapText(wrapText(pickle.Base64(pickle.Dict(dict))))
+		return pickle.Encoded{Value: pickle.Dict(dict), Wraps: 2}.String()
 	}
 	if len(f.Pickle) > 0 {
 		return pickle.Base64(f.Pickle)

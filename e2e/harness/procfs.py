@@ -32,3 +32,11 @@ def mentioning(text: str) -> dict[int, str]:
         if text in command and exists(int(entry)):
             found[int(entry)] = command
     return found
+
+
+def peak_memory(pid: int) -> int:
+    """The most memory that a process ever had resident, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(f"process {pid} has no VmHWM")

@@ -76,6 +76,16 @@ type writer struct {
 	scratch []byte
 }
 
+// textEnd ends the pickle of a str that [textHead] began.
+const textEnd = "."
+
+// textHead begins the pickle of a str of n bytes of ASCII.
+func textHead(n int) []byte {
+	w := newWriter(16)
+	w.textHeader(n)
+	return w.buf
+}
+
 func newWriter(size int) *writer {
 	return &writer{buf: append(make([]byte, 0, size+16), 0x80, 4)}
 }

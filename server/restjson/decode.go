@@ -22,7 +22,11 @@ import (
 // Decode reads a document into msg. A returned error is an *[Error]. Neither msg nor
 // the error keeps data.
 func Decode(data []byte, msg proto.Message) error {
-	err := decode(data, msg)
+	return described(decode(data, msg))
+}
+
+// described turns an error of the scanner into one for people.
+func described(err error) error {
 	var syntax *jsonscan.SyntaxError
 	if errors.As(err, &syntax) {
 		return &Error{Type: TypeSyntax, Msg: "the body is not one JSON document: " + syntax.Error(), Offset: syntax.Offset}
@@ -30,11 +34,33 @@ func Decode(data []byte, msg proto.Message) error {
 	return err
 }
 
+// DecodeOwned is [Decode] for data that nobody needs any more: where that saves a copy
+// of a large value, msg shares the memory of data, whose bytes are then not what they
+// were.
+func DecodeOwned(data []byte, msg proto.Message) error {
+	if len(data) < ownedFrom {
+		return Decode(data, msg)
+	}
+	// The whole text is checked first, as reading it changes it.
+	_, err := jsonscan.Check(data)
+	if err == nil {
+		d := decoder{s: jsonscan.New(data), owned: true}
+		if err = d.message(msg.ProtoReflect()); err == nil {
+			err = d.s.End()
+		}
+	}
+	return described(err)
+}
+
+// ownedFrom is the size from which values share the memory of their document. A small
+// one would keep a large document alive.
+const ownedFrom = 256 << 10
+
 func decode(data []byte, msg proto.Message) error {
 	if err := jsonscan.CheckUTF8(data); err != nil {
 		return err
 	}
-	d := decoder{jsonscan.New(data)}
+	d := decoder{s: jsonscan.New(data)}
 	if err := d.message(msg.ProtoReflect()); err != nil {
 		// A value of the wrong type matters less than text that is not JSON at all.
 		if _, syntax := jsonscan.Check(data); syntax != nil {
@@ -62,7 +88,11 @@ func Target(v any) (proto.Message, bool) {
 	return m, ok
 }
 
-type decoder struct{ s *jsonscan.Scanner }
+type decoder struct {
+	s *jsonscan.Scanner
+	// owned says that large values may share the memory of the document.
+	owned bool
+}
 
 // want refuses a value of another kind.
 func (d decoder) want(kind jsonscan.Kind, name string) error {
@@ -195,27 +225,42 @@ func (d decoder) scalar(f protoreflect.FieldDescriptor) (protoreflect.Value, err
 
 // string reads a string; kind is the type named in the error when it is none.
 func (d decoder) string(kind string) (string, error) {
+	text, err := d.text(kind)
+	// The buffer is never touched again, so the string may share it.
+	return unsafe.String(unsafe.SliceData(text), len(text)), err
+}
+
+// text reads a string into memory of its own, or decodes it where it stands.
+func (d decoder) text(kind string) ([]byte, error) {
 	if err := d.want(jsonscan.String, kind); err != nil {
-		return "", err
+		return nil, err
 	}
 	raw, err := d.s.RawString()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	text, lone := jsonscan.Unquote(make([]byte, 0, len(raw)), raw)
+	var into []byte
+	if d.owned && len(raw) >= ownedFrom {
+		into = raw[:0:len(raw)] // decoded text is never longer than its escapes
+	} else {
+		into = make([]byte, 0, len(raw))
+	}
+	text, lone := jsonscan.Unquote(into, raw)
 	if lone {
-		return "", wrong(kind, "half of a surrogate pair is not text")
+		return nil, wrong(kind, "half of a surrogate pair is not text")
 	}
-	// The buffer is never touched again, so the string may share it.
-	return unsafe.String(unsafe.SliceData(text), len(text)), nil
+	return text, nil
 }
 
 func (d decoder) bytes(f protoreflect.FieldDescriptor) ([]byte, error) {
 	if rawFields[f.FullName()] {
 		raw, err := d.s.Skip()
+		if d.owned && len(raw) >= ownedFrom {
+			return raw[:len(raw):len(raw)], err
+		}
 		return append([]byte(nil), raw...), err
 	}
-	text, err := d.string(TypeBytes)
+	text, err := d.text(TypeBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -226,9 +271,10 @@ func (d decoder) bytes(f protoreflect.FieldDescriptor) ([]byte, error) {
 	return b, nil
 }
 
-// decodeBase64 reads either alphabet, padded or not, and ignores white space.
-func decodeBase64(text string) ([]byte, error) {
-	b := make([]byte, 0, len(text))
+// decodeBase64 reads either alphabet, padded or not, and ignores white space. It
+// decodes in place: the output never overtakes the input.
+func decodeBase64(text []byte) ([]byte, error) {
+	b := text[:0]
 	encoding := base64.RawStdEncoding
 	for i := range len(text) {
 		switch c := text[i]; c {

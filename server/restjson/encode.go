@@ -20,20 +20,36 @@ import (
 // Encode returns the document of msg. Fields that hold JSON are trusted to be valid
 // JSON text.
 func Encode(msg proto.Message) ([]byte, error) {
-	return appendMessage(make([]byte, 0, proto.Size(msg)*17/16+256), msg.ProtoReflect())
+	e := encoder{text: make([]byte, 0, proto.Size(msg)*17/16+256)}
+	err := e.message(msg.ProtoReflect())
+	return e.text, err
 }
 
-func appendMessage(b []byte, m protoreflect.Message) ([]byte, error) {
+// encoder builds a document.
+type encoder struct {
+	text []byte
+	// holes are what is left out of text, see [Document].
+	holes []hole
+	// prepares says that large values are left out.
+	prepares bool
+	instead  map[protoreflect.FullName]Value
+}
+
+func (e *encoder) message(m protoreflect.Message) error {
 	switch x := m.Interface().(type) {
 	case *durationpb.Duration:
-		return appendDuration(b, x), nil
+		e.text = appendDuration(e.text, x)
+		return nil
 	case *timestamppb.Timestamp:
-		return appendTimestamp(b, x), nil
+		e.text = appendTimestamp(e.text, x)
+		return nil
 	}
 	if strings.HasPrefix(string(m.Descriptor().FullName()), "google.protobuf.") {
-		return protojson.MarshalOptions{UseProtoNames: true}.MarshalAppend(b, m.Interface())
+		var err error
+		e.text, err = protojson.MarshalOptions{UseProtoNames: true}.MarshalAppend(e.text, m.Interface())
+		return err
 	}
-	b = append(b, '{')
+	e.text = append(e.text, '{')
 	fields := m.Descriptor().Fields()
 	first := true
 	for i := range fields.Len() {
@@ -42,23 +58,24 @@ func appendMessage(b []byte, m protoreflect.Message) ([]byte, error) {
 			continue
 		}
 		if !first {
-			b = append(b, ',')
+			e.text = append(e.text, ',')
 		}
 		first = false
-		b = append(b, '"')
-		b = append(b, f.Name()...)
-		b = append(b, '"', ':')
+		e.text = append(e.text, '"')
+		e.text = append(e.text, f.Name()...)
+		e.text = append(e.text, '"', ':')
 		var err error
 		if f.IsList() {
-			b, err = appendList(b, m.Get(f).List(), f)
+			err = e.list(m.Get(f).List(), f)
 		} else {
-			b, err = appendValue(b, m.Get(f), f)
+			err = e.value(m.Get(f), f)
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return append(b, '}'), nil
+	e.text = append(e.text, '}')
+	return nil
 }
 
 // absent reports whether a field that is not set is left out.
@@ -66,52 +83,70 @@ func absent(f protoreflect.FieldDescriptor) bool {
 	return f.HasPresence() || f.Kind() == protoreflect.BytesKind && !f.IsList() || quietFields[f.FullName()]
 }
 
-func appendList(b []byte, list protoreflect.List, f protoreflect.FieldDescriptor) ([]byte, error) {
-	b = append(b, '[')
+func (e *encoder) list(list protoreflect.List, f protoreflect.FieldDescriptor) error {
+	e.text = append(e.text, '[')
 	for i := range list.Len() {
 		if i > 0 {
-			b = append(b, ',')
+			e.text = append(e.text, ',')
 		}
-		var err error
-		if b, err = appendValue(b, list.Get(i), f); err != nil {
-			return nil, err
+		if err := e.value(list.Get(i), f); err != nil {
+			return err
 		}
 	}
-	return append(b, ']'), nil
+	e.text = append(e.text, ']')
+	return nil
 }
 
-func appendValue(b []byte, v protoreflect.Value, f protoreflect.FieldDescriptor) ([]byte, error) {
+func (e *encoder) value(v protoreflect.Value, f protoreflect.FieldDescriptor) error {
 	switch f.Kind() {
 	case protoreflect.StringKind:
-		return jsonscan.AppendString(b, v.String()), nil
+		if x, ok := e.instead[f.FullName()]; ok {
+			e.hole(x, true)
+		} else {
+			e.text = jsonscan.AppendString(e.text, v.String())
+		}
 	case protoreflect.BytesKind:
-		if rawFields[f.FullName()] {
-			return append(b, v.Bytes()...), nil
-		}
-		b = append(b, '"')
-		b = base64.StdEncoding.AppendEncode(b, v.Bytes())
-		return append(b, '"'), nil
+		e.bytes(v.Bytes(), rawFields[f.FullName()])
 	case protoreflect.BoolKind:
-		return strconv.AppendBool(b, v.Bool()), nil
+		e.text = strconv.AppendBool(e.text, v.Bool())
 	case protoreflect.EnumKind:
-		if e := f.Enum().Values().ByNumber(v.Enum()); e != nil {
-			return jsonscan.AppendString(b, string(e.Name())), nil
+		if x := f.Enum().Values().ByNumber(v.Enum()); x != nil {
+			e.text = jsonscan.AppendString(e.text, string(x.Name()))
+		} else {
+			e.text = strconv.AppendInt(e.text, int64(v.Enum()), 10)
 		}
-		return strconv.AppendInt(b, int64(v.Enum()), 10), nil
 	case protoreflect.Int32Kind, protoreflect.Int64Kind, protoreflect.Sint32Kind, protoreflect.Sint64Kind,
 		protoreflect.Sfixed32Kind, protoreflect.Sfixed64Kind:
-		return strconv.AppendInt(b, v.Int(), 10), nil
+		e.text = strconv.AppendInt(e.text, v.Int(), 10)
 	case protoreflect.Uint32Kind, protoreflect.Uint64Kind, protoreflect.Fixed32Kind, protoreflect.Fixed64Kind:
-		return strconv.AppendUint(b, v.Uint(), 10), nil
+		e.text = strconv.AppendUint(e.text, v.Uint(), 10)
 	case protoreflect.DoubleKind, protoreflect.FloatKind:
 		if x := v.Float(); !math.IsNaN(x) && !math.IsInf(x, 0) {
-			return strconv.AppendFloat(b, x, 'g', -1, 64), nil
+			e.text = strconv.AppendFloat(e.text, x, 'g', -1, 64)
+		} else {
+			e.text = append(e.text, "null"...)
 		}
-		return append(b, "null"...), nil
 	case protoreflect.MessageKind:
-		return appendMessage(b, v.Message())
+		return e.message(v.Message())
 	default:
-		return nil, fmt.Errorf("field %s: kind %s has no JSON form here", f.FullName(), f.Kind())
+		return fmt.Errorf("field %s: kind %s has no JSON form here", f.FullName(), f.Kind())
+	}
+	return nil
+}
+
+func (e *encoder) bytes(b []byte, raw bool) {
+	large := e.prepares && len(b) >= largeFrom
+	switch {
+	case large && raw:
+		e.hole(rawValue(b), false)
+	case large:
+		e.hole(base64Value(b), true)
+	case raw:
+		e.text = append(e.text, b...)
+	default:
+		e.text = append(e.text, '"')
+		e.text = base64.StdEncoding.AppendEncode(e.text, b)
+		e.text = append(e.text, '"')
 	}
 }
 

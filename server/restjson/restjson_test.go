@@ -1,14 +1,17 @@
 package restjson
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -71,6 +74,95 @@ func TestDecodeErrors(t *testing.T) {
 	}
 	if err := Decode([]byte(`{"status":"NOPE"}`), &treadlev1.TaskResult{}); err == nil {
 		t.Error("an unknown status is accepted")
+	}
+}
+
+// TestDecodeOwned holds the reading that shares memory against the one that does not.
+func TestDecodeOwned(t *testing.T) {
+	large := strings.Repeat(`aGVsbG8gd29y\n`, ownedFrom/12)
+	text := strings.Repeat(`\u00fc\ud83d\ude00\"x\n`, ownedFrom/20)
+	for name, doc := range map[string]string{
+		"text":            `{"name":"f","payload":"` + large + `"}`,
+		"escapes":         `{"name":"` + text + `","payload":"x"}`,
+		"twice":           `{"payload":"` + large + `","payload":"` + large + large + `"}`,
+		"unknown before":  `{"other":["` + large + `"],"payload":"` + large + `","name":"f"}`,
+		"syntax at end":   `{"payload":"` + large + `"} x`,
+		"syntax within":   `{"payload":"` + large + `","name":tru}`,
+		"type, then text": `{"payload":"` + large + `","name":5}`,
+		"half surrogate":  `{"payload":"` + large + `\ud800"}`,
+		"not UTF-8":       `{"payload":"` + large + "\xff" + `"}`,
+	} {
+		want := &treadlev1.RegisterRootRequest{}
+		wantErr := Decode([]byte(doc), want)
+		got := &treadlev1.RegisterRootRequest{}
+		err := DecodeOwned([]byte(doc), got)
+		if (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+			t.Errorf("%s: %v, want %v", name, err, wantErr)
+		} else if err == nil && !proto.Equal(got, want) {
+			t.Errorf("%s: another message", name)
+		}
+	}
+	for name, doc := range map[string]string{
+		"base64 and JSON": `{"payload":"` + large + `","args":["` + large + `", 1.0],"kwargs":{},"function":"f"}`,
+		"not base64":      `{"payload":"` + large + `*"}`,
+		"JSON, then text": `{"args":["` + text + `"],"kwargs":{"a":"` + text + `"},"options":{"priority":3}}`,
+	} {
+		want := &treadlev1.ExecuteRequest{}
+		wantErr := Decode([]byte(doc), want)
+		got := &treadlev1.ExecuteRequest{}
+		err := DecodeOwned([]byte(doc), got)
+		if (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+			t.Errorf("%s: %v, want %v", name, err, wantErr)
+		} else if err == nil && !proto.Equal(got, want) {
+			t.Errorf("%s: another message", name)
+		}
+	}
+}
+
+// text is a Value for tests.
+type text string
+
+func (v text) JSONLen() int { return len(v) }
+
+func (v text) WriteJSON(w io.Writer) error {
+	_, err := io.WriteString(w, string(v))
+	return err
+}
+
+func TestDocument(t *testing.T) {
+	large := bytes.Repeat([]byte("\xfbhello"), largeFrom/5)
+	for _, tail := range []int{0, 1, 2} {
+		for name, m := range map[string]proto.Message{
+			"small":  &treadlev1.TaskResult{TaskId: "t", Result: []byte(`{"n": 1.0}`)},
+			"raw":    &treadlev1.TaskResult{TaskId: "t", Result: []byte(`"` + strings.Repeat("x", largeFrom) + `"`), Error: &treadlev1.TaskError{Message: "m"}},
+			"base64": &treadlev1.TaskResult{TaskId: "t", ResultPickle: large[:len(large)-tail], ResultRepr: "<x>"},
+			"list":   &treadlev1.AwaitResultsResponse{Results: []*treadlev1.TaskResult{{ResultPickle: large}, {TaskId: "u", ResultPickle: large}}},
+		} {
+			want, err := Encode(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			doc, err := Prepare(m, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if err := doc.Write(&got); err != nil || !bytes.Equal(got.Bytes(), want) || doc.Len() != len(want) {
+				t.Errorf("%s: %d bytes, Len says %d, want %d: %v", name, got.Len(), doc.Len(), len(want), err)
+			}
+			if len(doc.text) > 1000 {
+				t.Errorf("%s: %d bytes of text hold the value", name, len(doc.text))
+			}
+		}
+	}
+	m := &treadlev1.GetRootResultResponse{TaskId: "t", Status: "COMPLETED"}
+	doc, err := Prepare(m, map[protoreflect.FullName]Value{"treadle.v1.GetRootResultResponse.result": text(`a\n`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := doc.Write(&got); err != nil || got.String() != `{"task_id":"t","status":"COMPLETED","result":"a\n"}` {
+		t.Errorf("%s, %v", got.String(), err)
 	}
 }
 

@@ -19,7 +19,7 @@ func (s *Store) CheckInvariants(ctx context.Context) error {
 		return err
 	}
 	defer s.leave()
-	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}}
+	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, results: map[task.ID]int{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}}
 	// On the committer nothing is under way: disk and index must say the same.
 	if err := s.commit(ctx, op, 0, func(*txn) { c.run() }); err != nil {
 		return err
@@ -50,6 +50,8 @@ type checker struct {
 	live map[task.ID]record
 	// finished holds what the record of each finished task says that retention must remove.
 	finished map[task.ID]retained
+	// results holds the sizes of results that have keys of their own.
+	results map[task.ID]int
 	// kept lists the tasks in the retention index.
 	kept map[task.ID]bool
 	keys map[string]task.ID
@@ -134,7 +136,10 @@ func (c *checker) finishedRow(key, value []byte) error {
 	if t.ResultSize <= maxInlineResult && len(rec.result) != t.ResultSize {
 		return fmt.Errorf("a result of %d bytes, the record says %d", len(rec.result), t.ResultSize)
 	}
-	c.finished[id] = retained{id: id, key: rec.key, result: t.ResultSize > maxInlineResult, logs: rec.logs}
+	if t.ResultSize > maxInlineResult {
+		c.results[id] = t.ResultSize
+	}
+	c.finished[id] = retained{id: id, key: rec.key, result: t.ResultSize > maxInlineResult, parts: partsApart(t.ResultSize), logs: rec.logs}
 	if rec.key != "" {
 		c.keys[rec.key] = id
 	}
@@ -142,7 +147,7 @@ func (c *checker) finishedRow(key, value []byte) error {
 }
 
 func (c *checker) argsRow(key, value []byte) error {
-	id, ok := idOfKey(key)
+	id, part, ok := idOfPart(key)
 	if !ok {
 		return errKey
 	}
@@ -150,21 +155,59 @@ func (c *checker) argsRow(key, value []byte) error {
 	if !ok {
 		return errors.New("arguments without an unfinished task")
 	}
-	if rec.task.ArgsSize != len(value) || len(value) <= maxInlineArgs {
+	if err := c.wholeValue(key, part, value, rec.task.ArgsSize); err != nil {
+		return err
+	}
+	if rec.task.ArgsSize <= maxInlineArgs {
 		return fmt.Errorf("%d bytes of arguments, the record says %d", len(value), rec.task.ArgsSize)
 	}
 	return nil
 }
 
-func (c *checker) resultRow(key, _ []byte) error {
-	id, ok := idOfKey(key)
+func (c *checker) resultRow(key, value []byte) error {
+	id, part, ok := idOfPart(key)
 	if !ok {
 		return errKey
 	}
 	if row, ok := c.finished[id]; !ok || !row.result {
 		return errors.New("a result without a completed task")
 	}
-	return nil
+	return c.wholeValue(key, part, value, c.results[id])
+}
+
+// idOfPart reads the id of a value's key, and which of its parts it is.
+func idOfPart(key []byte) (id task.ID, part int, ok bool) {
+	const base = 1 + len(id)
+	if id, ok = idOfKey(key); ok {
+		return id, 0, true
+	}
+	if part, ok = partOfKey(key, base); ok {
+		id, ok = idOfKey(key[:base])
+	}
+	return id, part, ok && part > 0
+}
+
+// wholeValue checks one part of a value; the first answers for the others.
+func (c *checker) wholeValue(key []byte, part int, value []byte, size int) error {
+	if part > 0 {
+		if part > furtherParts(size) || len(value) != partLen(size, part) {
+			return fmt.Errorf("part %d of %d bytes, the record says %d in all", part, len(value), size)
+		}
+		return nil
+	}
+	whole, err := c.s.readValue(key, size)
+	if err == nil && len(whole) != size {
+		err = fmt.Errorf("%d bytes are stored, the record says %d", len(whole), size)
+	}
+	return err
+}
+
+// partsApart counts the further parts of a result of that size.
+func partsApart(size int) int {
+	if size <= maxInlineResult {
+		return 0
+	}
+	return furtherParts(size)
 }
 
 func (c *checker) outputRow(key, _ []byte) error {
@@ -232,7 +275,7 @@ func (c *checker) nameRow(key, value []byte) error {
 		return fmt.Errorf("the name leads to a function named %q", f.Name)
 	}
 	if f.Size > 0 {
-		v, err := c.s.read(hashKey(f.Hash))
+		v, err := c.s.readValue(hashKey(f.Hash), f.Size)
 		if err != nil {
 			return err
 		}

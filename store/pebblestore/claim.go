@@ -174,7 +174,7 @@ func (s *Store) fillArgs(claims []store.Claimed) ([]store.Claimed, error) {
 	keep := claims[:0]
 	for _, c := range claims {
 		if c.Args == nil && c.Task.ArgsSize > 0 {
-			v, err := s.read(idKey(spaceArgs, c.Token.Task))
+			v, err := s.readValue(idKey(spaceArgs, c.Token.Task), c.Task.ArgsSize)
 			if err != nil {
 				return nil, task.Errorf(task.CodeUnavailable, "claim", "%w", err)
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/treadle-dev/treadle/internal/spike"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -116,8 +117,17 @@ type txn struct {
 	endedAt time.Time
 }
 
-func (s *Store) newTxn() *txn {
-	return &txn{s: s, b: s.db.NewBatch(), live: s.db.NewBatch()}
+// newTxn begins a commit of about that many bytes.
+func (s *Store) newTxn(bytes int) *txn {
+	spike.Passing(bytes)
+	x := &txn{s: s, live: s.db.NewBatch()}
+	if bytes > 16*partSize {
+		// A batch that grows by doubling leaves as much again behind.
+		x.b = s.db.NewBatchWithSize(bytes + bytes/64)
+	} else {
+		x.b = s.db.NewBatch()
+	}
+	return x
 }
 
 func (x *txn) empty() bool { return x.b.Empty() && x.live.Empty() }
@@ -194,7 +204,11 @@ func (s *Store) commitGroup(group []*change) error {
 	if err := s.broken.Load(); err != nil {
 		return err
 	}
-	x := s.newTxn()
+	bytes := 0
+	for _, c := range group {
+		bytes += c.bytes
+	}
+	x := s.newTxn(bytes)
 	s.mu.Lock()
 	for _, c := range group {
 		if c.state.CompareAndSwap(changeQueued, changeTaken) {

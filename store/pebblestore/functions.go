@@ -94,7 +94,8 @@ func (x *txn) putBlob(hash [32]byte, payload []byte) {
 	key := hashKey(hash)
 	v, closer, err := x.s.db.Get(key)
 	if err == nil {
-		same := len(v) == len(payload)
+		// What is there was written whole, in one key or in parts.
+		same := len(v) == len(payload) || len(v) == partLen(len(payload), 0)
 		err = closer.Close()
 		if same && err == nil {
 			return
@@ -104,7 +105,7 @@ func (x *txn) putBlob(hash [32]byte, payload []byte) {
 		x.s.fail(err)
 		return
 	}
-	x.set(key, payload)
+	x.setValue(key, payload)
 }
 
 func (x *txn) funcKey(key string) (*keyRow, error) {
@@ -200,7 +201,11 @@ func (s *Store) FunctionNamed(ctx context.Context, name string) (task.Function, 
 func (s *Store) FunctionPayload(ctx context.Context, hash [32]byte) ([]byte, error) {
 	const op = "get function payload"
 	return readFunctions(ctx, s, op, func() ([]byte, error) {
-		v, err := s.read(hashKey(hash))
+		size, err := s.sizeOf(hashKey(hash))
+		if err != nil {
+			return nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
+		}
+		v, err := s.readValue(hashKey(hash), size)
 		if err != nil {
 			return nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
 		}

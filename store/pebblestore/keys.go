@@ -12,13 +12,13 @@ import (
 //
 //	l<id>            record of an unfinished task
 //	f<id>            record of a finished task
-//	a<id>            arguments of an unfinished task, unless they are small
-//	r<id>            result of a COMPLETED task, unless it is small
+//	a<id>[part]      arguments of an unfinished task, unless they are small
+//	r<id>[part]      result of a COMPLETED task, unless it is small
 //	o<id><attempt>   what is kept of an attempt's output
 //	x<finish><id>    tasks that finished in one commit, for retention
 //	k<request id>    idempotency key of a task
 //	F<id>            function
-//	b<hash>          bytes of functions
+//	b<hash>[part]    bytes of functions
 //	n<name>          newest function of a name
 //	K<request id>    idempotency key of a registration
 //	m<name>          the store's own facts

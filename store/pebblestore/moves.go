@@ -29,12 +29,12 @@ func (x *txn) save(e *entry, result []byte) {
 	x.set(appendIDKey(key[:0], spaceFinished, e.id), x.buf)
 	x.del(appendIDKey(key[:0], spaceLive, e.id))
 	if apart {
-		x.set(appendIDKey(key[:0], spaceResult, e.id), result)
+		x.setValue(appendIDKey(key[:0], spaceResult, e.id), result)
 	}
 	if t.ArgsSize > maxInlineArgs {
-		x.del(appendIDKey(key[:0], spaceArgs, e.id))
+		x.delValue(appendIDKey(key[:0], spaceArgs, e.id), furtherParts(t.ArgsSize))
 	}
-	x.ended = append(x.ended, retained{id: e.id, key: e.key, result: apart, logs: e.logs})
+	x.ended = append(x.ended, retained{id: e.id, key: e.key, result: apart, parts: furtherParts(len(result)), logs: e.logs})
 	x.endedAt = t.FinishedAt
 	if len(x.ended) == maxRetainedRow {
 		x.retain()

@@ -258,7 +258,7 @@ func (x *txn) removeTask(t *retained) {
 	var key [32]byte
 	x.del(appendIDKey(key[:0], spaceFinished, t.id))
 	if t.result {
-		x.del(appendIDKey(key[:0], spaceResult, t.id))
+		x.delValue(appendIDKey(key[:0], spaceResult, t.id), t.parts)
 	}
 	for _, attempt := range t.logs {
 		x.del(appendOutputKey(key[:0], t.id, attempt))

@@ -24,7 +24,7 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.recoverClock(); err != nil {
 		return err
 	}
-	x := s.newTxn()
+	x := s.newTxn(0)
 	counts, err := s.recoverLive(ctx, x)
 	if err != nil {
 		return errors.Join(err, x.close())

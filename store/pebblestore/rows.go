@@ -72,7 +72,9 @@ type retained struct {
 	id     task.ID
 	key    string
 	result bool
-	logs   []int
+	// parts counts the further parts of the result.
+	parts int
+	logs  []int
 }
 
 // Numbers of the fields of a retained task.
@@ -81,6 +83,7 @@ const (
 	fxKey
 	fxResult
 	fxLogs
+	fxParts
 )
 
 func appendRetained(b []byte, row []retained) []byte {
@@ -93,6 +96,9 @@ func appendRetained(b []byte, row []retained) []byte {
 		if len(row[i].logs) > 0 {
 			m.tag(fxLogs)
 			m.b = appendInts(m.b, row[i].logs)
+		}
+		if row[i].parts > 0 {
+			m.int(fxParts, int64(row[i].parts))
 		}
 		b = m.done()
 	}
@@ -115,6 +121,8 @@ func decodeRetained(key, b []byte) ([]retained, error) {
 				t.result = r.bool()
 			case fxLogs:
 				t.logs = readInts(r)
+			case fxParts:
+				t.parts = r.count()
 			default:
 				return false
 			}

@@ -98,7 +98,7 @@ func (x *txn) submit(now time.Time, it *store.Submission) store.Submitted {
 	x.save(e, nil)
 	if len(it.Args) > maxInlineArgs {
 		var key [32]byte
-		x.set(appendIDKey(key[:0], spaceArgs, e.id), it.Args)
+		x.setValue(appendIDKey(key[:0], spaceArgs, e.id), it.Args)
 	}
 	if e.key != "" {
 		row := keyRow{id: e.id, digest: it.Key.Digest}
@@ -296,7 +296,7 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 	case t.ResultSize == len(v.result):
 		return t, v.result, nil
 	}
-	result, err := s.read(idKey(spaceResult, id))
+	result, err := s.readValue(idKey(spaceResult, id), v.task.ResultSize)
 	if err != nil {
 		return nil, nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
