@@ -10,7 +10,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -51,6 +53,21 @@ type Config struct {
 	// AllowedHosts are further names by which browsers may reach the HTTP port, beside
 	// loopback names and the bound address. "*" admits every name.
 	AllowedHosts []string
+
+	// TLS makes both listeners speak TLS; nil leaves them in plain text.
+	TLS *tlsfiles.Server
+	// Tokens are asked for when set; nil takes everybody for an admin.
+	Tokens *auth.File
+	// WorkerCertificates asks workers for a certificate that TLS verified, too.
+	WorkerCertificates bool
+	// Insecure says that other machines reach this server although TLS or tokens are
+	// missing; health and metrics say so.
+	Insecure bool
+	// MaxConnections bounds the open connections of each listener. Default 4096.
+	MaxConnections int
+	// RateLimit bounds what one token may register and submit, in items a second; as much
+	// may come at once. 0 is no limit.
+	RateLimit float64
 
 	// Logger defaults to a logger that drops everything.
 	Logger *slog.Logger
@@ -105,6 +122,7 @@ func (c *Config) fill() error {
 	fallback(&c.RESTCompat, CompatCourse)
 	fallback(&c.RESTCreatedStatus, http.StatusOK)
 	fallback(&c.SafetyNet, 2*time.Second)
+	fallback(&c.MaxConnections, DefaultMaxConnections)
 	fallback(&c.Poll, 250*time.Millisecond)
 	fallback(&c.ShutdownTimeout, 10*time.Second)
 	c.MaxRetries = max(c.MaxRetries, 0)
@@ -120,6 +138,12 @@ func (c *Config) fill() error {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.MaxConnections < 1 {
+		return fmt.Errorf("server: --max-connections %d: want at least 1", c.MaxConnections)
+	}
+	if c.WorkerCertificates && c.TLS == nil {
+		return fmt.Errorf("server: --tls-client-ca without --tls-cert and --tls-key")
+	}
 	if c.MaxPayload < 1024 || c.MaxPayload > maxMaxPayload {
 		return fmt.Errorf("server: --max-payload %d: want 1024 to %d bytes", c.MaxPayload, maxMaxPayload)
 	}
@@ -133,6 +157,9 @@ func (c *Config) fill() error {
 	}
 	return nil
 }
+
+// DefaultMaxConnections is how many connections a listener has open at most.
+const DefaultMaxConnections = 4096
 
 // maxMaxPayload keeps a gRPC message, twice the payload, within its 32-bit length.
 const maxMaxPayload = 900 << 20

@@ -34,6 +34,8 @@ const (
 	reasonSlowBody  = "BODY_TOO_SLOW"
 	reasonEncoding  = "CONTENT_ENCODING"
 	reasonNotFound  = "NOT_FOUND"
+	reasonRate      = "RATE_LIMITED"
+	reasonTLS       = "TLS_REQUIRED"
 )
 
 // errorRow is one line of the error table: what a code of the domain is in gRPC, in
@@ -64,6 +66,7 @@ var httpByReason = func() map[string]int {
 		reasonCancelled: 499, // the client went away; nobody reads this
 		reasonTimeout:   http.StatusGatewayTimeout,
 		reasonUnserved:  http.StatusNotImplemented,
+		reasonRate:      http.StatusTooManyRequests,
 	}
 	for _, row := range errorTable {
 		m[row.reason] = row.http

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -216,7 +217,11 @@ func (s *Server) callFailed(ctx context.Context, _ *runtime.ServeMux, _ runtime.
 		writeError(w, r, restError{http: malformed.HTTPStatus, code: codes.InvalidArgument, reason: reasonInvalid, text: malformed.Error()})
 		return
 	}
-	writeError(w, r, s.restErrorOf(ctx, r, status.Convert(err)))
+	st := status.Convert(err)
+	if wait := retryAfter(st); wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+	}
+	writeError(w, r, s.restErrorOf(ctx, r, st))
 }
 
 // restErrorOf is the way back through the error table: from a status to HTTP.

@@ -10,12 +10,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // Transport settings. A peer that does not answer a ping is gone after keepAlive
@@ -25,27 +27,48 @@ const (
 	keepAliveTimeout = 5 * time.Second
 	minPing          = 5 * time.Second
 	handshakeTimeout = 10 * time.Second
-	maxStreams       = 1000
+	// maxStreams bounds the calls under way on one connection.
+	maxStreams = 1000
+	// maxHeaders bounds the headers of a call, in bytes.
+	maxHeaders = 16 << 10
 )
 
 // newGRPC builds the server that listens for the network.
 func (s *Server) newGRPC() *grpc.Server {
-	g := grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.cfg.maxMessage()),
 		grpc.MaxSendMsgSize(s.cfg.maxMessage()),
 		grpc.WaitForHandlers(true),
+		grpc.InTapHandle(s.tap),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAlive, Timeout: keepAliveTimeout}),
-	)
+	}
+	if s.cfg.TLS != nil {
+		s.plain = newPlainText()
+		options = append(options, grpc.Creds(tlsCredentials{credentials.NewTLS(s.cfg.TLS.Config(true, "h2")), s.plain}))
+	}
+	g := grpc.NewServer(options...)
 	s.registerServices(g)
 	healthpb.RegisterHealthServer(g, s.health)
 	treadlev1.RegisterWorkerServiceServer(g, workers{s: s})
 	reflection.Register(g)
 	return g
+}
+
+// methodsOf lists the methods of a server, as "/package.Service/Method".
+func methodsOf(g *grpc.Server) []string {
+	var names []string
+	for service, info := range g.GetServiceInfo() {
+		for _, m := range info.Methods {
+			names = append(names, "/"+service+"/"+m.Name)
+		}
+	}
+	return names
 }
 
 // registerServices registers the API with the gRPC server or the gateway's connection.
@@ -56,8 +79,8 @@ func (s *Server) registerServices(g grpc.ServiceRegistrar) {
 	}
 }
 
-// unary wraps every unary call: panics become errors, errors become statuses, and
-// each call is counted and logged.
+// unary wraps every unary call: it must be permitted, panics become errors, errors
+// become statuses, and each call is counted and logged.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
 	defer func() {
@@ -67,6 +90,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		err = toStatus(ctx, s.log, info.FullMethod, err)
 		s.observe(ctx, info.FullMethod, start, err)
 	}()
+	if err := s.check(ctx, info.FullMethod, req); err != nil {
+		return nil, err
+	}
 	return handler(ctx, req)
 }
 
@@ -82,8 +108,25 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		err = toStatus(ctx, s.log, info.FullMethod, err)
 		s.observe(ctx, info.FullMethod, start, err)
 	}()
-	return handler(srv, ss)
+	if err := s.check(ctx, info.FullMethod, nil); err != nil {
+		return err
+	}
+	ctx, stop := s.guard.watch(ctx)
+	defer stop()
+	err = handler(srv, guardedStream{ss, ctx})
+	if ended := context.Cause(ctx); ended != nil && task.CodeOf(ended) == task.CodeUnauthenticated {
+		return ended
+	}
+	return err
 }
+
+// guardedStream is a stream whose context also ends with the caller's right to it.
+type guardedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (g guardedStream) Context() context.Context { return g.ctx }
 
 func (s *Server) panicked(ctx context.Context, method string, r any) error {
 	s.log.ErrorContext(ctx, "panic in a handler", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/treadle-dev/treadle/gen/openapi"
+	"github.com/treadle-dev/treadle/server/auth"
 )
 
 // Limits of the HTTP server. There is no write timeout, as calls may wait for
@@ -31,6 +32,7 @@ const (
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 60 * time.Second
 	maxHeaderBytes    = 16 << 10
+	maxHTTPStreams    = 250
 )
 
 // newHTTP builds the HTTP server on the listener that is bound already.
@@ -47,10 +49,17 @@ func (s *Server) newHTTP() (*http.Server, error) {
 	if h.openapi, err = describe(openapi.JSON, s.cfg.Version); err != nil {
 		return nil, err
 	}
-	return &http.Server{
+	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxHTTPStreams},
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}, nil
+	}
+	if s.cfg.TLS != nil {
+		srv.TLSConfig = s.cfg.TLS.Config(false, "h2", "http/1.1")
+		// Whoever has the certificate of a name cannot be a page that borrowed one.
+		h.hosts.add(s.cfg.TLS.Names())
+	}
+	return srv, nil
 }
 
 // httpHandler is the whole HTTP port: what every request passes, the few pages that
@@ -101,7 +110,14 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			text: "requests from pages of other origins are refused"})
 		return
 	}
-	if page := h.page(r.URL.Path); page != nil {
+	page := h.page(r.URL.Path)
+	ctx, err := h.admit(r, page != nil)
+	if err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	r = r.WithContext(ctx)
+	if page != nil {
 		ex.route = r.URL.Path
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			writeMethodNotAllowed(w, r, []string{http.MethodGet, http.MethodHead})
@@ -134,6 +150,30 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mux.ServeHTTP(w, call)
 }
 
+// admit authenticates a request before anything of its body is read. Pages have rules of
+// their own; which method of the API another path means is not known yet, so its rule is
+// checked when it is called.
+func (h *httpHandler) admit(r *http.Request, isPage bool) (context.Context, error) {
+	header := r.Header.Values("Authorization")
+	if isPage {
+		return h.s.guard.admit(r.Context(), "GET "+r.URL.Path, header)
+	}
+	p, err := h.s.guard.authenticate(r.Header.Get("Authorization"))
+	if err == nil {
+		err = auth.AuthorizeREST(p)
+	}
+	return auth.WithPrincipal(r.Context(), p), err
+}
+
+// refuse answers a request that may not be made.
+func (h *httpHandler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	e := h.s.restErrorOf(r.Context(), r, status.Convert(toStatus(r.Context(), h.s.log, r.URL.Path, err)))
+	if e.http == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="treadle"`)
+	}
+	writeError(w, r, e)
+}
+
 // page returns the handler of a path that is no API call, nil for others.
 func (h *httpHandler) page(path string) http.HandlerFunc {
 	switch path {
@@ -146,7 +186,11 @@ func (h *httpHandler) page(path string) http.HandlerFunc {
 		}
 	case "/healthz":
 		return func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+			answer := map[string]any{"status": "ok"}
+			if h.s.cfg.Insecure {
+				answer["insecure"] = true
+			}
+			writeJSON(w, http.StatusOK, answer)
 		}
 	case "/readyz":
 		return h.ready
@@ -171,7 +215,11 @@ func (h *httpHandler) ready(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := h.s.probe(r.Context()); err != nil {
-		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "the store does not answer", "error": err.Error()})
+		answer := map[string]string{"status": "the store does not answer"}
+		if h.s.cfg.Tokens == nil {
+			answer["error"] = err.Error() // it may name hosts, which are not for everybody
+		}
+		writeJSON(w, http.StatusServiceUnavailable, answer)
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
@@ -324,6 +372,13 @@ func newHostList(bound net.Addr, configured string, allowed []string) hostList {
 		l.names[strings.ToLower(strings.TrimSpace(name))] = true
 	}
 	return l
+}
+
+// add admits further names.
+func (l hostList) add(names []string) {
+	for _, name := range names {
+		l.names[strings.ToLower(strings.TrimSpace(name))] = true
+	}
 }
 
 func (l hostList) admits(hostport string) bool {

@@ -55,6 +55,32 @@ func newMetrics(s store.Store, version string) *metrics {
 	return m
 }
 
+// security says in the metrics how the server is protected.
+func (m *metrics) security(cfg *Config) {
+	flag := func(name, help string, on bool) {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		if on {
+			g.Set(1)
+		}
+		m.registry.MustRegister(g)
+	}
+	flag("treadle_tls", "1 when the listeners speak TLS.", cfg.TLS != nil)
+	flag("treadle_tokens_required", "1 when callers must have a token.", cfg.Tokens != nil)
+	flag("treadle_insecure", "1 when other machines reach this server although TLS or tokens are missing (--insecure).", cfg.Insecure)
+}
+
+// listener counts the connections of a listener.
+func (m *metrics) listener(l *limitListener) {
+	labels := prometheus.Labels{"listener": l.name}
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "treadle_connections", Help: "Open connections by listener.", ConstLabels: labels,
+		}, func() float64 { return float64(l.open.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "treadle_connections_refused_total", Help: "Connections closed at once, as --max-connections were open.", ConstLabels: labels,
+		}, func() float64 { return float64(l.refused.Load()) }))
+}
+
 func (m *metrics) observeRPC(method string, code codes.Code, took time.Duration, lasting bool) {
 	m.rpcs.WithLabelValues(method, code.String()).Inc()
 	if !lasting {

@@ -26,9 +26,12 @@ type Server struct {
 	health    healthServer
 	waiters   *waiters
 	functions functionCache
+	guard     *guard
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
+	// plain answers those who speak plain text to TLS; nil without it.
+	plain *plainText
 	// inline is how the gateway reaches the same services.
 	inline  *inline
 	http    *http.Server
@@ -48,11 +51,15 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(),
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(), guard: newGuard(&cfg),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}
+	s.metrics.security(&cfg)
 	s.grpc = s.newGRPC()
+	if err := checkMethods(methodsOf(s.grpc)); err != nil {
+		return nil, err
+	}
 	s.inline = &inline{unary: s.unary, stream: s.stream}
 	s.registerServices(s.inline)
 	return s, nil
@@ -64,6 +71,7 @@ func (s *Server) Listen() error {
 	if s.grpcLis, err = net.Listen("tcp", s.cfg.GRPCAddr); err != nil {
 		return fmt.Errorf("--grpc-addr %s: %w", s.cfg.GRPCAddr, err)
 	}
+	s.grpcLis = s.limit("grpc", s.grpcLis)
 	if s.cfg.HTTPAddr == "" {
 		return nil
 	}
@@ -71,8 +79,16 @@ func (s *Server) Listen() error {
 		_ = s.grpcLis.Close()
 		return fmt.Errorf("--http-addr %s: %w", s.cfg.HTTPAddr, err)
 	}
+	s.httpLis = s.limit("http", s.httpLis)
 	s.http, err = s.newHTTP()
 	return err
+}
+
+// limit bounds the connections of a listener, and counts them.
+func (s *Server) limit(name string, lis net.Listener) net.Listener {
+	l := &limitListener{Listener: lis, limit: int64(s.cfg.MaxConnections), name: name, log: s.log}
+	s.metrics.listener(l)
+	return l
 }
 
 // GRPCAddr returns the bound address, after Listen.
@@ -99,7 +115,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer cancel()
 
 	var group sync.WaitGroup
-	failed := make(chan error, 3)
+	failed := make(chan error, 4)
 	serve := func(what string, f func() error) {
 		group.Go(func() {
 			if err := f(); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
@@ -108,8 +124,16 @@ func (s *Server) Serve(ctx context.Context) error {
 		})
 	}
 	serve("gRPC", func() error { return s.grpc.Serve(s.grpcLis) })
+	if s.plain != nil {
+		serve("plain text", func() error { return s.plain.grpc.Serve(s.plain) })
+	}
 	if s.http != nil {
-		serve("HTTP", func() error { return s.http.Serve(s.httpLis) })
+		serve("HTTP", func() error {
+			if s.http.TLSConfig != nil {
+				return s.http.ServeTLS(s.httpLis, "", "")
+			}
+			return s.http.Serve(s.httpLis)
+		})
 	}
 	group.Go(func() { s.sweepLoop(background) })
 
@@ -150,6 +174,10 @@ func (s *Server) shutdown(ctx context.Context) {
 			}
 			s.inline.close()
 		})
+	}
+	if s.plain != nil {
+		s.plain.grpc.Stop()
+		_ = s.plain.Close() // in case it was never served
 	}
 	group.Go(func() { stopGRPC(ctx, s.grpc) })
 	group.Wait()
@@ -206,6 +234,7 @@ func (s *Server) sweepLoop(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		s.guard.sweep(s.cfg.Now())
 		if err := s.waiters.sweep(ctx, s.cfg.Store); err != nil && ctx.Err() == nil {
 			s.log.Debug("waiting tasks could not be looked up", "error", err)
 		}

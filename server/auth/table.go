@@ -1,0 +1,118 @@
+package auth
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// Rule says who may call a method.
+type Rule struct {
+	// Roles are admitted, and nobody else. Ignored when Public.
+	Roles []Role
+	// Public admits callers without a token.
+	Public bool
+	// Certificate asks for a verified client certificate as well, on a server that was
+	// given a CA for them.
+	Certificate bool
+	// Metered methods count against the rate limit of the caller.
+	Metered bool
+}
+
+var (
+	forClients  = Rule{Roles: []Role{Client, Admin}}
+	forSubmits  = Rule{Roles: []Role{Client, Admin}, Metered: true}
+	forWorkers  = Rule{Roles: []Role{Worker, Admin}, Certificate: true}
+	forAnyToken = Rule{Roles: Roles()}
+	forAll      = Rule{Public: true}
+)
+
+// table has every method of every service that a server registers, the health of the
+// server and reflection included. A server does not start with a method that is missing
+// here.
+var table = map[string]Rule{
+	treadlev1.FabricService_RegisterFunction_FullMethodName: forSubmits,
+	treadlev1.FabricService_GetFunction_FullMethodName:      forClients,
+	treadlev1.FabricService_ListFunctions_FullMethodName:    forClients,
+	treadlev1.FabricService_Execute_FullMethodName:          forSubmits,
+	treadlev1.FabricService_ExecuteBatch_FullMethodName:     forSubmits,
+	treadlev1.FabricService_Call_FullMethodName:             forSubmits,
+	treadlev1.FabricService_GetTask_FullMethodName:          forClients,
+	treadlev1.FabricService_GetResult_FullMethodName:        forClients,
+	treadlev1.FabricService_AwaitResults_FullMethodName:     forClients,
+	treadlev1.FabricService_ListTasks_FullMethodName:        forClients,
+	treadlev1.FabricService_WatchTask_FullMethodName:        forClients,
+	treadlev1.FabricService_CancelTask_FullMethodName:       forClients,
+	treadlev1.FabricService_GetLogs_FullMethodName:          forClients,
+	treadlev1.FabricService_ListWorkers_FullMethodName:      forClients,
+	treadlev1.FabricService_ListQueues_FullMethodName:       forClients,
+	treadlev1.FabricService_GetServerInfo_FullMethodName:    forClients,
+
+	treadlev1.RootService_RegisterRoot_FullMethodName:  forSubmits,
+	treadlev1.RootService_ExecuteRoot_FullMethodName:   forSubmits,
+	treadlev1.RootService_GetRootStatus_FullMethodName: forClients,
+	treadlev1.RootService_GetRootResult_FullMethodName: forClients,
+
+	treadlev1.WorkerService_Push_FullMethodName: forWorkers,
+	treadlev1.WorkerService_Pull_FullMethodName: forWorkers,
+
+	// Probes and balancers have no token, and health says nothing but yes or no.
+	healthpb.Health_Check_FullMethodName: forAll,
+	healthpb.Health_List_FullMethodName:  forAll,
+	healthpb.Health_Watch_FullMethodName: forAll,
+
+	// Reflection shows the whole contract, so it is for those who may use some of it.
+	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      forAnyToken,
+	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": forAnyToken,
+
+	// What is not gRPC, by its path.
+	"GET /":             forAnyToken,
+	"GET /openapi.json": forAnyToken,
+	"GET /metrics":      forAnyToken,
+	"GET /healthz":      forAll,
+	"GET /readyz":       forAll,
+}
+
+// RuleOf returns the rule of a method, "/package.Service/Method", or of a page, "GET
+// /path". ok is false for those without an entry: they are refused.
+func RuleOf(method string) (r Rule, ok bool) {
+	r, ok = table[method]
+	return r, ok
+}
+
+// Authorize says why a principal may not call a method: an error of [task.CodeDenied].
+func Authorize(method string, p Principal) error {
+	rule, ok := table[method]
+	switch {
+	case !ok:
+		return task.Errorf(task.CodeDenied, "", "nobody may call %s", task.ClipText(method, 128))
+	case rule.Public || slices.Contains(rule.Roles, p.Role):
+		return nil
+	}
+	return task.Errorf(task.CodeDenied, "", "a %s token (%s) may not call %s: it takes a token of the role %s", p.Role, p.ID, method, rule.names())
+}
+
+// AuthorizeREST says why a principal may call no method over REST at all. It is what can
+// be said before it is known which method a request means; the method's own rule follows.
+func AuthorizeREST(p Principal) error {
+	for method, rule := range table {
+		if (strings.HasPrefix(method, "/"+treadlev1.FabricService_ServiceDesc.ServiceName+"/") ||
+			strings.HasPrefix(method, "/"+treadlev1.RootService_ServiceDesc.ServiceName+"/")) && slices.Contains(rule.Roles, p.Role) {
+			return nil
+		}
+	}
+	return task.Errorf(task.CodeDenied, "", "a %s token (%s) may not use the API: it takes a token of the role %s", p.Role, p.ID, forClients.names())
+}
+
+func (r Rule) names() string {
+	names := make([]string, len(r.Roles))
+	for i, role := range r.Roles {
+		names[i] = fmt.Sprint(role)
+	}
+	return strings.Join(names, " or ")
+}
