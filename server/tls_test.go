@@ -119,7 +119,7 @@ func TestTLS(t *testing.T) {
 		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		tr.CloseIdleConnections()
-		if err != nil || resp.StatusCode != 200 || (resp.ProtoMajor == 2) != h2 || resp.TLS.Version != tls.VersionTLS13 {
+		if err != nil || resp.StatusCode != http.StatusOK || (resp.ProtoMajor == 2) != h2 || resp.TLS.Version != tls.VersionTLS13 {
 			t.Errorf("%s %s: %s, %v", resp.Proto, resp.Status, body, err)
 		}
 	}
@@ -142,7 +142,7 @@ func TestPlainTextMeetsTLS(t *testing.T) {
 	}
 	body, _ := io.ReadAll(resp.Body)
 	resp.Body.Close()
-	if resp.StatusCode != 400 || !strings.Contains(string(body), "HTTPS server") {
+	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(body), "HTTPS server") {
 		t.Errorf("HTTP in plain text: %s %s", resp.Status, body)
 	}
 	// What is neither is cut off.

@@ -2,16 +2,18 @@ package worker
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/link/linkpb"
 	"github.com/treadle-dev/treadle/task"
@@ -32,7 +34,15 @@ type Options struct {
 	Name     string
 	// DrainTimeout is how long running handlers may go on after ctx ended. Default 25 s.
 	DrainTimeout time.Duration
-	// DialOptions replace the plain-text credentials.
+	// Token is the bearer token that the worker shows. Default: TREADLE_TOKEN.
+	Token string
+	// TLS speaks TLS with that configuration. Default: what TREADLE_TLS_CA trusts ("system"
+	// for the CAs of the system), showing TREADLE_TLS_CERT with TREADLE_TLS_KEY; plain text
+	// when that is not set.
+	TLS *tls.Config
+	// Insecure lets a token travel to another machine in plain text.
+	Insecure bool
+	// DialOptions replace what Token, TLS and Insecure say.
 	DialOptions []grpc.DialOption
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
@@ -66,7 +76,10 @@ func Serve(ctx context.Context, o Options) error {
 		o.Logger = slog.Default()
 	}
 	if len(o.DialOptions) == 0 {
-		o.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+		var err error
+		if o.DialOptions, err = o.security(); err != nil {
+			return fmt.Errorf("serve: %w", err)
+		}
 	}
 	if len(o.Handlers.Runtimes()) == 0 {
 		return fmt.Errorf("serve: no handler is registered: call worker.Handle first")
@@ -88,4 +101,18 @@ func Serve(ctx context.Context, o Options) error {
 	}
 	o.Logger.Info("worker starts", "worker", id.String(), "dispatchers", strings.Join(o.Dispatchers, ","), "mode", o.Mode, "slots", o.Slots)
 	return agent.Run(ctx)
+}
+
+// security makes the dial options of what the options or the environment say.
+func (o Options) security() ([]grpc.DialOption, error) {
+	if o.Token == "" {
+		o.Token = os.Getenv("TREADLE_TOKEN")
+	}
+	if ca := os.Getenv("TREADLE_TLS_CA"); o.TLS == nil && ca != "" {
+		var err error
+		if o.TLS, err = tlsfiles.Client(ca, os.Getenv("TREADLE_TLS_CERT"), os.Getenv("TREADLE_TLS_KEY")); err != nil {
+			return nil, err
+		}
+	}
+	return linkpb.Security(o.TLS, o.Token, o.Insecure, o.Dispatchers)
 }

@@ -5,9 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +23,9 @@ import (
 const (
 	EnvAddress = "TREADLE_ADDRESS"
 	EnvToken   = "TREADLE_TOKEN"
+	// EnvCA is a file in PEM: the CA that signed the server's certificate. Where it is set
+	// clients speak TLS. The word "system" stands for the CAs of the system.
+	EnvCA = "TREADLE_TLS_CA"
 )
 
 // DefaultAddress is where `treadle up` listens.
@@ -66,6 +67,7 @@ type Client struct {
 type config struct {
 	token    string
 	tls      *tls.Config
+	ca       string
 	insecure bool
 	failFast bool
 	retry    time.Duration
@@ -79,8 +81,13 @@ type Option func(*config)
 // WithToken sends the token with every call. Default: TREADLE_TOKEN; "" sends none.
 func WithToken(token string) Option { return func(c *config) { c.token = token } }
 
-// WithTLS speaks TLS with that configuration. Default: no TLS, as on loopback.
+// WithTLS speaks TLS with that configuration. Default: TREADLE_TLS_CA decides, see
+// [EnvCA]; without it plain text, as on loopback.
 func WithTLS(t *tls.Config) Option { return func(c *config) { c.tls = t } }
+
+// WithCA speaks TLS with a server whose certificate the CA in that file (PEM) signed;
+// "system" trusts the CAs of the system, "" speaks plain text. [WithTLS] goes before it.
+func WithCA(file string) Option { return func(c *config) { c.ca = file } }
 
 // WithInsecure allows a token to travel without TLS to an address that is not loopback.
 func WithInsecure() Option { return func(c *config) { c.insecure = true } }
@@ -111,13 +118,19 @@ func Dial(address string, opts ...Option) (*Client, error) {
 	if address == "" {
 		address = DefaultAddress
 	}
-	cfg := config{token: os.Getenv(EnvToken), retry: defaultRetry, agent: "treadle-go"}
+	cfg := config{token: os.Getenv(EnvToken), ca: os.Getenv(EnvCA), retry: defaultRetry, agent: "treadle-go"}
 	for _, o := range opts {
 		o(&cfg)
 	}
+	if cfg.tls == nil && cfg.ca != "" {
+		var err error
+		if cfg.tls, err = tlsWith(cfg.ca); err != nil {
+			return nil, err
+		}
+	}
 	creds := insecure.NewCredentials()
 	if cfg.tls != nil {
-		creds = credentials.NewTLS(cfg.tls)
+		creds = clearTLS{credentials.NewTLS(cfg.tls)}
 	}
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
@@ -136,7 +149,7 @@ func Dial(address string, opts ...Option) (*Client, error) {
 	if cfg.token != "" {
 		if cfg.tls == nil && !cfg.insecure && !loopback(address) {
 			return nil, invalid("Dial", "a token would travel to %s without TLS, where others can read it: "+
-				"use TLS, or allow it explicitly (WithInsecure, --insecure)", address)
+				"name the server's CA (%s, WithCA), or allow it explicitly (WithInsecure, --insecure)", address, EnvCA)
 		}
 		dial = append(dial, grpc.WithPerRPCCredentials(bearer{cfg.token, cfg.tls != nil}))
 	}
@@ -169,35 +182,6 @@ func (c *Client) Close() error {
 		return newError("Close", err)
 	}
 	return nil
-}
-
-// bearer sends the token as HTTP does.
-type bearer struct {
-	token string
-	tls   bool
-}
-
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + b.token}, nil
-}
-
-// RequireTransportSecurity is checked by grpc; Dial decides about plain text itself.
-func (b bearer) RequireTransportSecurity() bool { return b.tls }
-
-// loopback reports whether an address cannot leave this machine.
-func loopback(address string) bool {
-	if strings.HasPrefix(address, "unix:") {
-		return true
-	}
-	if i := strings.LastIndex(address, "/"); i >= 0 { // dns:///host:port
-		address = address[i+1:]
-	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		host = address
-	}
-	ip := net.ParseIP(strings.Trim(host, "[]"))
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // call makes one unary call, and again while no server can be reached. The request

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -688,5 +690,28 @@ func waitFor(t *testing.T, cond func() bool) {
 		if time.Now().After(end) {
 			t.Fatal("the condition never came true")
 		}
+	}
+}
+
+func TestCAFile(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{empty: "no certificate in PEM", empty + "x": "no such file"} {
+		t.Setenv(treadle.EnvCA, file)
+		if _, err := treadle.Dial("127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), treadle.EnvCA) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	c, err := treadle.Dial("example.org:1", treadle.WithToken("t"), treadle.WithCA("system"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := treadle.Dial("example.org:1", treadle.WithToken("t"), treadle.WithCA("")); err == nil || !strings.Contains(err.Error(), "without TLS") {
+		t.Errorf("%v", err)
 	}
 }

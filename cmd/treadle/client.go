@@ -12,10 +12,16 @@ import (
 	"github.com/spf13/cobra"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/internal/tlsfiles"
 )
 
 const (
 	addressFlag = "address"
+	caFlag      = "tls-ca"
+	certFlag    = "tls-cert"
+	keyFlag     = "tls-key"
+	// reasonTLS is what a server with TLS answers in plain text.
+	reasonTLS = "TLS_REQUIRED"
 	// What completing a name may take, as a person waits for the key.
 	completionTime = time.Second
 	maxCompletions = 200
@@ -60,6 +66,15 @@ func dialFor(cmd *cobra.Command, insecure bool) (*treadle.Client, error) {
 		return nil, err
 	}
 	opts := []treadle.Option{treadle.WithFailFast(), treadle.WithUserAgent("treadle-cli/" + versionOf().Version)}
+	if ca := globalFlag(cmd, caFlag); ca != "" {
+		cfg, err := tlsfiles.Client(ca, globalFlag(cmd, certFlag), globalFlag(cmd, keyFlag))
+		if err != nil {
+			return nil, misuse("--%s, --%s, --%s: %w", caFlag, certFlag, keyFlag, err)
+		}
+		opts = append(opts, treadle.WithTLS(cfg))
+	} else if cmd.Flags().Changed(certFlag) {
+		return nil, misuse("--%s without --%s: name the CA of the server (or 'system')", certFlag, caFlag)
+	}
 	if insecure {
 		opts = append(opts, treadle.WithInsecure())
 	}
@@ -68,6 +83,14 @@ func dialFor(cmd *cobra.Command, insecure bool) (*treadle.Client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// globalFlag is a flag of all client verbs, else its variable.
+func globalFlag(cmd *cobra.Command, name string) string {
+	if v, err := cmd.Flags().GetString(name); err == nil && v != "" {
+		return v
+	}
+	return os.Getenv(envName(name))
 }
 
 // explain writes an error for people, with what to do about it.
@@ -87,6 +110,8 @@ func explain(ctx context.Context, err error) string {
 	switch {
 	case errors.Is(e, treadle.ErrUnauthenticated):
 		return e.Message + "\nPut the token into the environment variable " + treadle.EnvToken + "."
+	case e.Reason == reasonTLS:
+		return e.Message
 	default:
 		return err.Error()
 	}
@@ -96,8 +121,10 @@ func explain(ctx context.Context, err error) string {
 // "dial tcp 127.0.0.1:50051: connect: connection refused".
 func transportText(e *treadle.Error) string {
 	text := e.Message
-	if i := strings.LastIndex(text, "dial "); i >= 0 {
-		text = text[i:]
+	for _, start := range []string{"dial ", "authentication handshake failed: "} {
+		if i := strings.LastIndex(text, start); i >= 0 {
+			text = text[i:]
+		}
 	}
 	return strings.TrimRight(text, `"`)
 }

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/treadle-dev/treadle/dispatcher"
 	"github.com/treadle-dev/treadle/link"
@@ -131,6 +129,10 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
 		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus, AllowedHosts: n.AllowedHosts,
 	}
+	reload, err := n.secure(&cfg)
+	if err != nil {
+		return err
+	}
 	var d *dispatcher.Dispatcher
 	if p.dispatcher {
 		d, err = dispatcher.New(dispatcher.Config{
@@ -162,6 +164,9 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	}
 	var stages stages
 	stages.run(watchStore(st))
+	if reload != nil {
+		stages.run(reloadOnHangup(n.Log, reload))
+	}
 	stages.run(srv.Serve)
 	if d != nil {
 		stages.run(d.Run)
@@ -207,7 +212,11 @@ func orNone[T int | time.Duration](v T) T {
 
 // work runs a worker agent until ctx ends, then drains.
 func (n *node) work(ctx context.Context) error {
-	dialer, err := linkpb.NewDialer(n.Dispatchers, link.Mode(n.Mode), int(n.MaxPayload), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	options, err := n.dialOptions()
+	if err != nil {
+		return err
+	}
+	dialer, err := linkpb.NewDialer(n.Dispatchers, link.Mode(n.Mode), int(n.MaxPayload), options...)
 	if err != nil {
 		return err
 	}

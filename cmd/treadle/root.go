@@ -63,13 +63,18 @@ gRPC, at --address.`,
 	add(groupClient, newRegisterCommand(), newRunCommand(), newMapCommand(), newStatusCommand(), newResultCommand(),
 		newWatchCommand(), newLogsCommand(), newCancelCommand(), newTasksCommand(), newFunctionsCommand(),
 		newWorkersCommand(), newQueuesCommand())
-	add(groupTools, newBenchCommand(), newBenchWorkerCommand(), newDoctorCommand(), newVersionCommand())
+	add(groupTools, newBenchCommand(), newBenchWorkerCommand(), newDoctorCommand(), newTokenCommand(), newCertsCommand(), newVersionCommand())
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	root.PersistentFlags().String(addressFlag, "", "gRPC address of the server (env TREADLE_ADDRESS, default 127.0.0.1:50051)")
+	root.PersistentFlags().String(caFlag, "", "CA of the server's certificate, in PEM, or 'system'; speaks TLS (env TREADLE_TLS_CA, default plain text)")
+	root.PersistentFlags().String(certFlag, "", "certificate to show, in PEM, where one is asked for (env TREADLE_TLS_CERT)")
+	root.PersistentFlags().String(keyFlag, "", "its key (env TREADLE_TLS_KEY)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if cmd.Flags().Changed(addressFlag) && !isClient(cmd) && cmd.HasParent() {
-			return misuse("'%s' has no --%s", cmd.CommandPath(), addressFlag)
+		for _, name := range []string{addressFlag, caFlag, certFlag, keyFlag} {
+			if f := cmd.InheritedFlags().Lookup(name); f != nil && f.Changed && !isClient(cmd) {
+				return misuse("'%s' has no --%s", cmd.CommandPath(), name)
+			}
 		}
 		return nil
 	}

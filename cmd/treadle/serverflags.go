@@ -62,7 +62,17 @@ type serverFlags struct {
 
 	// AllowedHosts are further names by which browsers may reach the HTTP port.
 	AllowedHosts []string
-	// Insecure admits addresses that are not loopback.
+	// TokenFile holds the hashes of the tokens that callers must have; empty asks for none.
+	TokenFile string
+	// TLSCert and TLSKey are the pair of a server, or what a worker shows. TLSClientCA
+	// signs the certificates of workers; a server that has one asks for them. TLSCA is
+	// what a worker trusts.
+	TLSCert, TLSKey, TLSClientCA, TLSCA string
+	MaxConnections                      int
+	// RateLimit is in registrations and submissions of one token a second; 0 is none.
+	RateLimit float64
+	// Insecure lets a server listen on addresses that are not loopback without TLS and
+	// tokens, and a worker's token travel without TLS.
 	Insecure  bool
 	Name      string
 	LogLevel  string
@@ -146,9 +156,7 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 	}
 	f.MaxPayload = 64 << 20
 	fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result")
-	if r != roleWorker {
-		fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach, without TLS and tokens")
-	}
+	f.registerSecurity(cmd, r)
 	fl.StringVar(&f.Name, "name", "", "name shown to people (default the host's)")
 	fl.StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fl.Var(newChoice(&f.LogFormat, "text", "text", "json"), "log-format", "form of the log on standard error")
@@ -184,7 +192,7 @@ func (f *serverFlags) logger(w io.Writer) (*slog.Logger, error) {
 // validate refuses settings that cannot work, as misuse. Each message names the value,
 // the limit and the fix.
 func (f *serverFlags) validate(r role) error {
-	checks := []func(role) error{f.validateAddrs, f.validateStore, f.validatePool, f.validateTimes, f.validateAPI, f.validateWorker}
+	checks := []func(role) error{f.validateAddrs, f.validateSecurity, f.validateStore, f.validatePool, f.validateTimes, f.validateAPI, f.validateWorker}
 	for _, check := range checks {
 		if err := check(r); err != nil {
 			return &usageError{err}
@@ -206,13 +214,8 @@ func (f *serverFlags) validateAddrs(r role) error {
 		if a.value == "" && !a.required {
 			continue
 		}
-		host, err := splitAddr(a.value)
-		if err != nil {
+		if _, err := splitAddr(a.value); err != nil {
 			return fmt.Errorf("%s %q: %w", a.flag, a.value, err)
-		}
-		if !isLoopback(host) && !f.Insecure {
-			return fmt.Errorf("%s %s is not loopback: other machines would reach it without TLS and tokens, "+
-				"and whoever reaches it runs code here; use 127.0.0.1, or --insecure when that is meant", a.flag, a.value)
 		}
 	}
 	if f.GRPCAddr != "" && f.GRPCAddr == f.HTTPAddr && !strings.HasSuffix(f.GRPCAddr, ":0") {

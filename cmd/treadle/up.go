@@ -145,13 +145,20 @@ func (n *node) announce(w io.Writer, grpcAddr, httpAddr string) {
 		fmt.Fprintf(w, "Treadle is up: gRPC on %s\n", grpcAddr)
 		return
 	}
-	fmt.Fprintf(w, `Treadle is up: gRPC on %[1]s, REST on http://%[2]s. Paste these:
+	curl, scheme := "curl -s", "http"
+	if n.TLSCert != "" {
+		curl, scheme = curl+" --cacert ca.pem", "https"
+	}
+	if n.TokenFile != "" {
+		curl += ` -H "Authorization: Bearer $TREADLE_TOKEN"`
+	}
+	fmt.Fprintf(w, `Treadle is up: gRPC on %[1]s, REST on %[2]s. Paste these:
 
-curl -s http://%[2]s/v1/functions -d '{"name": "double", "source": "def double(x): return 2 * x"}'
-curl -s http://%[2]s/v1/functions/double:call -d '{"args": [21]}'
-curl -s http://%[2]s/v1/tasks
+%[3]s %[2]s/v1/functions -d '{"name": "double", "source": "def double(x): return 2 * x"}'
+%[3]s %[2]s/v1/functions/double:call -d '{"args": [21]}'
+%[3]s %[2]s/v1/tasks
 
-`, grpcAddr, httpAddr)
+`, grpcAddr, scheme+"://"+httpAddr, curl)
 }
 
 // printReady writes the one line that programs wait for.

@@ -61,7 +61,7 @@ func TestMake(t *testing.T) {
 		if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
 			t.Errorf("%s: %v", p, err)
 		}
-		if PurposeOf(cert) != p || cert.NotAfter.Sub(time.Now()) > time.Hour || cert.IsCA {
+		if PurposeOf(cert) != p || time.Until(cert.NotAfter) > time.Hour || cert.IsCA {
 			t.Errorf("%s: purpose %q, until %s", p, PurposeOf(cert), cert.NotAfter)
 		}
 		if runtime.GOOS != "windows" {

@@ -11,6 +11,7 @@ from fake_fabric import FakeFabric
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TREADLE_ADDRESS", raising=False)
     monkeypatch.delenv("TREADLE_TOKEN", raising=False)
+    monkeypatch.delenv("TREADLE_TLS_CA", raising=False)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_token(fabric: FakeFabric, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("address", ["example.org:50051", "10.0.0.1:1", "dns:///example.org:1", "[2001:db8::1]:1"])
 def test_a_token_does_not_travel_in_the_clear(address: str) -> None:
-    with pytest.raises(ValueError, match="tls=True"):
+    with pytest.raises(ValueError, match="TREADLE_TLS_CA"):
         treadle.Client(address, token="secret")
     treadle.Client(address, token="secret", insecure=True).close()
     treadle.Client(address, token="secret", tls=True).close()

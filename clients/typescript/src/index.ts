@@ -8,6 +8,7 @@
  *
  * @module
  */
+import { readFileSync } from "node:fs";
 import { createClient as createConnectClient, type Client, type Interceptor } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { FabricService, Task_Status, type TaskError, type TaskResult } from "./gen/treadle/v1/fabric_pb.js";
@@ -22,8 +23,16 @@ export const DEFAULT_ADDRESS = "127.0.0.1:50051";
 export interface ClientOptions {
   /** Secret that the server asks for. Default: the environment's TREADLE_TOKEN, if set. */
   token?: string;
-  /** Speak TLS, trusting what Node trusts. Default: false, plain HTTP/2. */
+  /**
+   * File in PEM with the CA that signed the server's certificate, or "system" for what Node
+   * trusts. Where it is set the client speaks TLS. Default: the environment's
+   * TREADLE_TLS_CA, if set, else plain HTTP/2.
+   */
+  ca?: string;
+  /** Speak TLS, trusting what Node trusts (true), or plain HTTP/2 (false). Default: `ca` decides. */
   tls?: boolean;
+  /** Let a token travel without TLS to an address that is not loopback. Default: false. */
+  insecure?: boolean;
   /**
    * Milliseconds after which a call without a deadline of its own is given up.
    * Default: none; a watch may last as long as its task.
@@ -43,23 +52,33 @@ export type FabricClient = Client<typeof FabricService> & Disposable & {
 
 /**
  * Makes a client of the server at `address` ("host:port"; default: the environment's
- * TREADLE_ADDRESS, then {@link DEFAULT_ADDRESS}). It connects with the first call, again
+ * TREADLE_ADDRESS, then {@link DEFAULT_ADDRESS}). It throws when the CA cannot be read, and
+ * when a token would travel to another machine in plain text. It connects with the first call, again
  * after a lost connection, and carries any number of calls at once. An open connection
  * keeps the Node process alive: call `close` when done.
  */
 export function createClient(address?: string, options: ClientOptions = {}): FabricClient {
   const target = address ?? process.env["TREADLE_ADDRESS"] ?? DEFAULT_ADDRESS;
   const token = options.token ?? process.env["TREADLE_TOKEN"];
-  const baseUrl = `${options.tls === true ? "https" : "http"}://${target}`;
+  const ca = options.tls === undefined ? (options.ca ?? process.env["TREADLE_TLS_CA"] ?? "") : (options.ca ?? "");
+  const tls = options.tls ?? ca !== "";
+  const baseUrl = `${tls ? "https" : "http"}://${target}`;
 
   const interceptors: Interceptor[] = [];
   if (token !== undefined && token !== "") {
+    if (!tls && options.insecure !== true && !isLoopback(baseUrl)) {
+      throw new TypeError(
+        `the token would travel to ${target} without TLS, where others can read it: name the server's CA (ca, TREADLE_TLS_CA), ` +
+          "or allow it with insecure",
+      );
+    }
     interceptors.push((next) => (request) => {
       request.header.set("authorization", `Bearer ${token}`);
       return next(request);
     });
   }
-  const sessionManager = new Http2SessionManager(baseUrl);
+  const trusted = tls && ca !== "" && ca !== "system" ? { ca: readFileSync(ca) } : {};
+  const sessionManager = new Http2SessionManager(baseUrl, undefined, { minVersion: "TLSv1.3", ...trusted });
   const transport = createGrpcTransport({
     baseUrl,
     interceptors,
@@ -70,6 +89,12 @@ export function createClient(address?: string, options: ClientOptions = {}): Fab
     sessionManager.abort();
   };
   return Object.assign(createConnectClient(FabricService, transport), { close, [Symbol.dispose]: close });
+}
+
+/** Whether a server cannot be on another machine. */
+function isLoopback(baseUrl: string): boolean {
+  const host = new URL(baseUrl).hostname;
+  return host === "localhost" || host === "[::1]" || /^127\.\d+\.\d+\.\d+$/.test(host);
 }
 
 /**

@@ -1,4 +1,4 @@
-import { spawn, type ChildProcess } from "node:child_process";
+import { execFileSync, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -16,13 +16,19 @@ export interface Server {
 // This file runs as dist/test/server.js.
 const packageRoot = resolve(dirname(fileURLToPath(import.meta.url)), "../..");
 
+const binary = process.env["TREADLE_BIN"] ?? resolve(packageRoot, "../../bin/treadle");
+
+/** Runs a command of the binary to its end and returns what it printed. */
+export function run(...args: string[]): string {
+  return execFileSync(binary, args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
+}
+
 /** Starts the binary of TREADLE_BIN (default: bin/treadle of the repository) on free ports. */
-export async function startServer(): Promise<Server> {
-  const binary = process.env["TREADLE_BIN"] ?? resolve(packageRoot, "../../bin/treadle");
+export async function startServer(...flags: string[]): Promise<Server> {
   const dataDir = await mkdtemp(join(tmpdir(), "treadle-ts-"));
   const child = spawn(
     binary,
-    ["up", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", "2", "--data-dir", dataDir, "--json"],
+    ["up", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", "2", "--data-dir", dataDir, "--json", ...flags],
     { stdio: ["ignore", "pipe", "pipe"] },
   );
   const ended = once(child, "exit");

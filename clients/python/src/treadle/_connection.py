@@ -35,6 +35,8 @@ _SECONDS_PER_MIB = 1.0
 _CANCEL_WINDOW = 100
 
 Tls = Union[bool, grpc.ChannelCredentials]
+# The word for the CAs of the system where the file of one is asked for.
+_SYSTEM = "system"
 
 
 class Connection:
@@ -46,7 +48,7 @@ class Connection:
         if token and tls is False and not insecure and not is_loopback(address):
             raise ValueError(
                 f"a token would travel to {address} without TLS, where others can read it: "
-                "pass tls=True, or allow it with insecure=True"
+                "name the server's CA (ca=, TREADLE_TLS_CA), or allow it with insecure=True"
             )
         self._address = address
         self._timeout = timeout
@@ -269,6 +271,24 @@ class Connection:
         """What the server is."""
         answer: pb.ServerInfo = self._call("GetServerInfo", self._stub.GetServerInfo, pb.GetServerInfoRequest())
         return answer
+
+
+def credentials(tls: Tls | None, ca: str | None) -> Tls:
+    """What speaks to a server: tls where it is given, else what the CA in a file signed, else plain text."""
+    if tls is not None and not (tls is True and ca):
+        return tls
+    if not ca:
+        return False
+    if ca == _SYSTEM:
+        return True
+    try:
+        with open(ca, "rb") as file:
+            pem = file.read()
+    except OSError as exc:
+        raise ValueError(f"the CA (ca=, TREADLE_TLS_CA): {exc}") from exc
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise ValueError(f"the CA (ca=, TREADLE_TLS_CA): there is no certificate in PEM in {ca}")
+    return grpc.ssl_channel_credentials(root_certificates=pem)
 
 
 def _dial(address: str, tls: Tls) -> grpc.Channel:

@@ -81,6 +81,11 @@ def _make(op: str, code: grpc.StatusCode, reason: str, message: str) -> TreadleE
     # Both are RESOURCE_EXHAUSTED; the transport's own refusal of a message has no reason.
     if cls is errors.Exhausted and (reason == "TOO_LARGE" or (not reason and "larger than max" in message)):
         cls = errors.TooLarge
+    if cls is errors.Unavailable and "WRONG_VERSION_NUMBER" in message:
+        message = (
+            "the server speaks plain text and this client TLS: leave the CA (ca=, TREADLE_TLS_CA) out, "
+            f"or start the server with --tls-cert and --tls-key ({message})"
+        )
     suffix = f" ({reason})" if reason else ""
     exc = cls(f"{op}: {message or code.name}{suffix}")
     exc.reason = reason

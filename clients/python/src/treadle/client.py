@@ -13,7 +13,7 @@ import grpc
 
 from . import _mapping, _pickling, _results
 from ._backend import Backend
-from ._connection import Connection
+from ._connection import Connection, credentials
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._registry import Registry
 from .errors import InvalidRequest, PicklingError
@@ -49,7 +49,8 @@ class Client:
         token: Optional[str] = None,
         timeout: float = 30.0,
         unpickle: Unpickle = "trust",
-        tls: Union[bool, grpc.ChannelCredentials] = False,
+        ca: Optional[str] = None,
+        tls: Union[bool, grpc.ChannelCredentials, None] = None,
         insecure: bool = False,
     ) -> None:
         """Make a client of the server at address.
@@ -60,15 +61,22 @@ class Client:
             Unavailable. It does not limit how long a task may take.
         unpickle: "trust" loads whatever a result's pickle names, which may run code: results come
             from your own workers. "safe" loads built-in values and nothing else.
-        tls: True speaks TLS with the system's certificates; grpc.ssl_channel_credentials(...) says
-            which ones else.
+        ca: file in PEM with the CA that signed the server's certificate, or "system" for the system's
+            ones. Where it is set the client speaks TLS. Default: TREADLE_TLS_CA.
+        tls: True speaks TLS with the system's certificates, or with ca; False does not, whatever
+            TREADLE_TLS_CA says; grpc.ssl_channel_credentials(...) says everything itself.
+            Default: ca decides, and without it plain text, as on loopback.
         insecure: allows a token to travel without TLS to an address that is not loopback.
         """
         address = address or os.environ.get("TREADLE_ADDRESS") or DEFAULT_ADDRESS
         if token is None:
             token = os.environ.get("TREADLE_TOKEN")
+        if ca is None and tls is None:
+            ca = os.environ.get("TREADLE_TLS_CA")
         load = _results.loader(unpickle)
-        connection = Connection(address, token=token, timeout=timeout, tls=tls, insecure=insecure, load=load)
+        connection = Connection(
+            address, token=token, timeout=timeout, tls=credentials(tls, ca), insecure=insecure, load=load
+        )
         self._attach(connection, load)
         connection.forget_function = self._registry.forget
 

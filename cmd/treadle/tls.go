@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/internal/tlsfiles"
+	"github.com/treadle-dev/treadle/link/linkpb"
+	"github.com/treadle-dev/treadle/server"
+	"github.com/treadle-dev/treadle/server/auth"
+)
+
+// networkRate is the rate limit of a server that other machines reach, unless it was told
+// another: more than anybody needs, and less than what a flood needs.
+const networkRate = 20_000
+
+// registerSecurity adds the flags that say who may reach a process, and how.
+func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
+	fl := cmd.Flags()
+	if r == roleWorker {
+		fl.StringVar(&f.TLSCA, "tls-ca", "", "CA of the dispatchers' certificates, in PEM, or 'system'; speaks TLS (default plain text)")
+		fl.StringVar(&f.TLSCert, "tls-cert", "", "certificate that the worker shows, in PEM")
+		fl.StringVar(&f.TLSKey, "tls-key", "", "its key")
+		fl.BoolVar(&f.Insecure, "insecure", false, "let the token travel to, and --http-addr be reached from, other machines without TLS")
+		return
+	}
+	fl.StringVar(&f.TokenFile, "token-file", "", "tokens that callers must have, as 'treadle token' writes them (default: none are asked for)")
+	fl.StringVar(&f.TLSCert, "tls-cert", "", "certificate of all listeners, in PEM; speaks TLS (default plain text)")
+	fl.StringVar(&f.TLSKey, "tls-key", "", "its key")
+	if r != roleServer {
+		fl.StringVar(&f.TLSClientCA, "tls-client-ca", "", "CA of workers' certificates, in PEM; workers must then show one")
+	}
+	fl.IntVar(&f.MaxConnections, "max-connections", server.DefaultMaxConnections, "open connections of each listener")
+	if r != roleDispatcher {
+		f.RateLimit = -1
+		fl.Var((*ratePerSecond)(&f.RateLimit), "rate-limit",
+			fmt.Sprintf("registrations and submissions of one token a second, or off (default off on loopback, else %d)", networkRate))
+	}
+	fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach without TLS or tokens")
+}
+
+// validateSecurity refuses what would open a process to others.
+func (f *serverFlags) validateSecurity(r role) error {
+	switch {
+	case (f.TLSCert == "") != (f.TLSKey == ""):
+		return errors.New("--tls-cert and --tls-key go together: give both or neither")
+	case f.TLSClientCA != "" && f.TLSCert == "":
+		return errors.New("--tls-client-ca without --tls-cert and --tls-key: workers show certificates over TLS only")
+	case r == roleWorker && f.TLSCert != "" && f.TLSCA == "":
+		return errors.New("--tls-cert without --tls-ca: name the CA of the dispatchers (or 'system')")
+	case r != roleWorker && f.MaxConnections < 1:
+		return fmt.Errorf("--max-connections %d: want at least 1", f.MaxConnections)
+	}
+	if r == roleWorker {
+		return f.validateWorkerSecurity()
+	}
+	flag, addr := f.outward()
+	var missing, fix []string
+	if f.TLSCert == "" {
+		missing, fix = append(missing, "TLS"), append(fix, "--tls-cert and --tls-key ('treadle certs' makes them)")
+	}
+	if f.TokenFile == "" {
+		missing, fix = append(missing, "tokens"), append(fix, "--token-file ('treadle token create' makes one)")
+	}
+	if addr == "" || len(missing) == 0 || f.Insecure {
+		return nil
+	}
+	return fmt.Errorf("%s %s is not loopback: other machines would reach it without %s, and whoever reaches it runs code here; "+
+		"give %s, or use 127.0.0.1, or say --insecure when that is meant", flag, addr, strings.Join(missing, " and "), strings.Join(fix, " and "))
+}
+
+func (f *serverFlags) validateWorkerSecurity() error {
+	if flag, addr := f.outward(); addr != "" && !f.Insecure {
+		return fmt.Errorf("%s %s is not loopback: health and metrics of a worker have neither TLS nor tokens; "+
+			"use 127.0.0.1, or say --insecure when that is meant", flag, addr)
+	}
+	return nil
+}
+
+// outward returns the first listener that other machines can reach; "" when none can.
+func (f *serverFlags) outward() (flag, addr string) {
+	for _, a := range [][2]string{{"--grpc-addr", f.GRPCAddr}, {"--http-addr", f.HTTPAddr}} {
+		if host, err := splitAddr(a[1]); err == nil && !isLoopback(host) {
+			return a[0], a[1]
+		}
+	}
+	return "", ""
+}
+
+// secure puts tokens, TLS and limits into the configuration of a server. reload reads the
+// files again; it is nil when there are none.
+func (n *node) secure(cfg *server.Config) (reload func() error, err error) {
+	var reloads []func() error
+	if n.TokenFile != "" {
+		if cfg.Tokens, err = auth.Open(n.TokenFile, n.Log, time.Now); err != nil {
+			return nil, fmt.Errorf("--token-file: %w", err)
+		}
+		reloads = append(reloads, cfg.Tokens.Reload)
+	}
+	if n.TLSCert != "" {
+		if cfg.TLS, err = tlsfiles.OpenServer(n.TLSCert, n.TLSKey, n.TLSClientCA, n.Log); err != nil {
+			return nil, fmt.Errorf("--tls-cert, --tls-key, --tls-client-ca: %w", err)
+		}
+		reloads = append(reloads, cfg.TLS.Reload)
+		cfg.WorkerCertificates = n.TLSClientCA != ""
+	}
+	flag, addr := n.outward()
+	if cfg.Insecure = addr != "" && (cfg.TLS == nil || cfg.Tokens == nil); cfg.Insecure {
+		n.Log.Warn("INSECURE: other machines reach this process and whoever reaches it runs code here",
+			"flag", flag, "address", addr, "tls", cfg.TLS != nil, "tokens", cfg.Tokens != nil)
+	}
+	cfg.MaxConnections, cfg.RateLimit = n.MaxConnections, n.RateLimit
+	if n.RateLimit < 0 { // nobody said
+		cfg.RateLimit = 0
+		if addr != "" {
+			cfg.RateLimit = networkRate
+		}
+	}
+	if len(reloads) == 0 {
+		return nil, nil
+	}
+	return func() error {
+		var errs []error
+		for _, r := range reloads {
+			errs = append(errs, r())
+		}
+		return errors.Join(errs...)
+	}, nil
+}
+
+// reloadOnHangup reads the files of tokens and certificates again at each SIGHUP. Changes
+// are noticed without it, too; this is for those who do not want to wait a second.
+func reloadOnHangup(log *slog.Logger, reload func() error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		hangups := make(chan os.Signal, 1)
+		if !signal.Ignored(syscall.SIGHUP) { // nohup means what it says
+			signal.Notify(hangups, syscall.SIGHUP)
+			defer signal.Stop(hangups)
+		}
+		for {
+			select {
+			case <-hangups:
+				if err := reload(); err != nil {
+					log.Error("not everything could be read again: what was known stays in force", "error", err)
+				}
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+// dialOptions are how a worker dials: in plain text, or with TLS; with TREADLE_TOKEN when
+// it is set. A token comes by the environment alone, as arguments can be read by
+// everybody on the machine.
+func (n *node) dialOptions() ([]grpc.DialOption, error) {
+	var cfg *tls.Config
+	if n.TLSCA != "" {
+		var err error
+		if cfg, err = tlsfiles.Client(n.TLSCA, n.TLSCert, n.TLSKey); err != nil {
+			return nil, fmt.Errorf("--tls-ca, --tls-cert, --tls-key: %w", err)
+		}
+	}
+	options, err := linkpb.Security(cfg, os.Getenv(treadle.EnvToken), n.Insecure, n.Dispatchers)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	return options, nil
+}
+
+// ratePerSecond is a flag's value: a number, or "off". It is negative until it is set.
+type ratePerSecond float64
+
+// Set implements pflag.Value.
+func (r *ratePerSecond) Set(text string) error {
+	if text == "off" || text == "none" {
+		*r = 0
+		return nil
+	}
+	var v float64
+	if _, err := fmt.Sscanf(text+"\n", "%g\n", &v); err != nil || v < 0 || v > 1e9 {
+		return errors.New("want a number a second, for example 1000, or off")
+	}
+	*r = ratePerSecond(v)
+	return nil
+}
+
+// Type implements pflag.Value: the word in the help.
+func (r *ratePerSecond) Type() string { return "rate" }
+
+func (r *ratePerSecond) String() string {
+	if *r < 0 {
+		return ""
+	}
+	return fmt.Sprintf("%g", float64(*r))
+}
