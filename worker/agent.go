@@ -129,38 +129,62 @@ func (a *Agent) closeExecutors() error {
 func (a *Agent) slot(ctx context.Context, n int) {
 	wake := make(chan struct{}, 1)
 	for {
-		c, runCtx := a.next(ctx, wake)
+		c := a.next(wake)
 		if c == nil {
 			return
+		}
+		if a.runAhead(n, c) {
+			continue
+		}
+		runCtx := a.start(ctx, c)
+		if runCtx == nil {
+			continue
 		}
 		out := a.run(runCtx, n, c)
 		a.finish(c, out)
 	}
 }
 
-// next waits for a claim and marks it started: the word of it leaves while the
-// executor already runs.
-func (a *Agent) next(ctx context.Context, wake chan struct{}) (*claim, context.Context) {
+// next waits for a claim and takes it from the queue.
+func (a *Agent) next(wake chan struct{}) *claim {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for len(a.queue) == 0 {
 		if a.ending {
-			return nil, nil
+			return nil
 		}
 		a.idle = append(a.idle, wake)
 		a.mu.Unlock()
 		<-wake
 		a.mu.Lock()
 	}
+	return a.takeLocked()
+}
+
+// takeLocked takes the first claim that waits; who calls decides what becomes of it.
+func (a *Agent) takeLocked() *claim {
 	c := a.queue[0]
 	a.queue[0] = nil
 	a.queue = a.queue[1:]
+	c.phase, c.stop = ahead, func() {}
+	return c
+}
+
+// start marks a claim started: the word of it leaves while the executor already
+// runs. It returns nil when the claim was stopped meanwhile.
+func (a *Agent) start(ctx context.Context, c *claim) context.Context {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.stopped != notStopped {
+		a.reportLocked(c, c.stopped.end())
+		return nil
+	}
 	c.phase, c.startedAt = running, time.Now()
 	runCtx, cancel := context.WithCancel(ctx)
 	c.stop = cancel
 	a.accepts = append(a.accepts, link.Accept{Token: c.token})
 	a.nudge()
-	return c, runCtx
+	return runCtx
 }
 
 // wakeSlot wakes the slot that became idle last, if there is one.
@@ -178,18 +202,23 @@ func (a *Agent) run(ctx context.Context, slot int, c *claim) (out task.Outcome) 
 			out = task.Fail(task.EndLost, fmt.Sprintf("the worker's executor panicked: %v", r))
 		}
 	}()
-	o := c.offer
 	a.mu.Lock()
-	maxResult := a.terms.MaxPayload
+	attempt := a.attemptLocked(c)
 	a.mu.Unlock()
-	return a.executors[o.Runtime].Run(ctx, slot, &Attempt{
+	return a.executors[c.offer.Runtime].Run(ctx, slot, attempt)
+}
+
+// attemptLocked is what an executor is told of a claim.
+func (a *Agent) attemptLocked(c *claim) *Attempt {
+	o := c.offer
+	return &Attempt{
 		Token: c.token, Function: o.Function, FunctionName: o.FunctionName, Runtime: o.Runtime, Form: o.Form, Hash: o.Hash,
 		Code: func(ctx context.Context) ([]byte, error) {
 			return a.code.get(ctx, o.Hash, func() { a.need(o.Hash) })
 		},
 		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
-		MaxResult: maxResult, Output: c.output.add,
-	})
+		MaxResult: a.terms.MaxPayload, Output: c.output.add,
+	}
 }
 
 func (a *Agent) finish(c *claim, out task.Outcome) {
@@ -198,6 +227,11 @@ func (a *Agent) finish(c *claim, out task.Outcome) {
 	defer a.mu.Unlock()
 	c.stop()
 	out.RunTime = time.Since(c.startedAt)
+	a.finishLocked(c, out)
+	a.nudge()
+}
+
+func (a *Agent) finishLocked(c *claim, out task.Outcome) {
 	if out.End == task.EndCancelled && c.stopped != notStopped {
 		out = c.stopped.end()
 	}
@@ -217,7 +251,6 @@ func (a *Agent) reportLocked(c *claim, out task.Outcome) {
 	a.active--
 	c.report = &link.Report{Token: c.token, Outcome: out, Log: c.output.take()}
 	a.reports = append(a.reports, *c.report)
-	a.nudge()
 }
 
 // nudge wakes the session's goroutine.
@@ -252,6 +285,7 @@ func (a *Agent) offered(items []link.Offer) {
 		a.active++
 		if a.draining || a.executors[o.Runtime] == nil {
 			a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
+			a.nudge()
 			continue
 		}
 		a.queue = append(a.queue, c)
@@ -276,8 +310,8 @@ func (a *Agent) revoked(tokens []task.Token) {
 	}
 }
 
-// halt ends a claim before its time. A running attempt reports when its executor
-// has let go; a waiting one at once.
+// halt ends a claim before its time. One that an executor has reports when it has
+// let go; a waiting one at once.
 func (a *Agent) halt(c *claim, why stopReason) {
 	switch c.phase {
 	case waiting:
@@ -287,7 +321,8 @@ func (a *Agent) halt(c *claim, why stopReason) {
 			out = task.Fail(task.EndReturned, "the lease ran out before a slot was free")
 		}
 		a.reportLocked(c, out)
-	case running:
+		a.nudge()
+	case ahead, running:
 		if c.stopped == notStopped {
 			c.stopped = why
 			c.stop()
@@ -306,6 +341,19 @@ func (a *Agent) recalled(n int) {
 		a.queue[len(a.queue)-1] = nil
 		a.queue = a.queue[:len(a.queue)-1]
 		a.reportLocked(c, task.Fail(task.EndReturned, "recalled for a worker with an idle slot"))
+		a.nudge()
+	}
+	if n > 0 {
+		a.takeBackLocked() // in time for the next recall
+	}
+}
+
+// takeBackLocked asks the executors for everything that they have not started.
+func (a *Agent) takeBackLocked() {
+	for _, c := range a.claims {
+		if c.phase == ahead {
+			c.stop()
+		}
 	}
 }
 
@@ -359,6 +407,7 @@ func (a *Agent) drain(gone chan<- struct{}) {
 	for len(a.queue) > 0 {
 		a.halt(a.queue[0], stopHandBack)
 	}
+	a.takeBackLocked()
 	left := a.active
 	a.nudge()
 	a.mu.Unlock()
@@ -392,7 +441,7 @@ type Status struct {
 	Attached bool `json:"attached"`
 	Draining bool `json:"draining"`
 	Running  int  `json:"running"`
-	// Waiting offers have no slot yet; Unreported outcomes are not acknowledged yet.
+	// Waiting offers have not started yet; Unreported outcomes are not acknowledged yet.
 	Waiting    int `json:"waiting"`
 	Unreported int `json:"unreported"`
 }
@@ -401,8 +450,15 @@ type Status struct {
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Status{
-		Attached: a.attached, Draining: a.draining,
-		Running: a.active - len(a.queue), Waiting: len(a.queue), Unreported: len(a.claims) - a.active,
+	st := Status{Attached: a.attached, Draining: a.draining, Unreported: len(a.claims) - a.active}
+	for _, c := range a.claims {
+		switch c.phase {
+		case waiting, ahead:
+			st.Waiting++
+		case running:
+			st.Running++
+		case ended:
+		}
 	}
+	return st
 }

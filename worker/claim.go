@@ -14,6 +14,7 @@ type phase int
 
 const (
 	waiting phase = iota // offered, no slot yet
+	ahead                // handed to an executor before its turn, not started
 	running              // in a slot
 	ended                // reported, not acknowledged
 )
@@ -24,12 +25,12 @@ type claim struct {
 	token task.Token
 	offer *link.Offer // nil for a claim that has ended
 	phase phase
-	// startedAt is when a slot took it.
+	// startedAt is when it was started.
 	startedAt time.Time
 	// leaseFrom is when the last word that renewed the lease was sent: the lease is
 	// counted from there.
 	leaseFrom time.Time
-	// stop ends the attempt while it runs; stopped says why it was ended.
+	// stop ends the attempt while an executor has it; stopped says why it was ended.
 	stop    context.CancelFunc
 	stopped stopReason
 	// report is kept until it is acknowledged.

@@ -50,3 +50,41 @@ type Executor interface {
 	// Close stops everything that is left and waits for it.
 	Close() error
 }
+
+// Pipeliner is an [Executor] that can be handed attempts ahead of their turn, so that
+// a slot goes from one short attempt to the next without waiting for the agent.
+type Pipeliner interface {
+	Executor
+	// RunAhead runs first and then what feed gives, one at a time and in the order
+	// given, and returns when nothing of that is left; a slot is in RunAhead or in Run,
+	// never in both. It returns false, and has done nothing, when first does not suit:
+	// Run is to be called for it.
+	RunAhead(slot int, first *Attempt, feed Feed) bool
+}
+
+// Feed is the agent's side of one RunAhead. Its methods are called by the goroutine
+// that called RunAhead.
+type Feed interface {
+	// Bind is called first: wake may be called by any goroutine until RunAhead returns,
+	// when an attempt has to be stopped.
+	Bind(wake func())
+	// Next gives up to n more attempts as long as they fit. Given is not started.
+	Next(n int, fits func(*Attempt) bool) []*Attempt
+	// Started is called when an attempt has begun, Slow when it turns out not to be a
+	// short one.
+	Started(a *Attempt)
+	Slow(a *Attempt)
+	// Stopped tells whether an attempt has to be stopped.
+	Stopped(a *Attempt) bool
+	// Ended reports attempts; each one that was given is reported or given back.
+	Ended(done []Done)
+	// Back gives back attempts that have not started and will not, in their order.
+	Back(attempts []*Attempt)
+}
+
+// Done is an attempt that has ended.
+type Done struct {
+	Attempt *Attempt
+	// Outcome has its RunTime set.
+	Outcome task.Outcome
+}

@@ -4,10 +4,21 @@
 // # Processes
 //
 // A runner is spawned by exec, in a session and process group of its own, and speaks
-// frames with the agent on two inherited pipes (protocol.go, script/treadle_runner/wire.py);
+// frames with the agent on inherited descriptors (protocol.go, script/treadle_runner/wire.py);
 // stdin is /dev/null, stdout and stderr are one pipe that becomes the attempt's log. A
 // runner that dies, is killed or is worn out is an outcome; its slot gets a new one in
 // the background.
+//
+// # Calls ahead
+//
+// Where run times are short a runner has up to 16 calls at once (ahead.go), so that it goes
+// from one to the next without two changes of processes for each. On Linux calls travel on
+// a socket that keeps messages apart, of which the agent holds both ends: what the runner
+// has not read has not started, and can be taken back when a call takes long, dies or has
+// to be stopped. Replies are written one by one. After a call that printed something the
+// runner waits until the agent has read it, so that output is never a neighbour's.
+//
+// # What functions leave
 //
 // What a function starts is found by a mark and not by its parents, groups or
 // environment, all of which it can change: before a runner gets its first frame its limit

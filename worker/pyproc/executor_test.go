@@ -160,7 +160,11 @@ func describe(out task.Outcome) string {
 func python(t testing.TB, e *Executor, program string, stdin []byte) string {
 	t.Helper()
 	// At the end of the path, as in a runner: the interpreter's own packages come first.
-	cmd := exec.Command(e.python, "-c", "import sys\nsys.path.append("+pyString(e.libs)+")\n"+program)
+	where := "len(sys.path)"
+	if e.libsFirst {
+		where = "0"
+	}
+	cmd := exec.Command(e.python, "-c", "import sys\nsys.path.insert("+where+", "+pyString(e.libs)+")\n"+program)
 	cmd.Stdin = bytes.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -186,6 +186,14 @@ func sweep(root string) {
 	}
 }
 
+// inForce says whether a runner's next attempt can go without impose.
+func (l *limiter) inForce(r *runner, bytes int64) bool {
+	if l.root == "" {
+		return bytes == 0
+	}
+	return r.limit.bytes == bytes
+}
+
 // impose puts a limit in force for a runner's next attempt; 0 lifts it. byAddress asks for
 // the limit to be sent to the runner, which then limits its address space. An error means
 // that this runner cannot be held to the limit, as it uses more already.

@@ -19,4 +19,6 @@ func (l *limiter) name() string { return "none" }
 
 func (l *limiter) impose(*runner, int64) (byAddress bool, err error) { return false, nil }
 
+func (l *limiter) inForce(*runner, int64) bool { return true }
+
 func (l *limiter) release(*runner) {}

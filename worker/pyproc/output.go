@@ -28,11 +28,13 @@ type output struct {
 
 	// mu makes reading and delivering one step: who holds it knows that everything that was
 	// read has been delivered.
-	mu   sync.Mutex
-	sink func([]byte)
-	buf  []byte
-	keep bool
-	kept []byte
+	mu      sync.Mutex
+	paused  *sync.Cond // on mu; what loop waits on while pausing is set
+	pausing bool
+	sink    func([]byte)
+	buf     []byte
+	keep    bool
+	kept    []byte
 }
 
 // newOutput returns the output and the end for the process.
@@ -46,7 +48,9 @@ func newOutput() (*output, *os.File, error) {
 		closeAll(r, w)
 		return nil, nil, err
 	}
-	return &output{file: r, raw: raw, done: make(chan struct{}), buf: make([]byte, outputBuffer), keep: true}, w, nil
+	o := &output{file: r, raw: raw, done: make(chan struct{}), buf: make([]byte, outputBuffer), keep: true}
+	o.paused = sync.NewCond(&o.mu)
+	return o, w, nil
 }
 
 // loop reads until the last writer is gone.
@@ -70,6 +74,9 @@ func (o *output) readOnce(fd uintptr) (n int, again bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {
+		for o.pausing {
+			o.paused.Wait()
+		}
 		n, err := unix.Read(int(fd), o.buf)
 		switch err {
 		case nil:
@@ -113,6 +120,22 @@ func (o *output) end() {
 	o.mu.Lock()
 	o.sink = nil
 	o.mu.Unlock()
+}
+
+// pause leaves the output in the pipe from now on, but for drain: where several attempts
+// follow each other by themselves, only the order of events tells whose it is.
+func (o *output) pause() {
+	o.mu.Lock()
+	o.pausing = true
+	o.mu.Unlock()
+}
+
+// resume ends pause.
+func (o *output) resume() {
+	o.mu.Lock()
+	o.pausing = false
+	o.mu.Unlock()
+	o.paused.Broadcast()
 }
 
 // drain reads what is in the pipe now, and no more: a process that never stops writing

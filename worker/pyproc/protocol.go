@@ -1,24 +1,25 @@
 package pyproc
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // The wire between agent and runner; script/treadle_runner/wire.py is its other half.
 // A frame is a header of 16 bytes (magic, sequence number, kind, length of the body) and a
-// body. The agent sends one frame and the runner answers it with one of the same
+// body. The runner answers each frame of the agent, in order, with one of the same
 // sequence number. Integers are little-endian.
 const (
 	magic       = "TRDL"
 	headSize    = 16
 	callSize    = 72
-	replySize   = 24
+	replySize   = 32
 	replySlack  = 1 << 20 // what a reply may hold beside the result
 	wireBuffer  = 64 << 10
+	maxMessage  = wireBuffer // the runner reads that much at once
 	maxCallBody = 1<<32 - 1
 )
 
@@ -39,6 +40,7 @@ const (
 	callReturnsJSON = 2
 	callHasCode     = 4
 	callRlimit      = 8
+	callAhead       = 16 // nobody reads the runner's output while this call runs
 )
 
 type ending uint8
@@ -56,7 +58,8 @@ const (
 	encodingJSON   = 1
 
 	replyCached  = 1
-	replyRecycle = 2
+	replyRecycle = 2 // the runner waits for its end
+	replyOutput  = 4 // there is output, and the runner waits for leave to go on
 )
 
 // errJunk is returned for bytes that are no frame: a function wrote on descriptors
@@ -113,14 +116,29 @@ type reply struct {
 	// label is the repr of a result that JSON cannot hold, or the class of an exception.
 	label, message, traceback string
 	pickle, foreign, result   []byte
+	took                      time.Duration // run time
 }
 
-// readFrame reads one frame of at most limit bytes of body.
-func readFrame(r *bufio.Reader, want kind, seq uint32, limit int) ([]byte, error) {
+// readFrame reads one frame of at most limit bytes of body. The body is the caller's.
+func readFrame(r io.Reader, want kind, seq uint32, limit int) ([]byte, error) {
 	var head [headSize]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
 	}
+	body, err := checkHead(head[:], want, seq, limit)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(r, body); errors.Is(err, io.EOF) {
+		return nil, io.ErrUnexpectedEOF
+	} else if err != nil {
+		return nil, err
+	}
+	return body, nil
+}
+
+// checkHead returns room for the body that a frame's header announces.
+func checkHead(head []byte, want kind, seq uint32, limit int) ([]byte, error) {
 	gotSeq := binary.LittleEndian.Uint32(head[4:])
 	got := kind(binary.LittleEndian.Uint32(head[8:]))
 	length := binary.LittleEndian.Uint32(head[12:])
@@ -130,11 +148,7 @@ func readFrame(r *bufio.Reader, want kind, seq uint32, limit int) ([]byte, error
 	if uint64(length) > uint64(limit) {
 		return nil, fmt.Errorf("%w: it announces %d bytes, more than %d", errJunk, length, limit)
 	}
-	body := make([]byte, length)
-	if _, err := io.ReadFull(r, body); err != nil {
-		return nil, io.ErrUnexpectedEOF
-	}
-	return body, nil
+	return make([]byte, length), nil
 }
 
 // parseReply splits the body of a reply; the slices of the answer share it.
@@ -146,6 +160,10 @@ func parseReply(body []byte) (reply, error) {
 		end:      ending(body[0]),
 		encoding: body[1],
 		flags:    binary.LittleEndian.Uint16(body[2:]),
+		took:     time.Duration(binary.LittleEndian.Uint64(body[24:])),
+	}
+	if p.took < 0 {
+		return reply{}, fmt.Errorf("%w: a reply with a run time of %d ns", errJunk, p.took)
 	}
 	if p.end > endMissing || p.encoding > encodingJSON {
 		return reply{}, fmt.Errorf("%w: a reply of unknown end %d or encoding %d", errJunk, p.end, p.encoding)

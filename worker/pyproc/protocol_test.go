@@ -5,26 +5,29 @@ package pyproc
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 )
 
 // encodeReply builds a reply's frame as the runner does.
-func encodeReply(seq uint32, end ending, encoding uint8, flags uint16, parts [5]string, result string) []byte {
+func encodeReply(seq uint32, end ending, encoding uint8, flags uint16, parts [5]string, result string, took time.Duration) []byte {
 	body := []byte{byte(end), encoding, byte(flags), byte(flags >> 8)}
 	for _, p := range parts {
 		body = append(body, byte(len(p)), byte(len(p)>>8), byte(len(p)>>16), byte(len(p)>>24))
 	}
+	body = binary.LittleEndian.AppendUint64(body, uint64(took))
 	body = append(body, strings.Join(parts[:], "")...)
 	body = append(body, result...)
 	return append(appendHead(nil, seq, kindReply, len(body)), body...)
 }
 
 func TestFrames(t *testing.T) {
-	frame := encodeReply(7, endRaised, encodingPickle, replyRecycle, [5]string{"T", "message", "trace", "p", "f"}, "rest")
+	frame := encodeReply(7, endRaised, encodingPickle, replyRecycle, [5]string{"T", "message", "trace", "p", "f"}, "rest", time.Second)
 	read := func(b []byte, seq uint32, limit int) (reply, error) {
 		body, err := readFrame(bufio.NewReader(iotest.OneByteReader(bytes.NewReader(b))), kindReply, seq, limit)
 		if err != nil {
@@ -33,7 +36,7 @@ func TestFrames(t *testing.T) {
 		return parseReply(body)
 	}
 	p, err := read(frame, 7, 1<<10)
-	if err != nil || p.end != endRaised || p.flags != replyRecycle || p.label+p.message+p.traceback != "Tmessagetrace" ||
+	if err != nil || p.end != endRaised || p.flags != replyRecycle || p.took != time.Second || p.label+p.message+p.traceback != "Tmessagetrace" ||
 		string(p.pickle)+string(p.foreign)+string(p.result) != "pfrest" {
 		t.Fatalf("%+v, %v", p, err)
 	}
@@ -52,8 +55,9 @@ func TestFrames(t *testing.T) {
 		"half a body":             {frame[:headSize+9], 7, 1 << 10, io.ErrUnexpectedEOF},
 		"no body":                 {frame[:headSize], 7, 1 << 10, io.ErrUnexpectedEOF},
 		"empty body":              {appendHead(nil, 7, kindReply, 0), 7, 1 << 10, errJunk},
-		"unknown end":             {encodeReply(7, 99, 0, 0, [5]string{}, ""), 7, 1 << 10, errJunk},
-		"unknown encoding":        {encodeReply(7, 0, 9, 0, [5]string{}, ""), 7, 1 << 10, errJunk},
+		"unknown end":             {encodeReply(7, 99, 0, 0, [5]string{}, "", 0), 7, 1 << 10, errJunk},
+		"negative run time":       {encodeReply(7, 0, 0, 0, [5]string{}, "", -1), 7, 1 << 10, errJunk},
+		"unknown encoding":        {encodeReply(7, 0, 9, 0, [5]string{}, "", 0), 7, 1 << 10, errJunk},
 	} {
 		if _, err := read(c.frame, c.seq, c.limit); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
@@ -64,8 +68,8 @@ func TestFrames(t *testing.T) {
 // FuzzReply: no bytes of a runner make the agent panic or allocate beyond the limit, and
 // what is accepted is read back as it was written.
 func FuzzReply(f *testing.F) {
-	f.Add(encodeReply(1, endSucceeded, encodingJSON, replyCached, [5]string{}, "42"))
-	f.Add(encodeReply(1, endRaised, encodingPickle, 0, [5]string{"ValueError", "x", "Traceback", "\x80\x04.", ""}, ""))
+	f.Add(encodeReply(1, endSucceeded, encodingJSON, replyCached, [5]string{}, "42", 1))
+	f.Add(encodeReply(1, endRaised, encodingPickle, 0, [5]string{"ValueError", "x", "Traceback", "\x80\x04.", ""}, "", 0))
 	f.Add([]byte("TRDL junk"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		body, err := readFrame(bufio.NewReader(bytes.NewReader(data)), kindReply, 1, 1<<16)
@@ -79,7 +83,7 @@ func FuzzReply(f *testing.F) {
 			}
 			return
 		}
-		again := encodeReply(1, p.end, p.encoding, p.flags, [5]string{p.label, p.message, p.traceback, string(p.pickle), string(p.foreign)}, string(p.result))
+		again := encodeReply(1, p.end, p.encoding, p.flags, [5]string{p.label, p.message, p.traceback, string(p.pickle), string(p.foreign)}, string(p.result), p.took)
 		if !bytes.Equal(again, data[:headSize+len(body)]) {
 			t.Fatalf("%q was read as %+v", data, p)
 		}

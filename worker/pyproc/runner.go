@@ -44,13 +44,16 @@ type runner struct {
 	out   *output
 	limit limit // the memory limit of the process, see limiter
 
-	// The pipes to and from the runner, and the one whose closing kills its group: nothing is
-	// ever written on that. All are closed by reap, or by the end of the agent.
-	to, from, life *os.File
-	reader         *bufio.Reader
-	seq            uint32
-	buf            []byte // reused for calls
-	known          map[[32]byte]struct{}
+	// The channels to and from the runner, the pipe on which it gets leave to go on, and the
+	// one whose closing kills its group: nothing is ever written on that. theirs is the
+	// runner's end of to, for taking back what it has not read (nil where that cannot be
+	// done). All are closed by reap, or by the end of the agent.
+	to, theirs, from, leave, life *os.File
+	reader                        *bufio.Reader
+	seq                           uint32
+	buf                           []byte // reused for calls
+	// known are the keys of the functions that the runner has loaded.
+	known map[codeID][32]byte
 	// exchanging is held while a call is on the wire, so that reap does not close the pipes under it.
 	exchanging sync.Mutex
 
@@ -76,19 +79,23 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	number := e.runnerSeq.Add(1)
 	proc, err := e.spawner.start(e.python, []string{e.python, "-c", boot, e.dir}, &os.ProcAttr{
 		Env:   e.env,
-		Files: []*os.File{p.null, p.outWrite, p.outWrite, p.toRead, p.fromWrite, p.lifeRead},
+		Files: []*os.File{p.null, p.outWrite, p.outWrite, p.toRead, p.fromWrite, p.lifeRead, p.leaveRead},
 		Sys:   runnerAttr(),
 	})
+	var theirs *os.File
+	if err == nil && canTakeBack {
+		theirs, p.toRead = p.toRead, nil
+	}
 	p.closeTheirs()
 	if err != nil {
 		p.closeOurs()
 		return nil, fmt.Errorf("start %s: %w", e.python, err)
 	}
 	r := &runner{
-		exec: e, proc: proc, out: p.out, to: p.to, from: p.from, life: p.life,
+		exec: e, proc: proc, out: p.out, to: p.to, theirs: theirs, from: p.from, leave: p.leave, life: p.life,
 		log:    e.log.With("slot", slot, "pid", proc.Pid),
 		reader: bufio.NewReaderSize(p.from, wireBuffer),
-		known:  map[[32]byte]struct{}{},
+		known:  map[codeID][32]byte{},
 		exited: make(chan struct{}), gone: make(chan struct{}),
 	}
 	r.mark = e.mark.brand(proc.Pid, number, r.log)
@@ -106,14 +113,17 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 
 // pipes are what connects a runner with the agent; some ends are the agent's, some the runner's.
 type pipes struct {
-	to, from, life              *os.File
-	out                         *output
-	toRead, fromWrite, lifeRead *os.File
-	outWrite, null              *os.File
+	to, from, leave, life                  *os.File
+	out                                    *output
+	toRead, fromWrite, leaveRead, lifeRead *os.File
+	outWrite, null                         *os.File
 }
 
 func (p *pipes) open() (err error) {
-	if p.toRead, p.to, err = os.Pipe(); err != nil {
+	if p.toRead, p.to, err = callChannel(); err != nil {
+		return err
+	}
+	if p.leaveRead, p.leave, err = os.Pipe(); err != nil {
 		return err
 	}
 	if p.from, p.fromWrite, err = os.Pipe(); err != nil {
@@ -130,13 +140,15 @@ func (p *pipes) open() (err error) {
 }
 
 func (p *pipes) closeOurs() {
-	closeAll(p.to, p.from, p.life)
+	closeAll(p.to, p.from, p.leave, p.life)
 	if p.out != nil {
 		closeAll(p.out.file)
 	}
 }
 
-func (p *pipes) closeTheirs() { closeAll(p.toRead, p.fromWrite, p.lifeRead, p.outWrite, p.null) }
+func (p *pipes) closeTheirs() {
+	closeAll(p.toRead, p.fromWrite, p.leaveRead, p.lifeRead, p.outWrite, p.null)
+}
 
 func closeAll(files ...*os.File) {
 	for _, f := range files {
@@ -216,15 +228,19 @@ func (r *runner) reap() {
 	// With nobody left on the other side an exchange ends by itself, after it has read all
 	// that was sent; the deadlines are for a process that cannot be killed.
 	r.from.SetDeadline(time.Now().Add(exitGrace))
-	r.to.SetDeadline(time.Now().Add(exitGrace))
+	r.to.SetDeadline(time.Now())
 	r.exchanging.Lock()
-	r.unread = unread(r.to)
-	closeAll(r.to, r.from, r.life)
+	if r.theirs != nil {
+		r.unread = unread(r.theirs)
+	} else {
+		r.unread = unread(r.to)
+	}
+	closeAll(r.to, r.theirs, r.from, r.leave, r.life)
 	r.exchanging.Unlock()
 	close(r.gone)
 }
 
-// unread returns how many bytes lie in a pipe.
+// unread returns how many bytes lie in a channel.
 func unread(pipe *os.File) (n int) {
 	raw, err := pipe.SyscallConn()
 	if err != nil {
@@ -238,19 +254,34 @@ func unread(pipe *os.File) (n int) {
 	return n
 }
 
-// codeKey is what a runner knows a loaded function by: for source text, of which one
-// may define many functions, the callable's name belongs to it.
-func codeKey(a *worker.Attempt) [32]byte {
-	if a.Form != task.FormSource {
-		return a.Hash
-	}
-	return sha256.Sum256(append(append([]byte{}, a.Hash[:]...), a.FunctionName...))
+// codeID tells functions apart: for source text, of which one may define many functions,
+// the callable's name belongs to it.
+type codeID struct {
+	hash [32]byte
+	name string
 }
 
-// run runs an attempt; started is false when the runner turned out dead before the
-// function could run. code keeps the function's bytes over such replacements.
-func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out task.Outcome, started bool) {
-	c := call{form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: codeKey(a), args: a.Args}
+func idOf(a *worker.Attempt) codeID {
+	if a.Form != task.FormSource {
+		return codeID{hash: a.Hash}
+	}
+	return codeID{hash: a.Hash, name: a.FunctionName}
+}
+
+// key is what a runner knows the function by.
+func (id codeID) key() [32]byte {
+	if id.name == "" {
+		return id.hash
+	}
+	return sha256.Sum256(append(append([]byte{}, id.hash[:]...), id.name...))
+}
+
+// newCall is an attempt as the runner is told of it.
+func (r *runner) newCall(a *worker.Attempt, hash [32]byte) call {
+	c := call{
+		form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: hash, args: a.Args,
+		maxResult: a.MaxResult, memory: r.memoryLimit(a),
+	}
 	if a.Form == task.FormSource {
 		c.form = formSource
 	}
@@ -260,14 +291,29 @@ func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out 
 	if a.Returns == task.EncodingJSON {
 		c.flags |= callReturnsJSON
 	}
-	c.maxResult = a.MaxResult
 	if c.maxResult <= 0 {
 		c.maxResult = r.exec.cfg.MaxPayload
 	}
-	c.memory = a.MemoryLimit
-	if c.memory <= 0 {
-		c.memory = r.exec.cfg.MemoryLimit
+	return c
+}
+
+// memoryLimit is that of the attempt, or else the executor's.
+func (r *runner) memoryLimit(a *worker.Attempt) int64 {
+	if a.MemoryLimit > 0 {
+		return a.MemoryLimit
 	}
+	return r.exec.cfg.MemoryLimit
+}
+
+// run runs an attempt; started is false when the runner turned out dead before the
+// function could run. code keeps the function's bytes over such replacements.
+func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out task.Outcome, started bool) {
+	id := idOf(a)
+	hash, has := r.known[id]
+	if !has {
+		hash = id.key()
+	}
+	c := r.newCall(a, hash)
 	byAddress, err := r.exec.limits.impose(r, c.memory)
 	if err != nil {
 		r.log.Debug("a fresh runner is needed for the memory limit", "error", err)
@@ -276,7 +322,6 @@ func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out 
 	if byAddress {
 		c.flags |= callRlimit
 	}
-	_, has := r.known[c.hash]
 	for {
 		if !has {
 			if *code == nil {
@@ -291,7 +336,7 @@ func (r *runner) run(ctx context.Context, a *worker.Attempt, code *[]byte) (out 
 			c.flags |= callHasCode
 		}
 		var missing bool
-		out, started, missing = r.attempt(ctx, a, &c)
+		out, started, missing = r.attempt(ctx, a, id, &c)
 		if !missing {
 			return out, started
 		}
@@ -312,7 +357,7 @@ const (
 )
 
 // attempt sends one call and waits for its answer or its end.
-func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out task.Outcome, started, missing bool) {
+func (r *runner) attempt(ctx context.Context, a *worker.Attempt, id codeID, c *call) (out task.Outcome, started, missing bool) {
 	var stopped atomic.Int32
 	stop := func(why int32) {
 		if stopped.CompareAndSwap(stopNone, why) {
@@ -336,7 +381,7 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out t
 			r.kill()
 		}
 		if p.end == endMissing {
-			delete(r.known, c.hash)
+			delete(r.known, id)
 			return task.Outcome{}, true, true
 		}
 		if p.flags&replyRecycle != 0 {
@@ -344,7 +389,7 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out t
 			r.kill()
 			<-r.gone
 		}
-		r.note(c, p.flags&replyCached != 0)
+		r.note(id, c, p.flags&replyCached != 0)
 		out = p.outcome(c.maxResult)
 		out.RunTime = time.Since(begun)
 		return out, true, false
@@ -366,15 +411,15 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, c *call) (out t
 }
 
 // note keeps in mind what the runner has cached.
-func (r *runner) note(c *call, cached bool) {
+func (r *runner) note(id codeID, c *call, cached bool) {
 	switch {
 	case !cached:
-		delete(r.known, c.hash)
+		delete(r.known, id)
 	case c.flags&callHasCode != 0:
 		if len(r.known) >= maxKnown {
 			clear(r.known)
 		}
-		r.known[c.hash] = struct{}{}
+		r.known[id] = c.hash
 	}
 }
 
@@ -390,13 +435,15 @@ func (r *runner) exchange(c *call) (reply, error) {
 	if r.buf, err = appendCall(r.buf[:0], r.seq, c); err != nil {
 		return reply{}, err
 	}
-	if len(c.code)+len(c.args) <= wireBuffer {
+	if len(r.buf)+len(c.code)+len(c.args) <= maxMessage {
 		r.buf = append(append(r.buf, c.code...), c.args...)
 		_, err = r.to.Write(r.buf)
 	} else {
 		for _, part := range [][]byte{r.buf, c.code, c.args} {
-			if _, err = r.to.Write(part); err != nil {
-				break
+			for len(part) > 0 && err == nil {
+				n := min(len(part), maxMessage)
+				_, err = r.to.Write(part[:n])
+				part = part[n:]
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import types
 from typing import Any, Callable
 
@@ -21,7 +22,7 @@ EXIT_BROKEN = 98
 # How often a function is looked at closely before it is taken for one that patches nothing.
 _WATCHED_RUNS = 3
 
-_exit, _getpid = os._exit, os.getpid
+_exit, _getpid, _now = os._exit, os.getpid, time.perf_counter_ns
 _COROUTINE, _type = types.CoroutineType, type
 
 
@@ -60,11 +61,12 @@ class Runner:
         self._in_function = False
         self._reply_flags = 0
         self._watch = True
+        self._ahead = 0
         life = state.raise_fd(5)
-        self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4))
+        self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4), state.raise_fd(6))
         _die_with_agent(life)
         # A forked child must not hold them: their closing tells the agent of this process's end.
-        fds = (self._wire.fd_in, self._wire.fd_out, life)
+        fds = (self._wire.fd_in, self._wire.fd_out, self._wire.fd_leave, life)
         os.register_at_fork(after_in_child=lambda: _close_all(fds))
         signal.signal(signal.SIGINT, self._interrupt)
         kind, seq, body = self._wire.receive()
@@ -89,11 +91,18 @@ class Runner:
             kind, seq, body = receive()
             if kind != wire.KIND_CALL:
                 raise wire.WireError(f"unexpected frame of kind {kind}")
+            begun = _now()
             reply = self._attempt(body)
-            flags = self._reply_flags | wire.REPLY_RECYCLE if settle() else self._reply_flags
+            flags = self._reply_flags
+            if settle():
+                flags |= wire.REPLY_RECYCLE
+            elif self._ahead and self._process.has_output():
+                flags |= wire.REPLY_OUTPUT
             del body
-            send(seq, wire.KIND_REPLY, reply.head(flags), reply.result)
+            send(seq, wire.KIND_REPLY, reply.head(flags, _now() - begun), reply.result)
             del reply
+            if flags > wire.REPLY_CACHED:
+                self._wire.await_leave()
 
     def _settle(self) -> bool:
         try:
@@ -106,6 +115,7 @@ class Runner:
 
     def _attempt(self, body: memoryview) -> wire.Reply:
         form, flags, name_len, code_len, memory, max_result, task, digest = wire.CALL.unpack_from(body)
+        self._ahead = flags & wire.CALL_AHEAD
         at = wire.CALL.size
         name, code, args = at, at + name_len, at + name_len + code_len
         limit = limits.AddressSpace(memory) if flags & wire.CALL_RLIMIT else None

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import fcntl
 import gc
 import importlib
 import io
 import os
 import resource
 import sys
+import termios
 import threading
 import time
 from typing import Any, Callable
@@ -50,6 +52,10 @@ _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
 _getsignal, _setsignal, _alarm = _signal.getsignal, _signal.signal, _signal.alarm
 _getrecursion, _setrecursion = sys.getrecursionlimit, sys.setrecursionlimit
 _gettrace, _settrace, _getprofile, _setprofile = sys.gettrace, sys.settrace, sys.getprofile, sys.setprofile
+
+
+_ioctl, _FIONREAD = fcntl.ioctl, termios.FIONREAD
+_NOTHING = bytes(4)
 
 
 def adopt_orphans() -> bool:
@@ -193,6 +199,10 @@ class Process:
             self.flush()
         return worn
 
+    def has_output(self) -> bool:
+        """Whether the agent has not read yet what was written to stdout and stderr."""
+        return _ioctl(self._log, _FIONREAD, _NOTHING) != _NOTHING
+
     def _restore_folder(self) -> bool:
         """After a system call failed: the working directory may be gone, which is harmless; all else is not."""
         try:
@@ -303,8 +313,6 @@ def _open_files() -> int:
 
 def raise_fd(fd: int) -> int:
     """Move a descriptor out of the range that functions close or write to by number."""
-    import fcntl
-
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     base = 4096 if soft == resource.RLIM_INFINITY or soft > 8192 else max(soft - 32, 10)
     try:

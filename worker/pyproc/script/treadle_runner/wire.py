@@ -1,9 +1,10 @@
 """Frames between the agent and the runner.
 
 A frame is a header (magic, sequence number, kind, length of the body) and a body. The
-agent sends one call at a time and the runner answers each with one frame of the same
-sequence number, so that neither side ever has to guess where it is. Integers are
-little-endian. ``protocol.go`` is the other half of this file.
+runner answers each frame of the agent, in order, with one of the same sequence number,
+so that neither side ever has to guess where it is. One read never takes in more than one
+frame: what the runner has not read, the agent can take back. Integers are little-endian.
+``protocol.go`` is the other half of this file.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ MAGIC = b"TRDL"
 HEAD = struct.Struct("<4sIII")
 # form, flags, length of the name, length of the code, memory limit, largest result, task, hash
 CALL = struct.Struct("<BBHIQQ16s32s")
-# end, encoding, flags, and the lengths of: repr or type, message, traceback, pickle, foreign pickle
-REPLY = struct.Struct("<BBHIIIII")
+# end, encoding, flags, the lengths of: repr or type, message, traceback, pickle, foreign
+# pickle; and the run time in nanoseconds
+REPLY = struct.Struct("<BBHIIIIIQ")
 
 KIND_SETUP, KIND_HELLO, KIND_CALL, KIND_REPLY = 1, 2, 3, 4
 
 FORM_PICKLE, FORM_SOURCE = 0, 1
 
-CALL_ARGS_JSON, CALL_RETURNS_JSON, CALL_HAS_CODE, CALL_RLIMIT = 1, 2, 4, 8
+# CALL_AHEAD: the agent reads no output while calls may be waiting; it is told of some.
+CALL_ARGS_JSON, CALL_RETURNS_JSON, CALL_HAS_CODE, CALL_RLIMIT, CALL_AHEAD = 1, 2, 4, 8, 16
 
 END_SUCCEEDED, END_RAISED, END_UNREADABLE, END_EXHAUSTED, END_MISSING = 0, 1, 2, 3, 4
 
 ENCODING_PICKLE, ENCODING_JSON = 0, 1
 
-REPLY_CACHED, REPLY_RECYCLE = 1, 2
+# After a reply with REPLY_OUTPUT the runner waits for leave to go on, after one with
+# REPLY_RECYCLE for its end.
+REPLY_CACHED, REPLY_RECYCLE, REPLY_OUTPUT = 1, 2, 4
 
 _READ_SIZE = 1 << 16
 _JOIN_BELOW = 1 << 16
@@ -51,24 +56,25 @@ class Reply(NamedTuple):
     pickle: bytes = b""
     foreign: bytes = b""
 
-    def head(self, flags: int) -> bytes:
+    def head(self, flags: int, took: int) -> bytes:
         """The body without the result, which is its end."""
         end, encoding, _, label, message, traceback, pickle, foreign = self
         if end == END_SUCCEEDED and not label:
-            return _PACK_REPLY(end, encoding, flags, 0, 0, 0, 0, 0)
+            return _PACK_REPLY(end, encoding, flags, 0, 0, 0, 0, 0, took)
         lengths = len(label), len(message), len(traceback), len(pickle), len(foreign)
-        return _PACK_REPLY(end, encoding, flags, *lengths) + label + message + traceback + pickle + foreign
+        return _PACK_REPLY(end, encoding, flags, *lengths, took) + label + message + traceback + pickle + foreign
 
 
 _PACK_REPLY = REPLY.pack
 
 
 class Wire:
-    """Blocking frames on two descriptors."""
+    """Blocking frames on two descriptors; a third one brings leave to go on."""
 
-    def __init__(self, fd_in: int, fd_out: int) -> None:
+    def __init__(self, fd_in: int, fd_out: int, fd_leave: int) -> None:
         self.fd_in = fd_in
         self.fd_out = fd_out
+        self.fd_leave = fd_leave
         # Bound here once, so that user code that patches a module cannot break the wire.
         self._read = os.read
         self._readv = os.readv
@@ -100,6 +106,11 @@ class Wire:
                 raise WireError("the agent closed the pipe inside a frame")
             have += n
         return kind, seq, body
+
+    def await_leave(self) -> None:
+        """Wait until the agent lets this runner go on, or ends it."""
+        if not self._read(self.fd_leave, 1):
+            raise WireError("the agent closed the pipe")
 
     def send(self, seq: int, kind: int, body: bytes, tail: bytes = b"") -> None:
         """Send one frame whose body is ``body + tail``."""
