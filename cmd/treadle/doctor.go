@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/worker/pyproc"
 )
 
@@ -110,7 +113,8 @@ type doctor struct {
 func (d *doctor) checks(cmd *cobra.Command) []func(context.Context) finding {
 	return []func(context.Context) finding{
 		func(ctx context.Context) finding { return d.checkServer(ctx, cmd) },
-		d.checkHTTP, d.checkDataDir, d.checkSpace, d.checkPython, d.checkPackages, d.checkMemoryLimit, d.checkFiles, d.checkClock,
+		func(ctx context.Context) finding { return d.checkHTTP(ctx, cmd) },
+		d.checkDataDir, d.checkSpace, d.checkPython, d.checkPackages, d.checkMemoryLimit, d.checkFiles, d.checkClock,
 	}
 }
 
@@ -166,8 +170,15 @@ func (d *doctor) noServer(ctx context.Context, address string, err error) findin
 	return found(name, checkWarn, "start one: treadle up", "nobody answers at %s", address)
 }
 
-func (d *doctor) checkHTTP(ctx context.Context) finding {
+func (d *doctor) checkHTTP(ctx context.Context, cmd *cobra.Command) finding {
 	const name = "http port"
+	var secure *tls.Config
+	if ca := globalFlag(cmd, caFlag); ca != "" {
+		var err error
+		if secure, err = tlsfiles.Client(ca, "", ""); err != nil {
+			return found(name, checkFail, "correct --"+caFlag, "%v", err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	if lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", d.httpAddr); err == nil {
@@ -177,7 +188,7 @@ func (d *doctor) checkHTTP(ctx context.Context) finding {
 		}
 		return found(name, checkOK, "", "%s is free", d.httpAddr)
 	}
-	skew, err := httpClock(ctx, d.httpAddr)
+	skew, err := httpClock(ctx, d.httpAddr, secure)
 	if err != nil {
 		return found(name, checkFail, "stop that program, or start Treadle with another --http-addr",
 			"%s is taken, and it is not Treadle that answers: %v", d.httpAddr, err)
@@ -190,18 +201,24 @@ func (d *doctor) checkHTTP(ctx context.Context) finding {
 
 // httpClock asks a Treadle server for its health and returns how far its clock is
 // away; the header counts whole seconds.
-func httpClock(ctx context.Context, addr string) (time.Duration, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/healthz", nil)
+func httpClock(ctx context.Context, addr string, secure *tls.Config) (time.Duration, error) {
+	scheme := "http"
+	if secure != nil {
+		scheme = "https"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+addr+"/healthz", nil)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("/healthz answers %s", resp.Status)
+		said, _ := io.ReadAll(io.LimitReader(resp.Body, 200)) // "... to an HTTPS server", for example
+		return 0, fmt.Errorf("/healthz answers %s: %s", resp.Status, bytes.TrimSpace(said))
 	}
 	theirs, err := http.ParseTime(resp.Header.Get("Date"))
 	if err != nil {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/server"
 	"github.com/treadle-dev/treadle/server/auth"
 )
 
@@ -107,7 +110,7 @@ func TestSecureStack(t *testing.T) {
 	for _, role := range []string{"client", "worker"} {
 		secrets[role] = cli(t, "", "token", "create", "--role", role, "--file", file).wantOK(t)
 	}
-	up(t, "--tls-cert", at("server.pem"), "--tls-key", at("server-key.pem"), "--token-file", file)
+	httpAddr := up(t, "--tls-cert", at("server.pem"), "--tls-key", at("server-key.pem"), "--token-file", file)
 
 	cli(t, "", "functions").want(t, exitFailed, "this listener speaks TLS and the client plain text")
 	cli(t, "", "functions", "--tls-ca", at("others/ca.pem")).want(t, exitFailed, "certificate signed by unknown authority")
@@ -116,6 +119,9 @@ func TestSecureStack(t *testing.T) {
 	t.Setenv(treadle.EnvToken, secrets["worker"])
 	cli(t, "", "functions").want(t, exitFailed, "a worker token", "it takes a token of the role client or admin")
 	t.Setenv(treadle.EnvToken, secrets["client"])
+	if got := cli(t, "", "doctor", "--http-addr", httpAddr).out; strings.Contains(got, "not Treadle") {
+		t.Errorf("%s", got)
+	}
 	source := at("double.py")
 	if err := os.WriteFile(source, []byte(stackFunctions["double"]), 0o600); err != nil {
 		t.Fatal(err)
@@ -123,6 +129,49 @@ func TestSecureStack(t *testing.T) {
 	cli(t, "", "register", source+":double").wantOK(t)
 	if got := cli(t, "", "run", "double", "21").wantOK(t); got != "42" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestSecure: what the flags mean for a server.
+func TestSecure(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	cli(t, "", "certs", "--dir", dir).wantOK(t)
+	cli(t, "", "token", "create", "--role", "client", "--file", at("tokens.json")).wantOK(t)
+	tlsFlags := "--tls-cert " + at("server.pem") + " --tls-key " + at("server-key.pem")
+	for args, want := range map[string]struct {
+		insecure, certificates, reloads bool
+		rate                            float64
+	}{
+		"":                                 {},
+		"--grpc-addr 0.0.0.0:1 --insecure": {insecure: true, rate: networkRate},
+		"--insecure":                       {},
+		"--rate-limit 7":                   {rate: 7},
+		"--http-addr 0.0.0.0:1 --insecure --rate-limit off":                                   {insecure: true},
+		"--grpc-addr 0.0.0.0:1 --insecure " + tlsFlags:                                        {insecure: true, reloads: true, rate: networkRate},
+		"--grpc-addr 0.0.0.0:1 --token-file " + at("tokens.json") + " " + tlsFlags:            {reloads: true, rate: networkRate},
+		"--tls-client-ca " + at("ca.pem") + " " + tlsFlags:                                    {reloads: true, certificates: true},
+		"--insecure --grpc-addr 0.0.0.0:1 --token-file " + at("tokens.json") + " " + tlsFlags: {reloads: true, rate: networkRate},
+	} {
+		f, err := parse(t, roleUp, strings.Fields(args)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		n := &node{serverFlags: *f, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		var cfg server.Config
+		reload, err := n.secure(&cfg)
+		if err != nil || cfg.Insecure != want.insecure || cfg.WorkerCertificates != want.certificates || (reload != nil) != want.reloads || cfg.RateLimit != want.rate {
+			t.Errorf("%s: insecure %v, certificates %v, rate %g, reloads %v; %v", args, cfg.Insecure, cfg.WorkerCertificates, cfg.RateLimit, reload != nil, err)
+		}
+		if loud := strings.Contains(log.String(), "INSECURE"); loud != want.insecure {
+			t.Errorf("%s: the log says %s", args, log.String())
+		}
+		if reload != nil {
+			if err := reload(); err != nil {
+				t.Errorf("%s: %v", args, err)
+			}
+		}
 	}
 }
 

@@ -20,7 +20,14 @@ class Process:
     stop is safe to call at any time and any number of times.
     """
 
-    def __init__(self, name: str, args: list[str], folder: Path, cwd: Optional[Path] = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        args: list[str],
+        folder: Path,
+        cwd: Optional[Path] = None,
+        env: Optional[dict[str, str]] = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.args = args
@@ -35,7 +42,7 @@ class Process:
                 stdout=out,
                 stderr=err,
                 cwd=cwd or folder,
-                env=environment(folder),
+                env={**environment(folder), **(env or {})},
                 start_new_session=True,
             )
         self._reaper = threading.Thread(target=self._popen.wait, name=f"wait for {name}", daemon=True)

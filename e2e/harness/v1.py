@@ -14,9 +14,15 @@ Function = Union[str, Callable[..., object]]
 class V1:
     """A client of /v1. Functions are registered by their source text, once for each client."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, token: str = "", ca: str = "") -> None:
         self.base = base
         self._session = requests.Session()
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        if ca:
+            self._session.verify = ca
+            # A bundle that the environment names would go before it.
+            self._session.trust_env = False
         self._registered: dict[object, str] = {}
 
     def request(self, method: str, path: str, body: object = None, timeout: float = 60) -> requests.Response:

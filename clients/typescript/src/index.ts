@@ -78,7 +78,7 @@ export function createClient(address?: string, options: ClientOptions = {}): Fab
     });
   }
   const trusted = tls && ca !== "" && ca !== "system" ? { ca: readFileSync(ca) } : {};
-  const sessionManager = new Http2SessionManager(baseUrl, undefined, { minVersion: "TLSv1.3", ...trusted });
+  const sessionManager = new Http2SessionManager(baseUrl, { pingIntervalMs: 10_000, pingTimeoutMs: 5_000 }, { minVersion: "TLSv1.3", ...trusted });
   const transport = createGrpcTransport({
     baseUrl,
     interceptors,
