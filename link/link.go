@@ -106,6 +106,7 @@ type Offer struct {
 	FunctionName string
 	Runtime      string
 	Form         task.Form
+	Python       string
 	Hash         [32]byte
 	ArgsEncoding task.Encoding
 	Returns      task.Encoding

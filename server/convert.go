@@ -32,7 +32,7 @@ func statusProto(s task.Status) treadlev1.Task_Status {
 func functionProto(f task.Function) *treadlev1.Function {
 	m := &treadlev1.Function{
 		FunctionId: f.ID.String(), Name: f.Name, Runtime: f.Runtime, Queue: f.Queue, Form: string(f.Form),
-		PayloadSize: int32(f.Size), CreatedAt: stamp(f.CreatedAt),
+		PayloadSize: int32(f.Size), CreatedAt: stamp(f.CreatedAt), Python: f.Python,
 	}
 	if f.Form != task.FormNone {
 		m.PayloadSha256 = hex.EncodeToString(f.Hash[:])

@@ -51,9 +51,12 @@ func TestRegisterFunction(t *testing.T) {
 	if f.GetForm() != "source" || f.GetQueue() != "default" || f.GetRuntime() != "python" || len(f.GetPayloadSha256()) != 64 || f.GetCreatedAt() == nil {
 		t.Errorf("registered %v", f)
 	}
-	newer, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "double", Payload: anyPickle, Queue: "gpu"})
+	newer, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "double", Payload: anyPickle, Queue: "gpu", Python: "3.12"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if newer.GetPython() != "3.12" || f.GetPython() != "" {
+		t.Errorf("registered for Python %q and %q", newer.GetPython(), f.GetPython())
 	}
 	for text, want := range map[string]string{"double": newer.GetFunctionId(), f.GetFunctionId(): f.GetFunctionId(), strings.ToUpper(f.GetFunctionId()): f.GetFunctionId()} {
 		got, err := e.fabric.GetFunction(ctx, &treadlev1.GetFunctionRequest{Function: text})
@@ -68,6 +71,9 @@ func TestRegisterFunction(t *testing.T) {
 		"both":            {Name: "f", Source: "x", Payload: anyPickle},
 		"queue":           {Name: "f", Source: "x", Queue: "a b"},
 		"long queue":      {Name: "f", Source: "x", Queue: strings.Repeat("q", 129)},
+		"python, source":  {Name: "f", Source: "x", Python: "3.12"},
+		"python":          {Name: "f", Payload: anyPickle, Python: "3.12.1"},
+		"python, text":    {Name: "f", Payload: anyPickle, Python: "three"},
 		"command":         {Name: "f", Source: "x", Runtime: "command"},
 		"go":              {Name: "f", Runtime: "go/resize"},
 		"unknown runtime": {Name: "f", Source: "x", Runtime: "ruby"},

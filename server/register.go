@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
+	"regexp"
 	"sync"
 	"unicode"
 	"unicode/utf8"
@@ -22,14 +23,18 @@ const maxRequestID = 128
 // registration is a registration asked for, checked except for its payload.
 type registration struct {
 	name, queue, runtime string
-	form                 task.Form
-	payload              []byte
-	requestID            string
+	// python is the version whose bytecode the payload holds, or empty.
+	python    string
+	form      task.Form
+	payload   []byte
+	requestID string
 }
 
 // registerFunction checks a request of FabricService and records the function.
 func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFunctionRequest) (task.Function, error) {
-	r := registration{name: req.GetName(), queue: req.GetQueue(), runtime: req.GetRuntime(), requestID: req.GetRequestId()}
+	r := registration{
+		name: req.GetName(), queue: req.GetQueue(), runtime: req.GetRuntime(), python: req.GetPython(), requestID: req.GetRequestId(),
+	}
 	fallback(&r.queue, task.DefaultQueue)
 	fallback(&r.runtime, task.RuntimePython)
 	if r.name == "" {
@@ -44,6 +49,9 @@ func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFu
 	}
 	if r.runtime != task.RuntimePython {
 		return task.Function{}, invalid("runtime", "runtime %.64q is not served here: want %q", r.runtime, task.RuntimePython)
+	}
+	if err := checkPython(r.python, req.GetSource() != ""); err != nil {
+		return task.Function{}, err
 	}
 	switch {
 	case len(req.GetPayload()) > 0 && req.GetSource() != "":
@@ -75,13 +83,16 @@ func (s *Server) register(ctx context.Context, r registration) (task.Function, e
 		}
 	}
 	f := task.Function{
-		ID: s.cfg.NewID(), Name: r.name, Queue: r.queue, Runtime: r.runtime, Form: r.form,
+		ID: s.cfg.NewID(), Name: r.name, Queue: r.queue, Runtime: r.runtime, Form: r.form, Python: r.python,
 		Hash: sha256.Sum256(r.payload), Size: len(r.payload), CreatedAt: s.cfg.Now(),
 	}
 	key := store.Key{ID: r.requestID}
 	if r.requestID != "" {
 		d := newDigest("register")
 		d.text(r.name).text(r.queue).text(r.runtime).text(string(r.form)).bytes(f.Hash[:])
+		if r.python != "" {
+			d.text(r.python)
+		}
 		key.Digest = d.sum()
 	}
 	recorded, err := s.cfg.Store.PutFunction(ctx, f, r.payload, key)
@@ -95,6 +106,21 @@ func checkPickle(payload []byte) error {
 		e := task.Errorf(task.CodeInvalidPayload, "", "payload: %w", err)
 		e.Field = "payload"
 		return e
+	}
+	return nil
+}
+
+// pythonVersion is a minor version as people write it.
+var pythonVersion = regexp.MustCompile(`^[1-9][0-9]?\.[0-9]{1,3}$`)
+
+func checkPython(version string, source bool) error {
+	switch {
+	case version == "":
+		return nil
+	case source:
+		return invalid("python", "python is set for source, which any Python compiles: set it for payloads only")
+	case !pythonVersion.MatchString(version):
+		return invalid("python", "python is %.40q: want major and minor version, for example \"3.12\"", version)
 	}
 	return nil
 }

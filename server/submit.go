@@ -49,7 +49,7 @@ func (s *Server) submission(ctx context.Context, req *treadlev1.ExecuteRequest, 
 // newTask returns the record of a new task of f with the server's defaults.
 func (s *Server) newTask(f task.Function) *task.Task {
 	return &task.Task{
-		ID: s.cfg.NewID(), Function: f.ID, FunctionName: f.Name, Queue: f.Queue, Runtime: f.Runtime, Form: f.Form, Hash: f.Hash,
+		ID: s.cfg.NewID(), Function: f.ID, FunctionName: f.Name, Queue: f.Queue, Runtime: f.Runtime, Form: f.Form, Python: f.Python, Hash: f.Hash,
 		Priority: task.DefaultPriority, Timeout: s.cfg.TaskTimeout, MaxRetries: s.cfg.MaxRetries,
 	}
 }

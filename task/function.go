@@ -51,6 +51,9 @@ type Function struct {
 	// Runtime is the runtime key, for example "python" or "go/resize".
 	Runtime string
 	Form    Form
+	// Python is the version whose bytecode the payload holds, for example "3.12"; empty
+	// when any Python can run it.
+	Python string
 	// Hash is the SHA-256 of the payload: payloads are stored once by it and
 	// runners cache what they loaded by it.
 	Hash      [32]byte

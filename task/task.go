@@ -36,12 +36,13 @@ const (
 type Task struct {
 	ID       ID
 	Function ID
-	// FunctionName, Queue, Runtime, Form and Hash are copied from the function, so
+	// FunctionName, Queue, Runtime, Form, Python and Hash are copied from the function, so
 	// that a claim needs no second look-up.
 	FunctionName string
 	Queue        string
 	Runtime      string
 	Form         Form
+	Python       string
 	Hash         [32]byte
 
 	Priority int

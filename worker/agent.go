@@ -214,7 +214,8 @@ func (a *Agent) attemptLocked(c *claim) *Attempt {
 	return &Attempt{
 		Token: c.token, Function: o.Function, FunctionName: o.FunctionName, Runtime: o.Runtime, Form: o.Form, Hash: o.Hash,
 		Code: func(ctx context.Context) ([]byte, error) {
-			return a.code.get(ctx, o.Hash, func() { a.need(o.Hash) })
+			code, err := a.code.get(ctx, o.Hash, func() { a.need(o.Hash) })
+			return forPython(o.Python, code), err
 		},
 		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
 		MaxResult: a.terms.MaxPayload, Output: c.output.add,

@@ -104,3 +104,14 @@ func (c *codeCache) get(ctx context.Context, hash [32]byte, ask func()) ([]byte,
 	}
 	return e.bytes, nil
 }
+
+// forPython puts the version that the bytes are for before them, in a line of its own
+// that no pickle begins with: a Python runner refuses bytecode of another version.
+func forPython(version string, code []byte) []byte {
+	if version == "" || code == nil {
+		return code
+	}
+	const mark = "#python="
+	marked := make([]byte, 0, len(mark)+len(version)+1+len(code))
+	return append(append(append(append(marked, mark...), version...), '\n'), code...)
+}

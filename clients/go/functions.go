@@ -20,6 +20,9 @@ type Registration struct {
 	// callable called Name, or only one function. Exactly one of them is set.
 	Payload []byte
 	Source  string
+	// Python is the version whose bytecode the payload holds, for example "3.12": workers
+	// with another Python refuse it. Empty for what any Python can run.
+	Python string
 	// Queue is where the function's tasks wait; default "default".
 	Queue string
 	// RequestID makes the registration idempotent; default: a new one.
@@ -34,6 +37,7 @@ func (c *Client) Register(ctx context.Context, r Registration) (*Function, error
 	}
 	p, err := call(ctx, c, "RegisterFunction", c.rpc.RegisterFunction, &treadlev1.RegisterFunctionRequest{
 		Name: r.Name, Runtime: r.Runtime, Payload: r.Payload, Source: r.Source, Queue: r.Queue, RequestId: r.RequestID,
+		Python: r.Python,
 	})
 	if err != nil {
 		return nil, err

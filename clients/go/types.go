@@ -37,6 +37,8 @@ type Function struct {
 	Queue   string `json:"queue"`
 	// Form is "pickle", "source" or "none".
 	Form string `json:"form"`
+	// Python is the version whose bytecode the payload holds; empty for any.
+	Python string `json:"python,omitempty"`
 	// PayloadSHA256 is in hexadecimal, PayloadSize in bytes.
 	PayloadSHA256 string    `json:"payload_sha256,omitempty"`
 	PayloadSize   int       `json:"payload_size"`
@@ -224,6 +226,7 @@ func functionOf(p *treadlev1.Function) *Function {
 	return &Function{
 		ID: p.GetFunctionId(), Name: p.GetName(), Runtime: p.GetRuntime(), Queue: p.GetQueue(), Form: p.GetForm(),
 		PayloadSHA256: p.GetPayloadSha256(), PayloadSize: int(p.GetPayloadSize()), CreatedAt: timeOf(p.GetCreatedAt()),
+		Python: p.GetPython(),
 	}
 }
 

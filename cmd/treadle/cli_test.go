@@ -218,6 +218,7 @@ func TestMisuse(t *testing.T) {
 		{"register functions.py", "want FILE.py:NAME"},
 		{"register functions.py:a-b", "want FILE.py:NAME"},
 		{"register --pickle f.pkl", "--pickle needs --name"},
+		{"register f.py:f --pickled-by 3.12", "--pickled-by is for --pickle"},
 		{"logs x --attempt -1", "attempts count from 1"},
 		{"version --address x", "has no --address"},
 		{"certs --dir x --tls-ca y", "has no --tls-ca"},
@@ -370,8 +371,8 @@ func TestRegister(t *testing.T) {
 	if fn.Name != "f" || fn.PayloadSize != 13 {
 		t.Errorf("%+v", fn)
 	}
-	fn = decode[treadle.Function](t, cli(t, "\x80\x04N.", "register", "--pickle", "-", "--name", "p", "--json").wantOK(t))
-	if fn.Form != "pickle" || fn.PayloadSize != 4 {
+	fn = decode[treadle.Function](t, cli(t, "\x80\x04N.", "register", "--pickle", "-", "--name", "p", "--pickled-by", "3.12", "--json").wantOK(t))
+	if fn.Form != "pickle" || fn.PayloadSize != 4 || fn.Python != "3.12" {
 		t.Errorf("%+v", fn)
 	}
 	if out := cli(t, "", "functions").wantOK(t); !strings.Contains(out, "deux") || !strings.HasPrefix(out, "FUNCTION") {

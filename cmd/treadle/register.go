@@ -14,7 +14,7 @@ import (
 )
 
 func newRegisterCommand() *cobra.Command {
-	var name, queue, requestID string
+	var name, queue, requestID, python string
 	var pickle bool
 	cmd := &cobra.Command{
 		Use:   "register FILE.py:NAME",
@@ -23,7 +23,9 @@ func newRegisterCommand() *cobra.Command {
 so no Python is needed here; workers run the file once and then call NAME. Files that
 it imports must be where the workers can import them.
 
-With --pickle FILE holds a pickled callable instead (by dill, cloudpickle or pickle).
+With --pickle FILE holds a pickled callable instead (by dill, cloudpickle or pickle). Code
+that is pickled by value runs on the Python version that wrote it alone: say which one
+with --pickled-by, and workers with another refuse it instead of crashing.
 "-" reads standard input. Every registration gives a new id, and the newest one of a
 name is what the name means.`,
 		Example: `  treadle register functions.py:double
@@ -35,14 +37,18 @@ name is what the name means.`,
 	cmd.Flags().StringVar(&name, "name", "", "name of the function (default NAME)")
 	cmd.Flags().StringVar(&queue, "queue", "", `queue of its tasks (default "default")`)
 	cmd.Flags().BoolVar(&pickle, "pickle", false, "FILE is a pickled callable")
+	cmd.Flags().StringVar(&python, "pickled-by", "", "with --pickle: the Python that wrote it, as in 3.12, when it holds code by value")
 	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the registration idempotent")
 	return clientCommand(cmd, "print the registration as one JSON object",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
+			if python != "" && !pickle {
+				return misuse("--pickled-by is for --pickle: any Python compiles source text")
+			}
 			reg, err := registration(cmd.InOrStdin(), plainArgs(args)[0], name, pickle)
 			if err != nil {
 				return err
 			}
-			reg.Queue, reg.RequestID = queue, requestID
+			reg.Queue, reg.RequestID, reg.Python = queue, requestID, python
 			fn, err := c.Register(cmd.Context(), reg)
 			if err != nil {
 				return err

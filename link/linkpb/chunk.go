@@ -21,7 +21,11 @@ func (c *chunker) value(b []byte) *treadlev1.Value {
 	c.last++
 	for rest := b; len(rest) > 0; {
 		n := min(len(rest), chunkSize)
-		c.pending = append(c.pending, &treadlev1.Chunk{Value: c.last, Data: rest[:n]})
+		chunk := &treadlev1.Chunk{Value: c.last, Data: rest[:n]}
+		if len(rest) == len(b) {
+			chunk.Size = uint64(len(b))
+		}
+		c.pending = append(c.pending, chunk)
 		rest = rest[n:]
 	}
 	return &treadlev1.Value{Chunked: c.last, Size: uint64(len(b))}
@@ -41,22 +45,41 @@ const (
 
 // assembler puts chunks together on the receiving side.
 type assembler struct {
-	parts map[uint64][]byte
-	size  int
+	parts map[uint64]partial
+	// size is the room that parts take or have announced, in bytes.
+	size int
+}
+
+// partial is a value of which some chunks are there.
+type partial struct {
+	data []byte
+	// room is its share of assembler.size.
+	room int
 }
 
 func (a *assembler) add(c *treadlev1.Chunk) error {
 	if c.GetValue() == 0 || len(c.GetData()) == 0 || len(c.GetData()) > chunkSize {
 		return fmt.Errorf("chunk of value %d has %d bytes: want 1 to %d", c.GetValue(), len(c.GetData()), chunkSize)
 	}
-	if a.parts == nil {
-		a.parts = map[uint64][]byte{}
+	p, begun := a.parts[c.GetValue()]
+	room := p.room
+	if !begun {
+		room = int(min(c.GetSize(), maxPartial+1))
 	}
-	a.size += len(c.GetData())
-	if a.size > maxPartial || len(a.parts) >= maxPartialCount {
+	room = max(room, len(p.data)+len(c.GetData()))
+	a.size += room - p.room
+	if a.size > maxPartial || !begun && len(a.parts) >= maxPartialCount {
 		return fmt.Errorf("%d values with %d bytes in chunks that no frame named", len(a.parts), a.size)
 	}
-	a.parts[c.GetValue()] = append(a.parts[c.GetValue()], c.GetData()...)
+	if !begun {
+		// A value that announces its length gets its memory at once, and no more than it needs.
+		p.data = make([]byte, 0, room)
+	}
+	p.data, p.room = append(p.data, c.GetData()...), room
+	if a.parts == nil {
+		a.parts = map[uint64]partial{}
+	}
+	a.parts[c.GetValue()] = p
 	return nil
 }
 
@@ -65,11 +88,11 @@ func (a *assembler) value(v *treadlev1.Value) ([]byte, error) {
 	if v.GetChunked() == 0 {
 		return v.GetInline(), nil
 	}
-	b, ok := a.parts[v.GetChunked()]
-	if !ok || uint64(len(b)) != v.GetSize() {
-		return nil, fmt.Errorf("value %d has %d bytes in chunks, the frame says %d", v.GetChunked(), len(b), v.GetSize())
+	p := a.parts[v.GetChunked()]
+	if len(p.data) == 0 || uint64(len(p.data)) != v.GetSize() {
+		return nil, fmt.Errorf("value %d has %d bytes in chunks, the frame says %d", v.GetChunked(), len(p.data), v.GetSize())
 	}
 	delete(a.parts, v.GetChunked())
-	a.size -= len(b)
-	return b, nil
+	a.size -= p.room
+	return p.data, nil
 }

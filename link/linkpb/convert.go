@@ -104,7 +104,7 @@ func (c *chunker) offerOut(o link.Offer) *treadlev1.Offer {
 	return &treadlev1.Offer{
 		Token: tokenOut(o.Token), FunctionId: o.Function[:], FunctionName: o.FunctionName, Runtime: o.Runtime,
 		Form: string(o.Form), Hash: o.Hash[:], ArgsEncoding: string(o.ArgsEncoding), Returns: string(o.Returns),
-		Args: c.value(o.Args), Timeout: durationOut(o.Timeout), MemoryLimit: o.MemoryLimit,
+		Args: c.value(o.Args), Timeout: durationOut(o.Timeout), MemoryLimit: o.MemoryLimit, Python: o.Python,
 	}
 }
 
@@ -128,7 +128,7 @@ func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
 	return link.Offer{
 		Token: tok, Function: fn, FunctionName: o.GetFunctionName(), Runtime: o.GetRuntime(), Form: task.Form(o.GetForm()),
 		Hash: hash, ArgsEncoding: task.Encoding(o.GetArgsEncoding()), Returns: task.Encoding(o.GetReturns()), Args: args,
-		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(),
+		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(), Python: o.GetPython(),
 	}, nil
 }
 

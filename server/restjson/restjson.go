@@ -37,6 +37,7 @@ var rawFields = map[protoreflect.FullName]bool{
 // quietFields are texts that are left out when empty, as most answers do without.
 var quietFields = map[protoreflect.FullName]bool{
 	"treadle.v1.TaskResult.result_repr": true,
+	"treadle.v1.Function.python":        true,
 }
 
 // Types of an [Error]. They are the words that FastAPI uses, which existing clients

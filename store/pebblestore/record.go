@@ -64,6 +64,7 @@ const (
 	fLogs
 	fInlineArgs
 	fInlineResult
+	fPython
 )
 
 // Numbers of the fields of a lease.
@@ -153,6 +154,7 @@ func appendRecord(b []byte, rec *record) []byte {
 	}
 	m.bytes(fInlineArgs, rec.args)
 	m.bytes(fInlineResult, rec.result)
+	m.text(fPython, t.Python)
 	return m.done()
 }
 
@@ -251,6 +253,8 @@ func readTaskField(r *reader, rec *record, num int) bool {
 		t.Runtime = r.text()
 	case fForm:
 		t.Form = task.Form(r.text())
+	case fPython:
+		t.Python = r.text()
 	case fHash:
 		r.array(t.Hash[:])
 	case fPriority:

@@ -19,6 +19,7 @@ const (
 	fnHash
 	fnSize
 	fnCreatedAt
+	fnPython
 )
 
 func encodeFunction(f *task.Function) []byte {
@@ -30,6 +31,7 @@ func encodeFunction(f *task.Function) []byte {
 	m.array(fnHash, f.Hash[:])
 	m.int(fnSize, int64(f.Size))
 	m.time(fnCreatedAt, f.CreatedAt)
+	m.text(fnPython, f.Python)
 	return m.done()
 }
 
@@ -52,6 +54,8 @@ func decodeFunction(id task.ID, b []byte) (task.Function, error) {
 			f.Size = r.count()
 		case fnCreatedAt:
 			f.CreatedAt = r.time()
+		case fnPython:
+			f.Python = r.text()
 		default:
 			return false
 		}

@@ -32,6 +32,7 @@ func encodeSpec(t *task.Task) []byte {
 	w.int(int64(t.FunctionRetries))
 	w.int(t.MemoryLimit)
 	w.time(t.CreatedAt)
+	w.last(t.Python)
 	return w.b
 }
 
@@ -53,6 +54,7 @@ func decodeSpec(b string, t *task.Task) error {
 	t.FunctionRetries = r.count()
 	t.MemoryLimit = r.int()
 	t.CreatedAt = r.time()
+	t.Python = r.last()
 	return r.err
 }
 
@@ -232,6 +234,7 @@ func encodeFunction(f *task.Function) []byte {
 	w.raw(f.Hash[:])
 	w.int(int64(f.Size))
 	w.time(f.CreatedAt)
+	w.last(f.Python)
 	return w.b
 }
 
@@ -241,6 +244,7 @@ func decodeFunction(id task.ID, b string) (task.Function, error) {
 	r.raw(f.Hash[:])
 	f.Size = r.count()
 	f.CreatedAt = r.time()
+	f.Python = r.last()
 	if r.err != nil {
 		return task.Function{}, fmt.Errorf("the record of function %s is damaged: %w", id, r.err)
 	}

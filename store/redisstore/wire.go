@@ -33,6 +33,14 @@ func (w *writer) text(s string) {
 	w.b = append(w.b, s...)
 }
 
+// last writes a text that was added to the end of a record later: it is left out when
+// empty, as builds before it do. See [reader.last].
+func (w *writer) last(s string) {
+	if s != "" {
+		w.text(s)
+	}
+}
+
 func (w *writer) bytes(v []byte) {
 	w.uint(uint64(len(v)))
 	w.b = append(w.b, v...)
@@ -141,6 +149,14 @@ func (r *reader) raw(dst []byte) {
 	if len(r.b) > 0 {
 		copy(dst, r.take(uint64(len(dst))))
 	}
+}
+
+// last reads what [writer.last] wrote.
+func (r *reader) last() string {
+	if r.err != nil || len(r.b) == 0 {
+		return ""
+	}
+	return r.text()
 }
 
 func (r *reader) text() string { return string(r.take(r.uint())) }

@@ -37,14 +37,14 @@ func (e *env) put(f task.Function, payload string) task.Function {
 
 func testFunctionPut(e *env) {
 	in := newFunction("double", "code")
-	in.Queue, in.Form = "gpu", task.FormSource
+	in.Queue, in.Form, in.Python = "gpu", task.FormSource, "3.12"
 	if got := e.put(in, "code"); got.ID != in.ID {
 		e.Fatalf("recorded as %s", got.ID)
 	}
 	e.reopenIfAble()
 	got, err := e.Store.Function(e.Context(), in.ID)
 	e.must(err)
-	if got.Name != in.Name || got.Queue != in.Queue || got.Runtime != in.Runtime || got.Form != in.Form || got.Hash != in.Hash ||
+	if got.Name != in.Name || got.Queue != in.Queue || got.Runtime != in.Runtime || got.Form != in.Form || got.Hash != in.Hash || got.Python != "3.12" ||
 		got.Size != in.Size || got.CreatedAt.IsZero() {
 		e.Fatalf("got %+v, want %+v", got, in)
 	}

@@ -194,3 +194,52 @@ func TestFunctionsBeyondTheCache(t *testing.T) {
 		want(t, run(t, e, 0, a), strings.Repeat("1", 1+i%17))
 	}
 }
+
+// TestBytecodeOfAnotherPython: what another version pickled by value is refused before
+// anything of it runs, and so is what cannot be loaded, with the likely reason.
+func TestBytecodeOfAnotherPython(t *testing.T) {
+	e := start(t, 1)
+	p := pickled(t, e, `
+import sys, dill, cloudpickle, pickle
+show(("%d.%d" % sys.version_info[:2]).encode())
+show(cloudpickle.dumps(lambda x: 2 * x, protocol=4)); show(dill.dumps(lambda x: 2 * x, protocol=4))
+show(pickle.dumps(((21,), {})))
+`)
+	ours, args := string(p[0]), p[3]
+	for i, by := range []string{"cloudpickle", "dill"} {
+		fn := p[1+i]
+		for _, c := range []struct{ python, want string }{
+			{"", "42"}, {ours, "42"}, {"3.2", ""}, {"30.1", ""},
+		} {
+			a := fromPickle(fn, args)
+			// Another hash each time: a runner keeps what it has loaded.
+			a.Hash = sha256.Sum256([]byte(by + c.python))
+			if c.python != "" {
+				marked := append([]byte("#python="+c.python+"\n"), fn...)
+				a.Code = func(context.Context) ([]byte, error) { return marked, nil }
+			}
+			out := e.Run(t.Context(), 0, a)
+			if c.want != "" {
+				if out.End != task.EndSucceeded || string(out.Result) != c.want {
+					t.Errorf("%s for %q: %+v", by, c.python, out)
+				}
+				continue
+			}
+			if out.End != task.EndUnreadable || out.Failure == nil {
+				t.Errorf("%s for %q: %+v", by, c.python, out)
+				continue
+			}
+			for _, word := range []string{"Python " + c.python, "Python " + ours, "--python PATH", "source"} {
+				if !strings.Contains(out.Failure.Message, word) {
+					t.Errorf("%s for %q: %q does not name %q", by, c.python, out.Failure.Message, word)
+				}
+			}
+		}
+	}
+	// What makes a code object and fails while it does.
+	fails := []byte("\x80\x04\x8c\x05types\x8c\x08CodeType\x93)R.")
+	out := e.Run(t.Context(), 0, fromPickle(fails, args))
+	if out.End != task.EndUnreadable || !strings.Contains(out.Failure.Message, "it holds bytecode") {
+		t.Errorf("a code object that cannot be made: %+v", out)
+	}
+}

@@ -51,7 +51,7 @@ func (s *Server) RegisterFunction(
 	if id := s.requests[req.GetRequestId()]; id != "" && req.GetRequestId() != "" {
 		return s.function(id)
 	}
-	f := &treadlev1.Function{Name: req.GetName(), Runtime: req.GetRuntime(), Queue: req.GetQueue(), Form: "pickle"}
+	f := &treadlev1.Function{Name: req.GetName(), Runtime: req.GetRuntime(), Queue: req.GetQueue(), Form: "pickle", Python: req.GetPython()}
 	code := req.GetPayload()
 	if req.GetSource() != "" {
 		f.Form, code = "source", []byte(req.GetSource())

@@ -111,6 +111,17 @@ def test_arguments_that_need_code() -> None:
     assert fn(21) == 42 and kwargs == {}
 
 
+def test_bytecode_is_bound_to_its_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for package, other in (("cloudpickle", "dill"), ("dill", "cloudpickle")):
+        pytest.importorskip(package)
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, other, None)
+            assert _pickling.python_of(_pickling.dump_function(lambda: 1)) == ours
+            assert _pickling.python_of(_pickling.dump_function(functools.partial(lambda x: x, "text"))) == ours
+            assert _pickling.python_of(_pickling.dump_function(operator.neg)) == ""
+
+
 def test_protocol() -> None:
     assert _pickling.dump_args((1,), {})[:2] == b"\x80\x04"
     assert _pickling.dump_function(operator.neg)[:2] == b"\x80\x04"

@@ -17,6 +17,7 @@ import decimal
 import importlib
 import io
 import pickle
+import sys
 import types
 from typing import Any, Callable
 
@@ -35,6 +36,17 @@ def dump_function(fn: Callable[..., Any]) -> bytes:
     name = getattr(fn, "__qualname__", None) or repr(fn)
     data = _by_value(fn, f"the function {name!r}")
     return data if data is not None else _plain(fn, f"the function {name!r}")
+
+
+# The names by which cloudpickle and dill make code objects, as opcodes of protocol 4.
+_MAKES_CODE = (b"\x8c\x08CodeType", b"\x8c\x0c_create_code")
+
+
+def python_of(data: bytes) -> str:
+    """The Python that a function's pickle is bound to, as in "3.12": this one if it holds bytecode, else ""."""
+    if any(mark in data for mark in _MAKES_CODE):
+        return f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return ""
 
 
 def dump_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

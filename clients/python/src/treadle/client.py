@@ -138,7 +138,13 @@ class Client:
             raise InvalidRequest(f"{fn!r} is registered already")
         payload = _pickling.dump_function(fn)
         name = name or _name_of(fn)
-        request = pb.RegisterFunctionRequest(name=name, payload=payload, queue=queue, request_id=str(uuid.uuid4()))
+        request = pb.RegisterFunctionRequest(
+            name=name,
+            payload=payload,
+            queue=queue,
+            python=_pickling.python_of(payload),
+            request_id=str(uuid.uuid4()),
+        )
         made = self._registry.of_content("pickle", payload, name, queue, lambda: self._backend.register(request))
         return function_of(made, self, fn)
 
@@ -169,7 +175,10 @@ class Client:
 
         def register() -> pb.Function:
             payload, name = _pickling.dump_function(fn), _name_of(fn)
-            request = pb.RegisterFunctionRequest(name=name, payload=payload, request_id=str(uuid.uuid4()))
+            python = _pickling.python_of(payload)
+            request = pb.RegisterFunctionRequest(
+                name=name, payload=payload, python=python, request_id=str(uuid.uuid4())
+            )
             return self._registry.of_content(
                 "pickle", payload, name, "default", lambda: self._backend.register(request)
             )

@@ -58,6 +58,7 @@ class _LocalBackend:
             runtime="python",
             queue=request.queue or "default",
             form=form,
+            python=request.python,
             payload_size=len(request.payload or request.source),
         )
         made.created_at.FromDatetime(datetime.now(timezone.utc))

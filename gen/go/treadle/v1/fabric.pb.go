@@ -114,6 +114,8 @@ type Function struct {
 	PayloadSha256 string                 `protobuf:"bytes,6,opt,name=payload_sha256,json=payloadSha256,proto3" json:"payload_sha256,omitempty"`
 	PayloadSize   int32                  `protobuf:"varint,7,opt,name=payload_size,json=payloadSize,proto3" json:"payload_size,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// See RegisterFunctionRequest.python.
+	Python        string `protobuf:"bytes,9,opt,name=python,proto3" json:"python,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,6 +206,13 @@ func (x *Function) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Function) GetPython() string {
+	if x != nil {
+		return x.Python
+	}
+	return ""
+}
+
 type RegisterFunctionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Any text of 1 to 256 characters. It is not a key: the newest registration of a
@@ -217,8 +226,12 @@ type RegisterFunctionRequest struct {
 	// Python source text that defines a callable called "name", or only one function.
 	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	// Queue of the function's tasks. Default "default".
-	Queue         string `protobuf:"bytes,5,opt,name=queue,proto3" json:"queue,omitempty"`
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Queue     string `protobuf:"bytes,5,opt,name=queue,proto3" json:"queue,omitempty"`
+	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The Python whose bytecode the payload holds, as in "3.12": workers with another one
+	// refuse it. Set it for what was pickled by value (lambdas, functions of __main__), by
+	// cloudpickle or dill; empty means any Python, as for references to importable functions.
+	Python        string `protobuf:"bytes,7,opt,name=python,proto3" json:"python,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -291,6 +304,13 @@ func (x *RegisterFunctionRequest) GetQueue() string {
 func (x *RegisterFunctionRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RegisterFunctionRequest) GetPython() string {
+	if x != nil {
+		return x.Python
 	}
 	return ""
 }
@@ -2448,7 +2468,7 @@ var File_treadle_v1_fabric_proto protoreflect.FileDescriptor
 const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\n" +
 	"\x17treadle/v1/fabric.proto\x12\n" +
-	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n" +
+	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x02\n" +
 	"\bFunction\x12\x1f\n" +
 	"\vfunction_id\x18\x01 \x01(\tR\n" +
 	"functionId\x12\x12\n" +
@@ -2459,7 +2479,8 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x0epayload_sha256\x18\x06 \x01(\tR\rpayloadSha256\x12!\n" +
 	"\fpayload_size\x18\a \x01(\x05R\vpayloadSize\x129\n" +
 	"\n" +
-	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xae\x01\n" +
+	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
+	"\x06python\x18\t \x01(\tR\x06python\"\xc6\x01\n" +
 	"\x17RegisterFunctionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x18\n" +
@@ -2467,7 +2488,8 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
 	"\x05queue\x18\x05 \x01(\tR\x05queue\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x06 \x01(\tR\trequestId\"0\n" +
+	"request_id\x18\x06 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06python\x18\a \x01(\tR\x06python\"0\n" +
 	"\x12GetFunctionRequest\x12\x1a\n" +
 	"\bfunction\x18\x01 \x01(\tR\bfunction\"R\n" +
 	"\x14ListFunctionsRequest\x12\x1b\n" +

@@ -607,7 +607,9 @@ type Chunk struct {
 	// Chosen by the sender, from 1, never used twice on a stream.
 	Value uint64 `protobuf:"varint,1,opt,name=value,proto3" json:"value,omitempty"`
 	// At most 256 KiB.
-	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// In the first piece of a value the length of the whole; 0 where the sender does not say.
+	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -654,6 +656,13 @@ func (x *Chunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *Chunk) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
 }
 
 // Hello opens the session: the first frame, sent once.
@@ -981,12 +990,14 @@ type Offer struct {
 	Runtime      string `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	Form         string `protobuf:"bytes,5,opt,name=form,proto3" json:"form,omitempty"`
 	// SHA-256 of the function's bytes; ask for them once by NeedFunction.
-	Hash          []byte               `protobuf:"bytes,6,opt,name=hash,proto3" json:"hash,omitempty"`
-	ArgsEncoding  string               `protobuf:"bytes,7,opt,name=args_encoding,json=argsEncoding,proto3" json:"args_encoding,omitempty"`
-	Returns       string               `protobuf:"bytes,8,opt,name=returns,proto3" json:"returns,omitempty"`
-	Args          *Value               `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
-	Timeout       *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	MemoryLimit   int64                `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	Hash         []byte               `protobuf:"bytes,6,opt,name=hash,proto3" json:"hash,omitempty"`
+	ArgsEncoding string               `protobuf:"bytes,7,opt,name=args_encoding,json=argsEncoding,proto3" json:"args_encoding,omitempty"`
+	Returns      string               `protobuf:"bytes,8,opt,name=returns,proto3" json:"returns,omitempty"`
+	Args         *Value               `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
+	Timeout      *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	MemoryLimit  int64                `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	// The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any.
+	Python        string `protobuf:"bytes,12,opt,name=python,proto3" json:"python,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1096,6 +1107,13 @@ func (x *Offer) GetMemoryLimit() int64 {
 		return x.MemoryLimit
 	}
 	return 0
+}
+
+func (x *Offer) GetPython() string {
+	if x != nil {
+		return x.Python
+	}
+	return ""
 }
 
 // Accepts says that attempts were started.
@@ -2061,10 +2079,11 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05Value\x12\x16\n" +
 	"\x06inline\x18\x01 \x01(\fR\x06inline\x12\x18\n" +
 	"\achunked\x18\x02 \x01(\x04R\achunked\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"1\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"E\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\x04R\x05value\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x9e\x02\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\x9e\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x12\x12\n" +
@@ -2091,7 +2110,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"maxPayload\x12'\n" +
 	"\x05stale\x18\x06 \x03(\v2\x11.treadle.v1.TokenR\x05stale\"1\n" +
 	"\x06Offers\x12'\n" +
-	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\xf6\x02\n" +
+	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\x8e\x03\n" +
 	"\x05Offer\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x1f\n" +
 	"\vfunction_id\x18\x02 \x01(\fR\n" +
@@ -2105,7 +2124,8 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x04args\x18\t \x01(\v2\x11.treadle.v1.ValueR\x04args\x123\n" +
 	"\atimeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
-	"\fmemory_limit\x18\v \x01(\x03R\vmemoryLimit\"3\n" +
+	"\fmemory_limit\x18\v \x01(\x03R\vmemoryLimit\x12\x16\n" +
+	"\x06python\x18\f \x01(\tR\x06python\"3\n" +
 	"\aAccepts\x12(\n" +
 	"\x05items\x18\x01 \x03(\v2\x12.treadle.v1.AcceptR\x05items\"^\n" +
 	"\x06Accept\x12'\n" +

@@ -61,8 +61,42 @@ class Cache:
         return entry
 
 
+# The agent puts the Python whose bytecode a pickle holds before it, where the registration said it.
+_FOR_PYTHON = b"#python="
+# The names by which cloudpickle and dill make code objects, as opcodes of protocol 4.
+_MAKES_CODE = (b"\x8c\x08CodeType", b"\x8c\x0c_create_code")
+
+
+def _for_this_python(code: bytes) -> bytes:
+    """The pickle itself; bytecode of another Python is refused, as it may end this one."""
+    if not code.startswith(_FOR_PYTHON):
+        return code
+    line, _, pickled = code.partition(b"\n")
+    theirs = line[len(_FOR_PYTHON) :].decode("ascii", "replace")
+    ours = ".".join(str(part) for part in sys.version_info[:2])
+    if theirs != ours:
+        raise UnreadableError(
+            f"the function was pickled by value under Python {theirs}, whose bytecode the worker's Python {ours} "
+            f"({sys.executable}) cannot run. Three ways out: register it from Python {ours}; start a worker with "
+            f"--python PATH of a Python {theirs}; or register the function as source text"
+        )
+    return pickled
+
+
+def _foreign(form: int, code: bytes) -> str:
+    """What a pickle that holds code and cannot be loaded may suffer from."""
+    if form == wire.FORM_SOURCE or not any(mark in code for mark in _MAKES_CODE):
+        return ""
+    return (
+        "; it holds bytecode, which only the Python version that wrote it can run: if that is another one, register "
+        "the function from this version, start the worker with --python PATH of that one, or register it as source"
+    )
+
+
 def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]:
     """Return the callable that the bytes describe, or raise UnreadableError."""
+    if form != wire.FORM_SOURCE:
+        code = _for_this_python(code)
     try:
         fn = _from_source(name, digest, code) if form == wire.FORM_SOURCE else unpickle(code)
     except UnreadableError:
@@ -75,7 +109,9 @@ def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]
         if form == wire.FORM_SOURCE:
             raise UnreadableError(f"the function's source does not run: {failures.one_line(exc)}", exc) from None
         raise UnreadableError(
-            f"the function's pickle cannot be loaded: {failures.one_line(exc)} (the worker has {_versions()})", exc
+            f"the function's pickle cannot be loaded: {failures.one_line(exc)} (the worker has {_versions()})"
+            f"{_foreign(form, code)}",
+            exc,
         ) from None
     if not callable(fn):
         raise UnreadableError(f"the function's payload is an object of type {type_name(fn)!r}, which is not callable")

@@ -49,6 +49,7 @@ class Function(_message.Message):
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
     PAYLOAD_SIZE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
     name: _builtins.str
     runtime: _builtins.str
@@ -59,6 +60,8 @@ class Function(_message.Message):
     payload_sha256: _builtins.str
     """SHA-256 of the function's bytes, in hexadecimal."""
     payload_size: _builtins.int
+    python: _builtins.str
+    """See RegisterFunctionRequest.python."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -72,10 +75,11 @@ class Function(_message.Message):
         payload_sha256: _builtins.str = ...,
         payload_size: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        python: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "form", b"form", "function_id", b"function_id", "name", b"name", "payload_sha256", b"payload_sha256", "payload_size", b"payload_size", "queue", b"queue", "runtime", b"runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "form", b"form", "function_id", b"function_id", "name", b"name", "payload_sha256", b"payload_sha256", "payload_size", b"payload_size", "python", b"python", "queue", b"queue", "runtime", b"runtime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,6 +95,7 @@ class RegisterFunctionRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Any text of 1 to 256 characters. It is not a key: the newest registration of a
     name is what the name means, and ids stay valid.
@@ -106,6 +111,11 @@ class RegisterFunctionRequest(_message.Message):
     queue: _builtins.str
     """Queue of the function's tasks. Default "default"."""
     request_id: _builtins.str
+    python: _builtins.str
+    """The Python whose bytecode the payload holds, as in "3.12": workers with another one
+    refuse it. Set it for what was pickled by value (lambdas, functions of __main__), by
+    cloudpickle or dill; empty means any Python, as for references to importable functions.
+    """
     def __init__(
         self,
         *,
@@ -115,10 +125,11 @@ class RegisterFunctionRequest(_message.Message):
         source: _builtins.str = ...,
         queue: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        python: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payload", b"payload", "queue", b"queue", "request_id", b"request_id", "runtime", b"runtime", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payload", b"payload", "python", b"python", "queue", b"queue", "request_id", b"request_id", "runtime", b"runtime", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

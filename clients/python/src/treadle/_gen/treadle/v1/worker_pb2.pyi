@@ -231,19 +231,23 @@ class Chunk(_message.Message):
 
     VALUE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     value: _builtins.int
     """Chosen by the sender, from 1, never used twice on a stream."""
     data: _builtins.bytes
     """At most 256 KiB."""
+    size: _builtins.int
+    """In the first piece of a value the length of the whole; 0 where the sender does not say."""
     def __init__(
         self,
         *,
         value: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "size", b"size", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -420,6 +424,7 @@ class Offer(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
     function_id: _builtins.bytes
     """16 bytes."""
     function_name: _builtins.str
@@ -430,6 +435,8 @@ class Offer(_message.Message):
     args_encoding: _builtins.str
     returns: _builtins.str
     memory_limit: _builtins.int
+    python: _builtins.str
+    """The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any."""
     @_builtins.property
     def token(self) -> Global___Token: ...
     @_builtins.property
@@ -450,10 +457,11 @@ class Offer(_message.Message):
         args: Global___Value | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         memory_limit: _builtins.int = ...,
+        python: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "memory_limit", b"memory_limit", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "memory_limit", b"memory_limit", "python", b"python", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
