@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -250,6 +251,30 @@ func TestRefusedBeforeTheBody(t *testing.T) {
 	head := make([]byte, len("HTTP/1.1 401"))
 	if _, err := io.ReadFull(conn, head); err != nil || string(head) != "HTTP/1.1 401" {
 		t.Errorf("%q, %v", head, err)
+	}
+}
+
+// TestRefusalIsRead: whoever sends a large body that is not read still gets the answer,
+// and no reset before it.
+func TestRefusalIsRead(t *testing.T) {
+	ring := newRing(t)
+	e := start(t, ring.use(t))
+	for range 5 {
+		conn, err := net.Dial("tcp", e.srv.HTTPAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		const size = 4 << 20
+		request := fmt.Sprintf("POST /v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", size)
+		if _, err := conn.Write(append([]byte(request), make([]byte, size/4)...)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		conn.Close()
+		if !strings.HasPrefix(string(got), "HTTP/1.1 401") || !strings.Contains(string(got), "this server asks for a token") {
+			t.Fatalf("%q, %v", got, err)
+		}
 	}
 }
 

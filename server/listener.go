@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -48,6 +49,15 @@ type limitedConn struct {
 	net.Conn
 	owner *limitListener
 	once  sync.Once
+}
+
+// CloseWrite ends what is sent and leaves the other direction open, which net/http does
+// before it closes a connection with a body that nobody read.
+func (c *limitedConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 func (c *limitedConn) Close() error {

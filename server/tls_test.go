@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -209,6 +210,26 @@ func TestWorkerCertificates(t *testing.T) {
 	}
 }
 
+// TestCertificateExpiresWhileStreaming: a stream does not outlive the certificate that
+// opened it.
+func TestCertificateExpiresWhileStreaming(t *testing.T) {
+	p := newPKI(t)
+	h := holder{make(chan struct{}, 1)}
+	var ahead atomic.Int64
+	e := start(t, p.use(t, true), func(c *Config) {
+		c.Dispatcher, c.Now = h, func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	s, err := treadlev1.NewWorkerServiceClient(e.dialTLS(p.client(t, "worker"))).Push(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-h.attached
+	ahead.Store(int64(2 * time.Hour))
+	if _, err := s.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "the certificate expired at") {
+		t.Errorf("the stream ended with %v", err)
+	}
+}
+
 // TestCertificateIsReplaced: a new pair on disk is taken over while the server runs.
 func TestCertificateIsReplaced(t *testing.T) {
 	p, next := newPKI(t), newPKI(t)
@@ -287,6 +308,38 @@ func TestConnectionLimit(t *testing.T) {
 	}
 	if a := e.get("/metrics"); !bytes.Contains(a.raw, []byte(`treadle_connections_refused_total{listener="grpc"} 1`)) {
 		t.Error("the metrics do not count refused connections")
+	}
+}
+
+// TestHalfClose: the half of a limited connection that is sent can be ended alone.
+func TestHalfClose(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	l := &limitListener{Listener: inner, limit: 1, log: slog.New(slog.DiscardHandler)}
+	near, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if err := far.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := near.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the other side reads %v", err)
+	}
+	if _, err := near.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if n, err := far.Read(make([]byte, 1)); n != 1 {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 

@@ -106,7 +106,7 @@ func Serve(ctx context.Context, o Options) error {
 // security makes the dial options of what the options or the environment say.
 func (o Options) security() ([]grpc.DialOption, error) {
 	if o.Token == "" {
-		o.Token = os.Getenv("TREADLE_TOKEN")
+		o.Token = strings.TrimSpace(os.Getenv("TREADLE_TOKEN")) // files of secrets end in a new line
 	}
 	if ca := os.Getenv("TREADLE_TLS_CA"); o.TLS == nil && ca != "" {
 		var err error

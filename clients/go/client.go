@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -118,7 +119,7 @@ func Dial(address string, opts ...Option) (*Client, error) {
 	if address == "" {
 		address = DefaultAddress
 	}
-	cfg := config{token: os.Getenv(EnvToken), ca: os.Getenv(EnvCA), retry: defaultRetry, agent: "treadle-go"}
+	cfg := config{token: strings.TrimSpace(os.Getenv(EnvToken)), ca: os.Getenv(EnvCA), retry: defaultRetry, agent: "treadle-go"}
 	for _, o := range opts {
 		o(&cfg)
 	}

@@ -173,7 +173,7 @@ func (n *node) dialOptions() ([]grpc.DialOption, error) {
 			return nil, fmt.Errorf("--tls-ca, --tls-cert, --tls-key: %w", err)
 		}
 	}
-	options, err := linkpb.Security(cfg, os.Getenv(treadle.EnvToken), n.Insecure, n.Dispatchers)
+	options, err := linkpb.Security(cfg, strings.TrimSpace(os.Getenv(treadle.EnvToken)), n.Insecure, n.Dispatchers)
 	if err != nil {
 		return nil, &usageError{err}
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -70,6 +71,9 @@ func (s *Server) load() error {
 		if next.clients, err = loadCA(s.clientCAFile); err != nil {
 			return err
 		}
+	}
+	if info := seen[1]; info != nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o007 != 0 {
+		s.log.Warn("everybody on this machine can read the key (chmod 600)", "file", s.keyFile, "mode", info.Mode().Perm())
 	}
 	if time.Now().After(cert.Leaf.NotAfter) {
 		s.log.Warn("the certificate has expired: nobody will accept it", "file", s.certFile, "expired", cert.Leaf.NotAfter)

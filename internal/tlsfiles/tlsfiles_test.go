@@ -211,6 +211,30 @@ func TestConfigs(t *testing.T) {
 	}
 }
 
+// TestWarnings: what works but should not be so is said in the log.
+func TestWarnings(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("modes mean something else there")
+	}
+	dir := t.TempDir()
+	if _, err := Make(dir, nil, time.Hour, time.Now().Add(-2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	cert, key := filepath.Join(dir, "server.pem"), filepath.Join(dir, "server-key.pem")
+	if err := os.Chmod(key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	if _, err := OpenServer(cert, key, "", slog.New(slog.NewTextHandler(&log, nil))); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"everybody on this machine can read the key", "the certificate has expired"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log does not say %q:\n%s", want, log.String())
+		}
+	}
+}
+
 func TestMessages(t *testing.T) {
 	dir := t.TempDir()
 	makePairs(t, dir)

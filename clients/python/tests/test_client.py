@@ -25,7 +25,7 @@ def test_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_token(fabric: FakeFabric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TREADLE_TOKEN", "from the environment")
+    monkeypatch.setenv("TREADLE_TOKEN", "from the environment\n")  # as files of secrets end
     with treadle.Client(fabric.address) as client:
         client.info()
         assert fabric.metadata["authorization"] == "Bearer from the environment"

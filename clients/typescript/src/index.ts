@@ -59,7 +59,7 @@ export type FabricClient = Client<typeof FabricService> & Disposable & {
  */
 export function createClient(address?: string, options: ClientOptions = {}): FabricClient {
   const target = address ?? process.env["TREADLE_ADDRESS"] ?? DEFAULT_ADDRESS;
-  const token = options.token ?? process.env["TREADLE_TOKEN"];
+  const token = options.token ?? process.env["TREADLE_TOKEN"]?.trim();
   const ca = options.tls === undefined ? (options.ca ?? process.env["TREADLE_TLS_CA"] ?? "") : (options.ca ?? "");
   const tls = options.tls ?? ca !== "";
   const baseUrl = `${tls ? "https" : "http"}://${target}`;

@@ -70,7 +70,7 @@ class Client:
         """
         address = address or os.environ.get("TREADLE_ADDRESS") or DEFAULT_ADDRESS
         if token is None:
-            token = os.environ.get("TREADLE_TOKEN")
+            token = os.environ.get("TREADLE_TOKEN", "").strip()
         if ca is None and tls is None:
             ca = os.environ.get("TREADLE_TLS_CA")
         load = _results.loader(unpickle)
