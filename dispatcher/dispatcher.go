@@ -168,7 +168,7 @@ func (d *Dispatcher) help(f func(ctx context.Context)) {
 func (d *Dispatcher) bell(signals []store.Signal) {
 	keep := make([]store.Signal, 0, len(signals))
 	for _, s := range signals {
-		if s.Kind != store.Done {
+		if s.Kind != store.Done && s.Kind != store.Changed {
 			keep = append(keep, s)
 		}
 	}

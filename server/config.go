@@ -100,9 +100,6 @@ type Config struct {
 	// SafetyNet is how often waiting calls look by themselves, as a bell may miss a
 	// ring. Default 2 s.
 	SafetyNet time.Duration
-	// Poll is how often a watched task is looked at for a change of status that no
-	// bell rings for. Default 250 ms.
-	Poll time.Duration
 	// ShutdownTimeout bounds the drain that follows the end of Serve's context.
 	// Default 10 s.
 	ShutdownTimeout time.Duration
@@ -123,7 +120,6 @@ func (c *Config) fill() error {
 	fallback(&c.RESTCreatedStatus, http.StatusOK)
 	fallback(&c.SafetyNet, 2*time.Second)
 	fallback(&c.MaxConnections, DefaultMaxConnections)
-	fallback(&c.Poll, 250*time.Millisecond)
 	fallback(&c.ShutdownTimeout, 10*time.Second)
 	c.MaxRetries = max(c.MaxRetries, 0)
 	if c.Logger == nil {

@@ -457,6 +457,43 @@ func TestAwaitResults(t *testing.T) {
 	}
 }
 
+// A watch sees a start, a return to the queue and the end by the bell, not by looking.
+func TestWatchIsRung(t *testing.T) {
+	e := start(t, func(c *Config) { c.SafetyNet = time.Hour })
+	e.source("f")
+	made, err := e.fabric.Execute(t.Context(), &treadlev1.ExecuteRequest{Function: "f"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := e.fabric.WatchTask(t.Context(), &treadlev1.WatchTaskRequest{TaskId: made.GetTaskId()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(status treadlev1.Task_Status) {
+		t.Helper()
+		if got, err := stream.Recv(); err != nil || got.GetStatus() != status {
+			t.Fatalf("watched %v, %v, want %v", got.GetStatus(), err, status)
+		}
+	}
+	want(treadlev1.Task_QUEUED)
+	c := e.claim()
+	want(treadlev1.Task_RUNNING)
+	e.settle(c, task.Outcome{End: task.EndReturned})
+	want(treadlev1.Task_QUEUED)
+	c = e.claim()
+	want(treadlev1.Task_RUNNING)
+	e.settle(c, succeed([]byte("1"), task.EncodingJSON))
+	want(treadlev1.Task_COMPLETED)
+	if _, err := stream.Recv(); err == nil {
+		t.Error("the watch goes on after the end")
+	}
+	e.eventually("nobody watches any more", func() bool {
+		e.srv.waiters.mu.Lock()
+		defer e.srv.waiters.mu.Unlock()
+		return len(e.srv.waiters.watchers) == 0
+	})
+}
+
 func TestWatchAndCancel(t *testing.T) {
 	e := start(t)
 	ctx := t.Context()

@@ -53,7 +53,7 @@ func start(t *testing.T, change ...func(*Config)) *env {
 	t.Helper()
 	cfg := Config{
 		Store: newStore(t), GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Version: "test",
-		SafetyNet: 100 * time.Millisecond, Poll: 5 * time.Millisecond,
+		SafetyNet: 100 * time.Millisecond,
 	}
 	for _, f := range change {
 		f(&cfg)

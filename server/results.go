@@ -207,11 +207,14 @@ func (s *Server) sendResults(ctx context.Context, w *waiter, ended []task.ID, op
 
 // watch sends a task's record now and after each change of its status.
 func (s *Server) watch(ctx context.Context, id task.ID, send func(*treadlev1.Task) error) error {
-	w := s.waiters.add(id)
-	defer s.waiters.remove(w, id)
+	w := s.waiters.watch(id)
+	defer s.waiters.unwatch(w, id)
 	var status task.Status
 	attempts := -1
+	bell := s.cfg.Store.Bell()
 	for {
+		// Asked for first and looked second: a change is either seen or rung.
+		bell.Watch(id, 3*s.cfg.SafetyNet)
 		t, err := s.task(ctx, id.String())
 		if err != nil {
 			return err
@@ -225,8 +228,7 @@ func (s *Server) watch(ctx context.Context, id task.ID, send func(*treadlev1.Tas
 		if status.Terminal() {
 			return nil
 		}
-		// Nothing rings when an attempt starts or a task is requeued.
-		if _, err := w.sleep(ctx, s.cfg.Poll, s.closing); err != nil {
+		if _, err := w.sleep(ctx, s.cfg.SafetyNet, s.closing); err != nil {
 			return err
 		}
 		if s.isClosing() {

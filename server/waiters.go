@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,9 +19,14 @@ import (
 type waiters struct {
 	mu     sync.Mutex
 	byTask map[task.ID][]*waiter
+	// watchers want to know of every change of a task, its end included. They look by
+	// themselves now and then, so the sweep passes them by.
+	watchers map[task.ID][]*waiter
 }
 
-func newWaiters() *waiters { return &waiters{byTask: make(map[task.ID][]*waiter)} }
+func newWaiters() *waiters {
+	return &waiters{byTask: make(map[task.ID][]*waiter), watchers: make(map[task.ID][]*waiter)}
+}
 
 // waiter is one waiting call.
 type waiter struct {
@@ -53,18 +59,35 @@ func (ws *waiters) remove(w *waiter, ids ...task.ID) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	for _, id := range ids {
-		list := ws.byTask[id]
-		for i, x := range list {
-			if x == w {
-				list = append(list[:i:i], list[i+1:]...)
-				break
-			}
-		}
-		if len(list) == 0 {
-			delete(ws.byTask, id)
-		} else {
-			ws.byTask[id] = list
-		}
+		drop(ws.byTask, id, w)
+	}
+}
+
+// watch registers a new waiter for every change of a task. It must be removed by unwatch.
+func (ws *waiters) watch(id task.ID) *waiter {
+	w := &waiter{ring: make(chan struct{}, 1)}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.watchers[id] = append(ws.watchers[id], w)
+	return w
+}
+
+func (ws *waiters) unwatch(w *waiter, id task.ID) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	drop(ws.watchers, id, w)
+}
+
+// drop takes a waiter out of a task's list.
+func drop(from map[task.ID][]*waiter, id task.ID, w *waiter) {
+	list := from[id]
+	if i := slices.Index(list, w); i >= 0 {
+		list = append(list[:i:i], list[i+1:]...)
+	}
+	if len(list) == 0 {
+		delete(from, id)
+	} else {
+		from[id] = list
 	}
 }
 
@@ -72,13 +95,31 @@ func (ws *waiters) remove(w *waiter, ids ...task.ID) {
 func (ws *waiters) listen(signals []store.Signal) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if len(ws.byTask) == 0 {
+	if len(ws.byTask) == 0 && len(ws.watchers) == 0 {
 		return
 	}
 	for i := range signals {
-		if signals[i].Kind == store.Done {
+		switch signals[i].Kind {
+		case store.Done:
 			ws.end(signals[i].Task)
+			ws.changed(signals[i].Task)
+		case store.Changed:
+			ws.changed(signals[i].Task)
 		}
+	}
+}
+
+// changed tells everyone who watches the task; ws.mu is held.
+func (ws *waiters) changed(id task.ID) {
+	for _, w := range ws.watchers[id] {
+		w.wake()
+	}
+}
+
+func (w *waiter) wake() {
+	select {
+	case w.ring <- struct{}{}:
+	default:
 	}
 }
 
@@ -88,10 +129,7 @@ func (ws *waiters) end(id task.ID) {
 		w.mu.Lock()
 		w.done = append(w.done, id)
 		w.mu.Unlock()
-		select {
-		case w.ring <- struct{}{}:
-		default:
-		}
+		w.wake()
 	}
 	delete(ws.byTask, id)
 }

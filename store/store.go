@@ -257,6 +257,10 @@ type Bell interface {
 	Listen(fn func([]Signal)) (stop func())
 	// Ring sends signals that the store does not send by itself ([Wanted]).
 	Ring(ctx context.Context, signals []Signal)
+	// Watch asks that [Changed] rings for a task in the time to come: nobody rings it
+	// without being asked. It does not wait; whoever still watches asks again before the
+	// time is over.
+	Watch(id task.ID, lasts time.Duration)
 }
 
 // SignalKind says what happened.
@@ -274,6 +278,9 @@ const (
 	Revoked
 	// Done: Task is terminal.
 	Done
+	// Changed: Task was started, or went back to its queue. Rung only while somebody
+	// watches the task, see [Bell].
+	Changed
 )
 
 // Signal is one ring of the bell.

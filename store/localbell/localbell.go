@@ -4,8 +4,11 @@ package localbell
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // Bell calls its listeners directly, on the goroutine that rings: a ring costs no
@@ -14,7 +17,22 @@ import (
 type Bell struct {
 	mu        sync.RWMutex
 	listeners map[*listener]struct{}
+
+	watch watch
 }
+
+// watch holds the tasks that somebody watches, and until when.
+type watch struct {
+	// size is the number of entries: most of the time there are none, and whoever asks
+	// then takes no lock.
+	size  atomic.Int32
+	mu    sync.Mutex
+	until map[task.ID]time.Time
+	// prune is the size at which entries that are over are looked for.
+	prune int
+}
+
+const minPrune = 64
 
 type listener struct {
 	mu      sync.Mutex
@@ -59,6 +77,47 @@ func (b *Bell) Ring(_ context.Context, signals []store.Signal) {
 	for _, l := range targets {
 		l.call(signals)
 	}
+}
+
+// Watch implements [store.Bell].
+func (b *Bell) Watch(id task.ID, lasts time.Duration) {
+	now := time.Now()
+	w := &b.watch
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.until == nil {
+		w.until, w.prune = make(map[task.ID]time.Time), minPrune
+	}
+	if until := now.Add(lasts); until.After(w.until[id]) {
+		w.until[id] = until
+	}
+	if len(w.until) >= w.prune {
+		for id, until := range w.until {
+			if until.Before(now) {
+				delete(w.until, id)
+			}
+		}
+		w.prune = max(2*len(w.until), minPrune)
+	}
+	w.size.Store(int32(len(w.until)))
+}
+
+// Watched reports whether [store.Changed] should ring for a task. It costs next to
+// nothing while nobody watches anything.
+func (b *Bell) Watched(id task.ID) bool {
+	w := &b.watch
+	if w.size.Load() == 0 {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	until, ok := w.until[id]
+	if ok && until.Before(time.Now()) {
+		delete(w.until, id)
+		w.size.Store(int32(len(w.until)))
+		return false
+	}
+	return ok
 }
 
 func (l *listener) call(signals []store.Signal) {

@@ -19,6 +19,9 @@ func (x *txn) save(e *entry, result []byte) {
 		rec.args = e.inlineArgs()
 		x.buf = appendRecord(x.buf[:0], &rec)
 		x.set(appendIDKey(key[:0], spaceLive, e.id), x.buf)
+		if x.s.bell.Watched(e.id) {
+			x.signals = append(x.signals, store.Signal{Kind: store.Changed, Task: e.id})
+		}
 		return
 	}
 	apart := len(result) > maxInlineResult

@@ -17,6 +17,8 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 	}
 	defer s.leave()
 	out := make([]task.Verdict, len(items))
+	var changed []store.Signal
+	defer func() { s.bell.Ring(ctx, changed) }()
 	todo := make([]int, len(items))
 	for i := range todo {
 		todo[i] = i
@@ -35,7 +37,11 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 				rest = append(rest, i)
 				continue
 			}
+			was := e.status()
 			out[i] = s.ix.renew(e, &items[i], shift)
+			if e.status() != was && s.bell.Watched(e.id) {
+				changed = append(changed, store.Signal{Kind: store.Changed, Task: e.id})
+			}
 		}
 		var done chan struct{}
 		if todo = rest; len(todo) > 0 {
@@ -70,6 +76,14 @@ func (ix *index) renew(e *entry, r *store.Renewal, shift time.Duration) task.Ver
 	}
 	e.write(r.Log)
 	return v
+}
+
+// status is that of the record in memory, empty without one.
+func (e *entry) status() task.Status {
+	if e == nil || e.t == nil {
+		return ""
+	}
+	return e.t.Status
 }
 
 // write adds to the output of the claim in force.

@@ -50,6 +50,17 @@ func newBell(s *Store) *bell {
 // Listen implements [store.Bell].
 func (b *bell) Listen(fn func([]store.Signal)) (stop func()) { return b.local.Listen(fn) }
 
+// watching is a message between processes: Task is watched for Count milliseconds. It is
+// no signal for listeners.
+const watching store.SignalKind = 100
+
+// Watch implements [store.Bell]. Every process on the store hears of it, as any of them
+// may be the one that records the start: so nobody who is not asked does anything.
+func (b *bell) Watch(id task.ID, lasts time.Duration) {
+	b.local.Watch(id, lasts)
+	b.tell([]store.Signal{{Kind: watching, Task: id, Count: int(lasts.Milliseconds())}})
+}
+
 // Ring implements [store.Bell].
 func (b *bell) Ring(_ context.Context, signals []store.Signal) { b.ring(signals) }
 
@@ -58,6 +69,12 @@ func (b *bell) ring(signals []store.Signal) {
 	if len(signals) == 0 {
 		return
 	}
+	b.tell(signals)
+	b.local.Ring(context.Background(), signals)
+}
+
+// tell sends others a message soon.
+func (b *bell) tell(signals []store.Signal) {
 	b.mu.Lock()
 	if len(b.pending)+len(signals) <= maxPending {
 		b.pending = append(b.pending, signals...)
@@ -70,7 +87,6 @@ func (b *bell) ring(signals []store.Signal) {
 	case b.news <- struct{}{}:
 	default:
 	}
-	b.local.Ring(context.Background(), signals)
 }
 
 // send publishes what was rung, until ctx ends.
@@ -126,12 +142,25 @@ func (b *bell) hear(ctx context.Context) {
 				continue
 			}
 			if from != b.from {
-				b.local.Ring(ctx, signals)
+				b.local.Ring(ctx, b.noted(signals))
 			}
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// noted notes what others watch and returns the other signals.
+func (b *bell) noted(signals []store.Signal) []store.Signal {
+	rung := signals[:0]
+	for _, s := range signals {
+		if s.Kind == watching {
+			b.local.Watch(s.Task, time.Duration(s.Count)*time.Millisecond)
+		} else {
+			rung = append(rung, s)
+		}
+	}
+	return rung
 }
 
 // encodeSignals makes one message.

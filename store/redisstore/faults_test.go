@@ -509,6 +509,67 @@ func TestBellAcrossProcesses(t *testing.T) {
 	}
 }
 
+// A start that one process records is heard in another that watches, and only then.
+func TestWatchAcrossProcesses(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	server := live(t, srv.URL(""), func(o *Options) { o.Namespace = "watch" })
+	dispatcher := live(t, srv.URL(""), func(o *Options) { o.Namespace = "watch" })
+	changed := make(chan task.ID, 100)
+	defer server.Bell().Listen(func(batch []store.Signal) {
+		for _, s := range batch {
+			switch s.Kind {
+			case store.Ready, store.Wanted, store.Revoked, store.Done:
+			case store.Changed:
+				changed <- s.Task
+			default:
+				t.Errorf("a listener heard %+v", s)
+			}
+		}
+	})()
+	begin := func() task.ID {
+		t.Helper()
+		it := submission(nil)
+		submitOne(t, server, it)
+		claims, err := dispatcher.Claim(t.Context(), time.Now(), []store.ClaimRequest{request(1)})
+		if err != nil || len(claims[0]) != 1 {
+			t.Fatal(claims, err)
+		}
+		return it.Task.ID
+	}
+	start := func(id task.ID) {
+		t.Helper()
+		tk, err := dispatcher.Task(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tok, _ := tk.Token()
+		now := time.Now()
+		v, err := dispatcher.Renew(t.Context(), now, []store.Renewal{{Token: tok, Until: now.Add(10 * time.Second), StartedAt: now}})
+		if err != nil || v[0] != task.VerdictRecorded {
+			t.Fatal(v, err)
+		}
+	}
+	start(begin()) // nobody watches it
+	watched := begin()
+	server.Bell().Watch(watched, time.Minute)
+	redistest.Poll(t, "the dispatcher knows who is watched", func(context.Context) bool {
+		return dispatcher.bell.local.Watched(watched)
+	})
+	start(watched)
+	select {
+	case id := <-changed:
+		if id != watched {
+			t.Fatalf("heard of %s, which nobody watches", id)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the start was not heard")
+	}
+	if tk, err := server.Task(t.Context(), watched); err != nil || tk.Status != task.Running {
+		t.Fatal(tk, err)
+	}
+}
+
 // Values of many chunks come back whole, and leave nothing behind.
 func TestLargeValues(t *testing.T) {
 	t.Parallel()

@@ -65,6 +65,9 @@ func (s *Store) perform(ctx context.Context, op string, now time.Time, moves []*
 			if m.forced && m.from.Lease != nil {
 				signals = append(signals, store.Signal{Kind: store.Revoked, Task: m.id, Claim: m.from.Lease.Claim})
 			}
+			if !m.after.Status.Terminal() && s.bell.local.Watched(m.id) {
+				signals = append(signals, store.Signal{Kind: store.Changed, Task: m.id})
+			}
 			switch {
 			case m.after.Status.Terminal():
 				signals = append(signals, store.Signal{Kind: store.Done, Task: m.id})

@@ -50,6 +50,8 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 	if err := s.change(ctx, op, calls...); err != nil {
 		return nil, err
 	}
+	var changed []store.Signal
+	defer func() { s.bell.ring(changed) }()
 	for _, b := range batches {
 		values, err := b.call.values()
 		if err != nil {
@@ -64,6 +66,9 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 				out[i] = task.VerdictRecorded
 				if since, _ := values[2*j+1].(int64); since != 0 {
 					s.cache.started(items[i].Token, since)
+					if id := items[i].Token.Task; !items[i].StartedAt.IsZero() && s.bell.local.Watched(id) {
+						changed = append(changed, store.Signal{Kind: store.Changed, Task: id})
+					}
 				}
 			}
 		}

@@ -15,6 +15,7 @@ var bellTests = []test{
 	{"DoneOnEveryEnd", testBellDone},
 	{"Revoked", testBellRevoked},
 	{"Wanted", testBellWanted},
+	{"ChangedWhileWatched", testBellChanged},
 	{"AfterDurability", testBellAfter},
 	{"StopEndsIt", testBellStop},
 }
@@ -101,6 +102,39 @@ func testBellRequeue(e *env) {
 	e.reap()
 	l.wait(e, readyDefault)
 	l.wait(e, store.Signal{Kind: store.Revoked, Task: c.Token.Task, Claim: c.Token.Claim})
+}
+
+func testBellChanged(e *env) {
+	l := e.listen()
+	changed := func(id task.ID) store.Signal { return store.Signal{Kind: store.Changed, Task: id} }
+	start := func(c store.Claimed) {
+		e.Helper()
+		now := e.Now()
+		v, err := e.Store.Renew(e.Context(), now, []store.Renewal{{Token: c.Token, Until: now.Add(e.Lease), StartedAt: now}})
+		if e.must(err); v[0] != task.VerdictRecorded {
+			e.Fatalf("the start is %s", v[0])
+		}
+	}
+	e.submit()
+	unwatched := e.claimOne()
+	start(unwatched)
+	watched := e.submit()
+	e.Store.Bell().Watch(watched, time.Minute)
+	c := e.claimOne()
+	l.reset()
+	start(c)
+	l.wait(e, changed(watched))
+	e.wantStatus(watched, task.Running)
+	l.reset()
+	e.settle(c.Token, task.Outcome{End: task.EndReturned}, task.VerdictRecorded)
+	l.wait(e, changed(watched))
+	e.wantStatus(watched, task.Queued)
+	e.settle(e.claimOne().Token, success("1"), task.VerdictRecorded)
+	e.settle(unwatched.Token, success("1"), task.VerdictRecorded)
+	l.wait(e, store.Signal{Kind: store.Done, Task: unwatched.Token.Task})
+	if l.heard(changed(unwatched.Token.Task)) {
+		e.Fatal("heard of a task that nobody watches")
+	}
 }
 
 func testBellDue(e *env) {
