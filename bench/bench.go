@@ -5,6 +5,7 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
@@ -55,6 +56,9 @@ type Config struct {
 	// Address is that of gRPC, HTTPAddr that of REST.
 	Address  string
 	HTTPAddr string
+	// TLS is spoken with both, nil for plain text; Token is shown, empty for none.
+	TLS   *tls.Config
+	Token string
 	// Mode is a label of the runs: how tasks get to the workers.
 	Mode string
 	// Runtime is RuntimePython (default) or RuntimeGo.
@@ -124,7 +128,8 @@ func Run(ctx context.Context, cfg Config) ([]Measurement, error) {
 			return nil, fmt.Errorf("scenario %q: want %s", s, strings.Join(Scenarios, ", "))
 		}
 	}
-	client, err := treadle.Dial(cfg.Address, treadle.WithUserAgent("treadle-bench"))
+	client, err := treadle.Dial(cfg.Address, treadle.WithUserAgent("treadle-bench"),
+		treadle.WithTLS(cfg.TLS), treadle.WithCA(""), treadle.WithToken(cfg.Token))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +139,7 @@ func Run(ctx context.Context, cfg Config) ([]Measurement, error) {
 		return nil, err
 	}
 	if cfg.HTTPAddr != "" {
-		r.rest = newRESTClient(cfg.HTTPAddr, r.function)
+		r.rest = newRESTClient(cfg, r.function)
 		defer r.rest.close()
 	}
 	// The first call waits for a worker, and loads the function there.

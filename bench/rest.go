@@ -19,23 +19,29 @@ const rootPoll = time.Millisecond
 
 // restClient makes the calls of the REST scenarios, over one connection.
 type restClient struct {
-	http *http.Client
-	base string
+	http  *http.Client
+	base  string
+	token string
 	// Bodies are the same each time.
 	callURL           string
 	callBody, addBody []byte
 }
 
-func newRESTClient(addr, function string) *restClient {
+func newRESTClient(cfg Config, function string) *restClient {
 	body, err := json.Marshal(map[string]string{
 		"function_id": function, "payload": base64.StdEncoding.EncodeToString(emptyCall),
 	})
 	if err != nil {
 		panic(err) // a map of strings is always JSON
 	}
+	base := "http://" + cfg.HTTPAddr
+	if cfg.TLS != nil {
+		base = "https://" + cfg.HTTPAddr
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 4, TLSClientConfig: cfg.TLS}
 	return &restClient{
-		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}, Timeout: time.Minute}, base: "http://" + addr,
-		callURL: "http://" + addr + "/v1/functions/" + function + ":call", callBody: []byte(`{"args": []}`), addBody: body,
+		http: &http.Client{Transport: transport, Timeout: time.Minute}, base: base, token: cfg.Token,
+		callURL: base + "/v1/functions/" + function + ":call", callBody: []byte(`{"args": []}`), addBody: body,
 	}
 }
 
@@ -46,6 +52,9 @@ func (c *restClient) do(ctx context.Context, method, url string, body []byte, an
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return err
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -146,6 +146,10 @@ func (b *benchFlags) measureRunning(cmd *cobra.Command, report *bench.Report) er
 		return err
 	}
 	defer func() { _ = c.Close() }()
+	secure, err := tlsFor(cmd)
+	if err != nil {
+		return err
+	}
 	if err := describe(cmd.Context(), c, report); err != nil {
 		return atAddress(c.Address(), err)
 	}
@@ -163,6 +167,7 @@ func (b *benchFlags) measureRunning(cmd *cobra.Command, report *bench.Report) er
 	for _, runtime := range runtimes {
 		cfg := b.config(mode, runtime)
 		cfg.Address, cfg.HTTPAddr, cfg.PIDs = c.Address(), b.httpAddr, slices.Concat(pids, b.pids)
+		cfg.TLS, cfg.Token = secure, strings.TrimSpace(os.Getenv(treadle.EnvToken))
 		if err := b.scenariosOf(cmd, cfg, report); err != nil {
 			return err
 		}
@@ -255,7 +260,8 @@ func (b *benchFlags) measureStack(cmd *cobra.Command, binary, mode, runtime stri
 }
 
 func (b *benchFlags) measureAt(cmd *cobra.Command, stack *bench.Stack, mode, runtime string, report *bench.Report) error {
-	c, err := treadle.Dial(stack.GRPCAddr)
+	// The stack is of this command's making: what the environment says is about others.
+	c, err := treadle.Dial(stack.GRPCAddr, treadle.WithCA(""), treadle.WithToken(""))
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,16 +66,11 @@ func dialFor(cmd *cobra.Command, insecure bool) (*treadle.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := []treadle.Option{treadle.WithFailFast(), treadle.WithUserAgent("treadle-cli/" + versionOf().Version)}
-	if ca := globalFlag(cmd, caFlag); ca != "" {
-		cfg, err := tlsfiles.Client(ca, globalFlag(cmd, certFlag), globalFlag(cmd, keyFlag))
-		if err != nil {
-			return nil, misuse("--%s, --%s, --%s: %w", caFlag, certFlag, keyFlag, err)
-		}
-		opts = append(opts, treadle.WithTLS(cfg))
-	} else if cmd.Flags().Changed(certFlag) {
-		return nil, misuse("--%s without --%s: name the CA of the server (or 'system')", certFlag, caFlag)
+	cfg, err := tlsFor(cmd)
+	if err != nil {
+		return nil, err
 	}
+	opts := []treadle.Option{treadle.WithFailFast(), treadle.WithUserAgent("treadle-cli/" + versionOf().Version), treadle.WithTLS(cfg)}
 	if insecure {
 		opts = append(opts, treadle.WithInsecure())
 	}
@@ -83,6 +79,22 @@ func dialFor(cmd *cobra.Command, insecure bool) (*treadle.Client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// tlsFor is how a command speaks TLS; nil is plain text.
+func tlsFor(cmd *cobra.Command) (*tls.Config, error) {
+	ca := globalFlag(cmd, caFlag)
+	if ca == "" {
+		if cmd.Flags().Changed(certFlag) {
+			return nil, misuse("--%s without --%s: name the CA of the server (or 'system')", certFlag, caFlag)
+		}
+		return nil, nil
+	}
+	cfg, err := tlsfiles.Client(ca, globalFlag(cmd, certFlag), globalFlag(cmd, keyFlag))
+	if err != nil {
+		return nil, misuse("--%s, --%s, --%s: %w", caFlag, certFlag, keyFlag, err)
+	}
+	return cfg, nil
 }
 
 // globalFlag is a flag of all client verbs, else its variable.

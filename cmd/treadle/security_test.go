@@ -130,6 +130,7 @@ func TestSecureStack(t *testing.T) {
 	if got := cli(t, "", "run", "double", "21").wantOK(t); got != "42" {
 		t.Errorf("got %s", got)
 	}
+	cli(t, "", "bench", "--tasks", "20", "--runtime", "python", "--scenario", "latency,rest-call", "--http-addr", httpAddr).wantOK(t)
 }
 
 // TestSecure: what the flags mean for a server.
