@@ -46,7 +46,12 @@ type Dispatcher struct {
 	mu    sync.Mutex
 	conns map[task.ID]link.Conn
 
+	// standing is the store, where it holds requests.
+	standing store.Standing
+
 	claims  *lane[store.ClaimRequest]
+	stands  *lane[store.ClaimRequest]
+	stood   *lane[claimed]
 	settles *lane[settle]
 	renews  *lane[renew]
 	shows   *lane[store.Presence]
@@ -69,7 +74,10 @@ func New(cfg Config, backend Backend) (*Dispatcher, error) {
 		inbox: make(chan event, inboxSize), done: make(chan struct{}),
 		conns: map[task.ID]link.Conn{},
 	}
+	d.standing, _ = backend.(store.Standing)
 	d.claims = newLane(d.doClaims)
+	d.stands = newLane(d.doStands)
+	d.stood = newLane(d.doStood)
 	d.settles = newLane(d.doSettles)
 	d.renews = newLane(d.doRenews)
 	d.shows = newLane(d.doAnnounce)
@@ -131,6 +139,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		return err
 	}
 	d.helpers.Go(func() { d.claims.run(work) })
+	d.helpers.Go(func() { d.stands.run(work) })
+	d.helpers.Go(func() { d.stood.run(work) })
 	d.helpers.Go(func() { d.settles.run(work) })
 	d.helpers.Go(func() { d.renews.run(work) })
 	d.helpers.Go(func() { d.shows.run(work) })
@@ -141,6 +151,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 
 	silence()
 	d.claims.close()
+	d.stands.close()
+	d.stood.close()
 	d.settles.close()
 	d.renews.close()
 	d.shows.close()
@@ -184,6 +196,7 @@ func (d *Dispatcher) bell(signals []store.Signal) {
 // loop is the one goroutine that touches the engine.
 func (d *Dispatcher) loop(ctx context.Context) {
 	e := newEngine(d.cfg)
+	e.standing = d.standing != nil
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	announce := time.NewTicker(announceEvery)
@@ -239,6 +252,10 @@ func (d *Dispatcher) perform(r ready) {
 		d.help(func(ctx context.Context) { d.doLoad(ctx, l) })
 	}
 	d.claims.add(r.claims...)
+	for _, claim := range r.withdraws {
+		d.standing.Withdraw(claim)
+	}
+	d.stands.add(r.stands...)
 	for _, s := range r.sends {
 		if conn := d.conn(s.session); conn != nil {
 			if err := conn.Send(s.frame); err != nil && !errors.Is(err, link.ErrClosed) {

@@ -43,6 +43,9 @@ type Engine struct {
 	// holders finds the session of a claim when the bell revokes it.
 	holders map[claimKey]task.ID
 
+	// standing says that the store holds requests until there is work.
+	standing bool
+
 	pollAt   time.Time
 	stopping bool
 	out      ready
@@ -100,6 +103,9 @@ func (e *Engine) take(now time.Time) ready {
 	e.timers()
 	if !e.stopping {
 		e.out.claims = append(e.out.claims, e.plan()...)
+	}
+	if e.standing {
+		e.stand()
 	}
 	out := e.out
 	e.out = ready{}
@@ -359,16 +365,22 @@ func (e *Engine) settle(session task.ID, tok task.Token, out task.Outcome, log [
 // have it any more.
 func (e *Engine) claimed(ev claimed) {
 	s := e.sessions[ev.request.Session]
-	if s != nil {
+	stands := s != nil && ev.stood && s.standing == ev.request.Claim
+	switch {
+	case stands:
+		s.standing = task.ID{}
+	case s != nil && !ev.stood:
 		s.claiming = false
 	}
-	if s == nil || (s.state != active && s.state != silent) {
+	if s == nil || (s.state != active && s.state != silent) || ev.stood && !stands {
 		for _, c := range ev.tasks {
 			e.settle(task.ID{}, c.Token, task.Fail(task.EndReturned, "claimed for a session that has ended meanwhile"), nil)
 		}
 		return
 	}
-	s.idle = len(ev.tasks) < ev.request.Max && !s.again
+	if !ev.stood {
+		s.idle = len(ev.tasks) < ev.request.Max && !s.again
+	}
 	if len(ev.tasks) > 0 {
 		offers := &link.Offers{Items: make([]link.Offer, len(ev.tasks))}
 		for i, c := range ev.tasks {
@@ -384,7 +396,7 @@ func (e *Engine) claimed(ev claimed) {
 		}
 		e.send(s, offers)
 	}
-	if s.idle {
+	if s.idle && !ev.stood {
 		e.want(s)
 	}
 }
@@ -570,6 +582,9 @@ func (e *Engine) hangup(s *session, reason string) {
 func (e *Engine) forget(s *session) {
 	for tok := range s.held {
 		delete(e.holders, claimKey{tok.Task, tok.Claim})
+	}
+	if !s.standing.IsZero() {
+		e.out.withdraws = append(e.out.withdraws, s.standing)
 	}
 	e.show(s, true)
 	delete(e.sessions, s.id)

@@ -38,10 +38,11 @@ type resumed struct {
 	err      error
 }
 
-// claimed answers one claim request.
+// claimed answers one claim request; stood says that it was a standing one.
 type claimed struct {
 	request store.ClaimRequest
 	tasks   []store.Claimed
+	stood   bool
 }
 
 // renewed answers the renewals of one frame; seq is that of a beat, 0 otherwise.
@@ -96,12 +97,16 @@ type ready struct {
 	sends   []send
 	hangups []hangup
 	claims  []store.ClaimRequest
-	renews  []renew
-	resumes []resume
-	settles []settle
-	loads   []load
-	rings   []store.Signal
-	notes   []note
+	// stands are requests to be held until there is work, withdraws those of them that
+	// are no longer wanted.
+	stands    []store.ClaimRequest
+	withdraws []task.ID
+	renews    []renew
+	resumes   []resume
+	settles   []settle
+	loads     []load
+	rings     []store.Signal
+	notes     []note
 	// presence is what changed of the workers, for people.
 	presence []store.Presence
 }

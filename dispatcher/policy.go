@@ -5,6 +5,7 @@ import (
 
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // plan turns the credit of all sessions into claim requests. The order is the
@@ -47,11 +48,35 @@ func (e *Engine) plan() []store.ClaimRequest {
 			w.n = (w.n + 1) / 2
 		}
 		w.s.claiming, w.s.again = true, false
-		reqs[i] = store.ClaimRequest{
-			Claim: e.cfg.NewID(), Session: w.s.id, Worker: w.s.hello.Worker, Local: w.s.mode == link.Local,
-			Queues: w.s.hello.Queues, Runtimes: w.s.hello.Runtimes, Max: w.n, MaxBytes: e.cfg.OfferBytes,
-			Until: e.now.Add(e.cfg.Lease),
-		}
+		reqs[i] = e.request(w.s, w.n)
 	}
 	return reqs
+}
+
+func (e *Engine) request(s *session, n int) store.ClaimRequest {
+	return store.ClaimRequest{
+		Claim: e.cfg.NewID(), Session: s.id, Worker: s.hello.Worker, Local: s.mode == link.Local,
+		Queues: s.hello.Queues, Runtimes: s.hello.Runtimes, Max: n, MaxBytes: e.cfg.OfferBytes,
+		Until: e.now.Add(e.cfg.Lease),
+	}
+}
+
+// stand has the store hold a request for one slot of each session that found nothing,
+// and forget those of sessions that get no work any more. A standing request counts as
+// credit in use: it is served as soon as there is anything to be had.
+func (e *Engine) stand() {
+	for _, id := range e.order {
+		s := e.sessions[id]
+		switch {
+		case !s.standing.IsZero() && s.state != active:
+			e.out.withdraws = append(e.out.withdraws, s.standing)
+			s.standing = task.ID{}
+		case s.standing.IsZero() && s.idle && !e.stopping:
+			if slots, _ := s.credit(); slots > 0 {
+				r := e.request(s, 1)
+				s.standing = r.Claim
+				e.out.stands = append(e.out.stands, r)
+			}
+		}
+	}
 }

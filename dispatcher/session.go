@@ -57,6 +57,8 @@ type session struct {
 	claiming bool
 	again    bool
 	idle     bool
+	// standing is the claim id of the request that the store holds for one free slot.
+	standing task.ID
 	// wantedAt is when the session last said that it has an idle slot; wanting, that
 	// it has more to say as soon as it may.
 	wantedAt time.Time
@@ -72,13 +74,19 @@ func (s *session) credit() (slots, ahead int) {
 	if s.state != active || s.claiming {
 		return 0, 0
 	}
-	slots = max(s.hello.Slots-len(s.held), 0)
+	taken := len(s.held)
+	asked := s.asked
+	if !s.standing.IsZero() {
+		taken++
+		asked--
+	}
+	slots = max(s.hello.Slots-taken, 0)
 	if s.mode == link.Pull {
-		slots = min(slots, s.asked)
-		return slots, s.asked - slots
+		slots = min(slots, asked)
+		return slots, asked - slots
 	}
 	if size := s.window.Size(); size > 0 {
-		ahead = min(size, s.hello.Slots+size-len(s.held))
+		ahead = min(size, s.hello.Slots+size-taken)
 		if 2*ahead < size {
 			ahead = 0
 		}

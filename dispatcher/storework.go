@@ -47,6 +47,32 @@ func (d *Dispatcher) doClaims(ctx context.Context, reqs []store.ClaimRequest) {
 	}
 }
 
+// doStands gives the store requests to hold. One that is withdrawn before it gets there
+// is served to nobody, and given back.
+func (d *Dispatcher) doStands(ctx context.Context, reqs []store.ClaimRequest) {
+	for _, req := range reqs {
+		deliver := func(c store.Claimed) {
+			ev := claimed{request: req, tasks: []store.Claimed{c}, stood: true}
+			select {
+			case d.inbox <- ev:
+			default:
+				d.stood.add(ev)
+			}
+		}
+		if err := d.standing.Stand(ctx, time.Now(), req, d.cfg.Lease, deliver); err != nil {
+			// The bell and the poll find work all the same.
+			d.log.Warn("the store does not hold a request for work", "session", req.Session, "error", err)
+		}
+	}
+}
+
+// doStood hands over what did not fit into the inbox.
+func (d *Dispatcher) doStood(_ context.Context, events []claimed) {
+	for _, ev := range events {
+		d.post(ev)
+	}
+}
+
 func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
 	settlements := make([]store.Settlement, len(items))
 	for i, it := range items {

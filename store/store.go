@@ -166,6 +166,21 @@ type Queue interface {
 	Reap(ctx context.Context, now time.Time, limit int) (next time.Time, err error)
 }
 
+// Standing is a [Queue] that holds claim requests until there is work for them: a
+// session that waits gets a task in the very change that makes it ready, and nobody
+// has to be told to come and claim it. A store without it is asked by Claim alone.
+type Standing interface {
+	// Stand holds a request for one task (Max is taken as 1, Until as lease after the
+	// claim). When one is ready already it is claimed before Stand returns. deliver is
+	// called once, when the claim is durable, or never; it runs on a goroutine of the
+	// store and must not block. Ready does not ring for tasks that were given away like
+	// this, and tasks with large arguments are left to Claim.
+	Stand(ctx context.Context, now time.Time, r ClaimRequest, lease time.Duration, deliver func(Claimed)) error
+	// Withdraw forgets the request with that claim id. One that is being served is
+	// delivered all the same.
+	Withdraw(claim task.ID)
+}
+
 // ClaimRequest asks for work on behalf of one session.
 type ClaimRequest struct {
 	// Claim is the random id that all tasks of this request are claimed under.

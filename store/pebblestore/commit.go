@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/internal/spike"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -111,6 +113,10 @@ type txn struct {
 	funcKeys  map[string]keyRow
 	ready     []*lane
 	signals   []store.Signal
+	// look asks for a look at the standing requests though nothing became ready; served
+	// are those that got a task.
+	look   bool
+	served []served
 	// ended are the tasks that finished and are in no retention row yet; the last of
 	// them finished at endedAt.
 	ended   []retained
@@ -215,6 +221,8 @@ func (s *Store) commitGroup(group []*change) error {
 			c.apply(x)
 		}
 	}
+	x.serveStanding()
+	x.ready = slices.DeleteFunc(x.ready, func(l *lane) bool { return l.ready == 0 })
 	changed := !x.empty()
 	if changed {
 		x.seal()
@@ -250,6 +258,9 @@ func (s *Store) commitGroup(group []*change) error {
 	if err != nil {
 		return err
 	}
+	for _, st := range x.served {
+		st.deliver(st.claimed)
+	}
 	x.ring()
 	return x.close()
 }
@@ -265,6 +276,9 @@ func (s *Store) sealed(b *pebble.Batch) (err error) {
 			err = fmt.Errorf("pebble: %v", r)
 		}
 	}()
+	if seededbug.On(seededbug.AckBeforeSync) {
+		return b.Commit(pebble.NoSync)
+	}
 	return b.Commit(s.sync)
 }
 

@@ -151,6 +151,8 @@ type Store struct {
 	newest task.ID
 	// flight is the commit under way.
 	flight *txn
+	// standing are the requests that wait for work, who waits longest first.
+	standing []*standing
 	// registrations counts commits with functions in them.
 	registrations uint64
 	// nextGC is when the oldest finished task is due for removal; zero means none.

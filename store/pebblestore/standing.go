@@ -1,0 +1,96 @@
+package pebblestore
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/task"
+)
+
+var _ store.Standing = (*Store)(nil)
+
+// standing is a claim request that waits for work.
+type standing struct {
+	request store.ClaimRequest
+	lease   time.Duration
+	deliver func(store.Claimed)
+}
+
+// served is a standing request with its task.
+type served struct {
+	deliver func(store.Claimed)
+	claimed store.Claimed
+}
+
+// Stand implements [store.Standing].
+func (s *Store) Stand(ctx context.Context, now time.Time, r store.ClaimRequest, lease time.Duration, deliver func(store.Claimed)) error {
+	const op = "stand"
+	if r.Claim.IsZero() {
+		return task.Errorf(task.CodeInvalid, op, "a claim request has no claim id")
+	}
+	if err := s.enter(op); err != nil {
+		return err
+	}
+	defer s.leave()
+	r.Max, r.MaxBytes = 1, 0
+	s.mu.Lock()
+	s.standing = append(s.standing, &standing{request: r, lease: lease, deliver: deliver})
+	s.mu.Unlock()
+	if s.nothingFor(now, []store.ClaimRequest{r}) {
+		return nil // from here on every change looks after it
+	}
+	return s.commit(ctx, op, 512, func(x *txn) {
+		at, _ := s.storeTime(now)
+		x.promote(at)
+		x.look = true
+	})
+}
+
+// Withdraw implements [store.Standing].
+func (s *Store) Withdraw(claim task.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.standing = slices.DeleteFunc(s.standing, func(st *standing) bool { return st.request.Claim == claim })
+}
+
+// serveStanding gives what is ready to those who wait for it, who waits longest first.
+func (x *txn) serveStanding() {
+	s := x.s
+	if len(s.standing) == 0 || len(x.ready) == 0 && !x.look {
+		return
+	}
+	keep := s.standing[:0]
+	for _, st := range s.standing {
+		r := st.request
+		if !x.atHand(&r) {
+			keep = append(keep, st)
+			continue
+		}
+		r.Until = s.now.Add(st.lease)
+		got := x.claim(s.now, 0, &r)
+		if len(got) == 0 {
+			keep = append(keep, st)
+			continue
+		}
+		x.served = append(x.served, served{st.deliver, got[0]})
+	}
+	clear(s.standing[len(keep):])
+	s.standing = keep
+}
+
+// atHand says whether the next task for a request is there with its arguments: a claim
+// that has to read from the disk is not for the committer.
+func (x *txn) atHand(r *store.ClaimRequest) bool {
+	var lanes []*lane
+	for _, q := range r.Queues {
+		for _, rt := range r.Runtimes {
+			if l := x.s.ix.lanes[laneKey{q, rt}]; l != nil && l.ready > 0 {
+				lanes = append(lanes, l)
+			}
+		}
+	}
+	e, _ := first(lanes)
+	return e != nil && e.t != nil && (e.argsKept || e.t.ArgsSize == 0)
+}
