@@ -378,8 +378,11 @@ func (e *Engine) claimed(ev claimed) {
 		}
 		return
 	}
-	if !ev.stood {
+	switch {
+	case !ev.stood:
 		s.idle = len(ev.tasks) < ev.request.Max && !s.again
+	case len(ev.tasks) == 0:
+		s.idle, s.again = false, true
 	}
 	if len(ev.tasks) > 0 {
 		offers := &link.Offers{Items: make([]link.Offer, len(ev.tasks))}

@@ -38,7 +38,8 @@ type resumed struct {
 	err      error
 }
 
-// claimed answers one claim request; stood says that it was a standing one.
+// claimed answers one claim request; stood says that it was a standing one, which is
+// answered with nothing when there is a task that has to be claimed.
 type claimed struct {
 	request store.ClaimRequest
 	tasks   []store.Claimed

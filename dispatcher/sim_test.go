@@ -324,10 +324,12 @@ func (s *sim) stand(e *simEngine, req store.ClaimRequest) {
 	if e.dead {
 		return
 	}
-	err := s.store.Stand(context.Background(), s.now, req, 10*time.Second, func(c store.Claimed) {
+	err := s.store.Stand(context.Background(), s.now, req, 10*time.Second, func(tasks []store.Claimed) {
 		s.stats.Stood++
-		s.claimed(c)
-		s.after(s.upTo(3*time.Millisecond), func() { s.step(e, claimed{request: req, tasks: []store.Claimed{c}, stood: true}) })
+		for _, c := range tasks {
+			s.claimed(c)
+		}
+		s.after(s.upTo(3*time.Millisecond), func() { s.step(e, claimed{request: req, tasks: tasks, stood: true}) })
 	})
 	s.must(err)
 }

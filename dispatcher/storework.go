@@ -51,8 +51,8 @@ func (d *Dispatcher) doClaims(ctx context.Context, reqs []store.ClaimRequest) {
 // is served to nobody, and given back.
 func (d *Dispatcher) doStands(ctx context.Context, reqs []store.ClaimRequest) {
 	for _, req := range reqs {
-		deliver := func(c store.Claimed) {
-			ev := claimed{request: req, tasks: []store.Claimed{c}, stood: true}
+		deliver := func(tasks []store.Claimed) {
+			ev := claimed{request: req, tasks: tasks, stood: true}
 			select {
 			case d.inbox <- ev:
 			default:

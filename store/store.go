@@ -172,10 +172,11 @@ type Queue interface {
 type Standing interface {
 	// Stand holds a request for one task (Max is taken as 1, Until as lease after the
 	// claim). When one is ready already it is claimed before Stand returns. deliver is
-	// called once, when the claim is durable, or never; it runs on a goroutine of the
-	// store and must not block. Ready does not ring for tasks that were given away like
-	// this, and tasks with large arguments are left to Claim.
-	Stand(ctx context.Context, now time.Time, r ClaimRequest, lease time.Duration, deliver func(Claimed)) error
+	// called once, or never; it runs on a goroutine of the store and must not block. It
+	// brings the task when its claim is durable, or nothing when there is a task that
+	// only Claim can hand out, as its arguments are large: the request is at an end then
+	// too. Ready does not ring for tasks that were given away like this.
+	Stand(ctx context.Context, now time.Time, r ClaimRequest, lease time.Duration, deliver func([]Claimed)) error
 	// Withdraw forgets the request with that claim id. One that is being served is
 	// delivered all the same.
 	Withdraw(claim task.ID)

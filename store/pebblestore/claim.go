@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -79,7 +80,7 @@ func (s *Store) nothingFor(now time.Time, reqs []store.ClaimRequest) bool {
 // claim serves one request.
 func (x *txn) claim(now time.Time, shift time.Duration, r *store.ClaimRequest) []store.Claimed {
 	s := x.s
-	if g := s.ix.claims[r.Claim]; g != nil {
+	if g := s.ix.claims[r.Claim]; g != nil && !seededbug.On(seededbug.ClaimTwice) {
 		return g.again(r.Claim)
 	}
 	lanes := make([]*lane, 0, 8)
@@ -114,6 +115,10 @@ func (x *txn) claim(now time.Time, shift time.Duration, r *store.ClaimRequest) [
 		l.count(e.t.Status, -1)
 		e.where = whereNone
 		tok, err := e.t.Claim(now, lease)
+		if seededbug.On(seededbug.ReusedEpoch) {
+			e.t.Epoch--
+			tok.Epoch--
+		}
 		s.ix.place(e, now)
 		if err != nil {
 			// The index and the record disagree.

@@ -101,6 +101,8 @@ type txn struct {
 	buf []byte
 	// done is closed when the commit is durable and visible.
 	done chan struct{}
+	// recent are the tasks that ended here and are small.
+	recent []finished
 	// touched lists the entries changed, gone the finished tasks removed, keys the
 	// idempotency keys written.
 	touched []*entry
@@ -114,7 +116,7 @@ type txn struct {
 	ready     []*lane
 	signals   []store.Signal
 	// look asks for a look at the standing requests though nothing became ready; served
-	// are those that got a task.
+	// are those that are at an end.
 	look   bool
 	served []served
 	// ended are the tasks that finished and are in no retention row yet; the last of
@@ -234,7 +236,7 @@ func (s *Store) commitGroup(group []*change) error {
 	if !changed {
 		s.finish(x)
 		s.mu.Unlock()
-		x.ring()
+		x.tell()
 		return x.close()
 	}
 	x.done = make(chan struct{})
@@ -258,10 +260,7 @@ func (s *Store) commitGroup(group []*change) error {
 	if err != nil {
 		return err
 	}
-	for _, st := range x.served {
-		st.deliver(st.claimed)
-	}
-	x.ring()
+	x.tell()
 	return x.close()
 }
 
@@ -285,6 +284,12 @@ func (s *Store) sealed(b *pebble.Batch) (err error) {
 // finish updates the index after a commit: what ended is forgotten, what is beyond
 // the bound on memory is left to the disk.
 func (s *Store) finish(x *txn) {
+	for _, f := range x.recent {
+		s.recent.add(f)
+	}
+	for id := range x.gone {
+		s.recent.drop(id)
+	}
 	for _, e := range x.touched {
 		e.flight = nil
 		switch {
@@ -298,8 +303,11 @@ func (s *Store) finish(x *txn) {
 	}
 }
 
-// ring sends what the change has to say, each lane once.
-func (x *txn) ring() {
+// tell serves the standing requests and rings for the rest, each lane once.
+func (x *txn) tell() {
+	for _, st := range x.served {
+		st.deliver(st.claimed)
+	}
 	for _, l := range x.ready {
 		x.signals = append(x.signals, readySignal(l))
 	}

@@ -153,6 +153,7 @@ type Store struct {
 	flight *txn
 	// standing are the requests that wait for work, who waits longest first.
 	standing []*standing
+	recent   recent
 	// registrations counts commits with functions in them.
 	registrations uint64
 	// nextGC is when the oldest finished task is due for removal; zero means none.

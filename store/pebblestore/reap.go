@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/treadle-dev/treadle/internal/failpoint"
+	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -26,9 +27,11 @@ func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, 
 		return time.Time{}, task.Errorf(task.CodeInvalid, op, "limit %d: want 1 or more", limit)
 	}
 	at, overdue, garbage, signals := s.dueNow(now)
-	s.bell.Ring(ctx, signals)
+	if err := s.offerPromoted(ctx, op, signals); err != nil {
+		return time.Time{}, err
+	}
 	s.fleet.prune(at)
-	if overdue {
+	if overdue || seededbug.On(seededbug.GCLive) {
 		done := 0
 		failpoint.Hit(failpoint.MidReap)
 		err := s.commit(ctx, op, 512*min(limit, 1024), func(x *txn) { done = x.reap(at, limit) })
@@ -63,6 +66,21 @@ func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage bool, sign
 	return at, lease || deadline, !s.nextGC.IsZero() && !s.nextGC.After(at), signals
 }
 
+// offerPromoted gives tasks whose delay is over to those who stand for them, and rings
+// for the rest.
+func (s *Store) offerPromoted(ctx context.Context, op string, signals []store.Signal) error {
+	s.mu.Lock()
+	stand := len(s.standing) > 0
+	s.mu.Unlock()
+	if stand && len(signals) > 0 {
+		if err := s.commit(ctx, op, 512, func(x *txn) { x.look = true }); err != nil {
+			return err
+		}
+	}
+	s.bell.Ring(ctx, signals)
+	return nil
+}
+
 // overdueLease returns an entry whose lease has run out. Renewals leave the heap as
 // it is, so entries that were renewed are put in order here.
 func (ix *index) overdueLease(now time.Time) (*entry, bool) {
@@ -89,6 +107,9 @@ func (ix *index) overdueDeadline(now time.Time) (*entry, bool) {
 // reap ends overdue leases and deadlines, at most limit, and returns how many.
 func (x *txn) reap(now time.Time, limit int) (n int) {
 	ix := &x.s.ix
+	if seededbug.On(seededbug.GCLive) {
+		x.forgetOld(now)
+	}
 	// The deadline goes first: it decides, whatever becomes of the lease.
 	n = x.expire(now, limit)
 	for ; n < limit; n++ {
@@ -99,6 +120,19 @@ func (x *txn) reap(now time.Time, limit int) (n int) {
 		x.lapse(e, now)
 	}
 	return n
+}
+
+// forgetOld removes tasks that wait longer than the retention: the mistake
+// [seededbug.GCLive], which no build that users get can make.
+func (x *txn) forgetOld(now time.Time) {
+	for id, e := range x.s.ix.entries {
+		if e.where == whereReady && x.s.load(e) && now.Sub(e.t.CreatedAt) > x.s.opts.Retention {
+			x.s.ix.unplace(e)
+			e.where = whereEnded
+			x.touch(e)
+			x.del(idKey(spaceLive, id))
+		}
+	}
 }
 
 // expire ends tasks whose deadline has passed, at most limit, and returns how many.

@@ -15,17 +15,17 @@ var _ store.Standing = (*Store)(nil)
 type standing struct {
 	request store.ClaimRequest
 	lease   time.Duration
-	deliver func(store.Claimed)
+	deliver func([]store.Claimed)
 }
 
-// served is a standing request with its task.
+// served is a standing request that is at an end, with what it brought.
 type served struct {
-	deliver func(store.Claimed)
-	claimed store.Claimed
+	deliver func([]store.Claimed)
+	claimed []store.Claimed
 }
 
 // Stand implements [store.Standing].
-func (s *Store) Stand(ctx context.Context, now time.Time, r store.ClaimRequest, lease time.Duration, deliver func(store.Claimed)) error {
+func (s *Store) Stand(ctx context.Context, now time.Time, r store.ClaimRequest, lease time.Duration, deliver func([]store.Claimed)) error {
 	const op = "stand"
 	if r.Claim.IsZero() {
 		return task.Errorf(task.CodeInvalid, op, "a claim request has no claim id")
@@ -64,8 +64,13 @@ func (x *txn) serveStanding() {
 	keep := s.standing[:0]
 	for _, st := range s.standing {
 		r := st.request
-		if !x.atHand(&r) {
+		e := x.next(&r)
+		if e == nil {
 			keep = append(keep, st)
+			continue
+		}
+		if !e.atHand(s.now) {
+			x.served = append(x.served, served{st.deliver, nil})
 			continue
 		}
 		r.Until = s.now.Add(st.lease)
@@ -74,15 +79,21 @@ func (x *txn) serveStanding() {
 			keep = append(keep, st)
 			continue
 		}
-		x.served = append(x.served, served{st.deliver, got[0]})
+		x.served = append(x.served, served{st.deliver, got})
 	}
 	clear(s.standing[len(keep):])
 	s.standing = keep
 }
 
-// atHand says whether the next task for a request is there with its arguments: a claim
-// that has to read from the disk is not for the committer.
-func (x *txn) atHand(r *store.ClaimRequest) bool {
+// atHand says whether an entry can be handed out as it is: a claim that has to read
+// from the disk is not for the committer, and one past its deadline would bring
+// whatever is behind it.
+func (e *entry) atHand(now time.Time) bool {
+	return e.t != nil && (e.argsKept || e.t.ArgsSize == 0) && (e.t.Deadline.IsZero() || now.Before(e.t.Deadline))
+}
+
+// next returns the entry that a request would get, nil when there is none.
+func (x *txn) next(r *store.ClaimRequest) *entry {
 	var lanes []*lane
 	for _, q := range r.Queues {
 		for _, rt := range r.Runtimes {
@@ -92,5 +103,5 @@ func (x *txn) atHand(r *store.ClaimRequest) bool {
 		}
 	}
 	e, _ := first(lanes)
-	return e != nil && e.t != nil && (e.argsKept || e.t.ArgsSize == 0)
+	return e
 }

@@ -20,7 +20,7 @@ func standBy(t *testing.T, f *fixture, runtime string) (task.ID, *[]store.Claime
 		Claim: randomID(), Session: task.ID{1}, Worker: "w", Queues: []string{"default"}, Runtimes: []string{runtime}, Max: 9,
 	}
 	// deliver comes before the answer to the call whose commit it is part of.
-	err := f.s.Stand(context.Background(), f.clock.Now(), r, 10*time.Second, func(c store.Claimed) { *got = append(*got, c) })
+	err := f.s.Stand(context.Background(), f.clock.Now(), r, 10*time.Second, func(tasks []store.Claimed) { *got = append(*got, tasks...) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,26 +96,76 @@ func TestStandingIsWithdrawn(t *testing.T) {
 	}
 }
 
-// TestStandingLeavesLargeArguments: what has to be read from the disk is claimed as ever.
+// TestStandingLeavesLargeArguments: what has to be read from the disk is left to a claim,
+// and who stands for it is told, as nobody else may have room.
 func TestStandingLeavesLargeArguments(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, func(o *Options) { o.FS = vfs.NewMem() })
-	var rings []store.Signal
-	defer f.s.Bell().Listen(func(batch []store.Signal) { rings = append(rings, batch...) })()
-	_, got := standBy(t, f, task.RuntimePython)
+	var answers [][]store.Claimed
+	r := store.ClaimRequest{
+		Claim: randomID(), Session: task.ID{1}, Worker: "w", Queues: []string{"default"}, Runtimes: []string{task.RuntimePython},
+	}
+	err := f.s.Stand(context.Background(), f.clock.Now(), r, 10*time.Second, func(tasks []store.Claimed) { answers = append(answers, tasks) })
+	if err != nil {
+		t.Fatal(err)
+	}
 	args := bytes.Repeat([]byte("a"), 8<<20)
 	tk := sampleTask(args)
 	if _, err := f.s.Submit(context.Background(), f.clock.Now(), []store.Submission{{Task: tk, Args: args}}); err != nil {
 		t.Fatal(err)
 	}
-	if len(*got) == 0 {
-		if len(rings) != 1 || rings[0].Kind != store.Ready {
-			t.Fatalf("neither served nor rung for: %+v", rings)
-		}
-		if c := claimOne(t, f); !bytes.Equal(c.Args, args) {
-			t.Fatalf("claimed with %d bytes of arguments", len(c.Args))
-		}
-		return
+	if len(answers) != 1 || len(answers[0]) != 0 {
+		t.Fatalf("answered %d times, want once and without a task: %+v", len(answers), answers)
 	}
-	t.Fatalf("the committer read %d bytes of arguments", len((*got)[0].Args))
+	if c := claimOne(t, f); !bytes.Equal(c.Args, args) {
+		t.Fatalf("claimed with %d bytes of arguments", len(c.Args))
+	}
+}
+
+// TestStandingLeavesTheExpired: a task past its deadline is not handed out, nor is a large
+// one behind it without its arguments.
+func TestStandingLeavesTheExpired(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, func(o *Options) { o.FS = vfs.NewMem() })
+	submitOne(t, f, func(tk *task.Task) { tk.Deadline = f.clock.Now().Add(time.Second) })
+	f.clock.Advance(2 * time.Second)
+	_, got := standBy(t, f, task.RuntimePython)
+	if len(*got) != 0 {
+		t.Fatalf("served %+v, whose deadline has passed", *got)
+	}
+	id := submitOne(t, f)
+	if c := claimOne(t, f); c.Token.Task != id {
+		t.Fatalf("claimed %s, want %s", c.Token.Task, id)
+	}
+}
+
+// TestStandingGetsTheDelayed: the end of a delay is no change of the disk, and serves who
+// stands for the task all the same.
+func TestStandingGetsTheDelayed(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, func(o *Options) { o.FS = vfs.NewMem() })
+	id := submitOne(t, f)
+	for n := 1; ; n++ {
+		c := claimOne(t, f)
+		_, err := f.s.Settle(context.Background(), f.clock.Now(), []store.Settlement{
+			{Token: c.Token, Outcome: task.Fail(task.EndLost, "killed"), Jitter: 1},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 2 {
+			break // backoff starts with the second loss
+		}
+	}
+	_, got := standBy(t, f, task.RuntimePython)
+	if len(*got) != 0 {
+		t.Fatalf("served %+v before its delay is over", *got)
+	}
+	f.clock.Advance(time.Minute)
+	if _, err := f.s.Reap(context.Background(), f.clock.Now(), 10); err != nil {
+		t.Fatal(err)
+	}
+	if len(*got) != 1 || (*got)[0].Token.Task != id {
+		t.Fatalf("served %+v, want task %s", *got, id)
+	}
 }

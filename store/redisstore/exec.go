@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -116,7 +117,7 @@ func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wai
 			s.queue(ctx, pipe, c, round > 0)
 		}
 		var replicas *redis.Cmd
-		if wait {
+		if wait && !seededbug.On(seededbug.ReplyBeforeWait) {
 			timeout := s.cfg.waitTimeout
 			if end, ok := ctx.Deadline(); ok {
 				timeout = max(time.Millisecond, min(timeout, time.Until(end)))
@@ -294,7 +295,7 @@ func (c *storeClock) set(us int64, received time.Time) {
 
 // now is the store's time, to the microsecond, given the caller's.
 func (c *storeClock) now(caller time.Time) time.Time {
-	if c.trust {
+	if c.trust || seededbug.On(seededbug.LocalDeadline) {
 		return caller.Truncate(time.Microsecond).UTC()
 	}
 	c.mu.Lock()
@@ -304,7 +305,7 @@ func (c *storeClock) now(caller time.Time) time.Time {
 
 // argument is what tells a script the time.
 func (c *storeClock) argument(caller time.Time) string {
-	if c.trust {
+	if c.trust || seededbug.On(seededbug.LocalDeadline) {
 		return fmt.Sprint(caller.UnixMicro())
 	}
 	return ""

@@ -3,8 +3,8 @@ package storetest
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/treadle-dev/treadle/store"
@@ -169,11 +169,12 @@ func testConcurrentEverything(e *env) {
 	var mu sync.Mutex
 	recorded := map[task.ID]int{}
 	var submitted []task.ID
-	var ended atomic.Int64
+	ended := make(chan struct{}, 1)
 	stop := e.Store.Bell().Listen(func(batch []store.Signal) {
-		for _, s := range batch {
-			if s.Kind == store.Done {
-				ended.Add(1)
+		if slices.ContainsFunc(batch, func(s store.Signal) bool { return s.Kind == store.Done }) {
+			select {
+			case ended <- struct{}{}:
+			default:
 			}
 		}
 	})
@@ -216,7 +217,7 @@ func testConcurrentEverything(e *env) {
 		}
 	})
 	submitting.Wait()
-	e.drain(submitted)
+	e.drain(submitted, ended)
 	close(done)
 	all.Wait()
 	e.books(submitted, recorded)
@@ -271,10 +272,11 @@ func (e *env) listSome() {
 	e.failed(err)
 }
 
-// drain waits until every task has ended; delayed ones need time to pass.
-func (e *env) drain(submitted []task.ID) {
+// drain waits until every task has ended, looking again whenever some did; delayed ones
+// need time to pass.
+func (e *env) drain(submitted []task.ID, ended <-chan struct{}) {
 	e.Helper()
-	for range 1000 {
+	for late := time.After(time.Minute); ; {
 		if e.Failed() {
 			return
 		}
@@ -290,8 +292,13 @@ func (e *env) drain(submitted []task.ID) {
 			return
 		}
 		e.Advance(20 * time.Millisecond)
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Millisecond): // what is delayed waits for Advance
+		case <-late:
+			e.Fatalf("%d tasks do not end", open)
+		}
 	}
-	e.Fatal("the tasks do not end")
 }
 
 func (e *env) books(submitted []task.ID, recorded map[task.ID]int) {
