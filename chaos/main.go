@@ -20,6 +20,7 @@ import (
 	"github.com/treadle-dev/treadle/chaos/load"
 	"github.com/treadle-dev/treadle/chaos/sandbox"
 	"github.com/treadle-dev/treadle/chaos/scenario"
+	"github.com/treadle-dev/treadle/chaos/selftest"
 )
 
 const usage = `usage:
@@ -27,6 +28,7 @@ const usage = `usage:
   chaos all  [-seed N] [-stores one|all] [-rows 1,2,...] [-dur D] [-json] [-keep]
   chaos mix  [-seed N] [-json]
   chaos list
+  chaos selftest [-bug NAME] [-json]
 
   stores: embedded redis replicated sentinel cluster; modes: push pull mixed
 `
@@ -42,6 +44,8 @@ func main() {
 		code = load.Main()
 	case "list":
 		list()
+	case "selftest":
+		code = testTheTests(args)
 	case "run", "all", "mix":
 		code = suite(command, args)
 	default:
@@ -55,6 +59,15 @@ func list() {
 	for _, s := range scenario.Table() {
 		fmt.Printf("%3d  %-26s %-32s %s\n", s.Row, s.Name, strings.Join(s.Stores, ","), s.Fault)
 	}
+}
+
+func testTheTests(args []string) int {
+	root, err := (&settings{}).findRoot()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "chaos: %v\n", err)
+		return 1
+	}
+	return selftest.Main(root, args)
 }
 
 // job is one run to make.
@@ -214,16 +227,18 @@ func (f *settings) findRoot() (string, error) {
 
 // runAll makes the runs, one at a time, and prints what came of them.
 func (f *settings) runAll(ctx context.Context, jobs []job) int {
-	python := f.python
+	python, err := f.python, error(nil)
 	if python == "" {
-		path, err := exec.LookPath("python3")
-		if err != nil {
+		if python, err = exec.LookPath("python3"); err != nil {
 			fmt.Fprintf(os.Stderr, "chaos: the workers need python3: %v\n", err)
 			return 1
 		}
-		python = path
 	}
 	defer f.removeBinary()
+	if f.root, err = f.findRoot(); err != nil {
+		fmt.Fprintf(os.Stderr, "chaos: %v\n", err)
+		return 1
+	}
 	var reports []*scenario.Report
 	failed := 0
 	for _, j := range jobs {
@@ -256,7 +271,7 @@ func (f *settings) one(ctx context.Context, j job, python string) *scenario.Repo
 		return &scenario.Report{Name: j.s.Name, Failures: []string{err.Error()}}
 	}
 	o := scenario.Options{
-		Seed: f.seed, Store: j.store, Mode: j.mode, Dur: j.dur, Binary: f.binary, Python: python, Plain: f.plain, Dir: dir,
+		Seed: f.seed, Store: j.store, Mode: j.mode, Dur: j.dur, Binary: f.binary, Python: python, Plain: f.plain, Dir: dir, Root: f.root,
 	}
 	if f.env != "" {
 		o.Env = strings.Split(f.env, ",")

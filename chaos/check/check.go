@@ -58,11 +58,13 @@ type Findings struct {
 	Lost       int `json:"lost"`
 	Unexpected int `json:"unexpected"`
 	Duplicated int `json:"duplicated"`
-	Recovered  int `json:"recovered"`
+	// Forgotten counts, among the lost, results that a client had seen.
+	Forgotten int `json:"forgotten,omitempty"`
+	Recovered int `json:"recovered"`
 	// Executions counts the starts, Extra those beyond the first of their task.
 	Executions int `json:"executions"`
 	Extra      int `json:"extra_executions"`
-	// Stale counts refused outcomes, Claims and Moves what the store recorded.
+	// Stale counts refused outcomes, but for those of attempts that were told to stop; Claims and Moves what the store recorded.
 	Stale  int `json:"stale_refused"`
 	Claims int `json:"claims"`
 	Moves  int `json:"moves"`
@@ -210,6 +212,12 @@ func ledger(e *Evidence, f *Findings) {
 		}
 	}
 	for key, runs := range results {
+		if len(runs) > 1 && e.MayLose {
+			// A client saw a result that the store then lost; it was computed again.
+			f.Lost++
+			f.Forgotten++
+			continue
+		}
 		if len(runs) > 1 {
 			f.Duplicated++
 			f.failf("I11: key %s has the results of %d executions: %v", key, len(runs), sorted(runs))
@@ -277,7 +285,9 @@ func moves(e *Evidence, f *Findings) {
 			switch {
 			case s.Op == "claim":
 				f.Claims++
-			case s.Op == "settle" && it.Verdict == "stale":
+			case s.Op == "settle" && it.Verdict == "stale" && it.Outcome != "cancelled":
+				// An attempt that was told to stop says so under its old token: that is no late
+				// result.
 				f.Stale++
 			}
 		}

@@ -150,3 +150,12 @@ func Children(pid int) int {
 	}
 	return n
 }
+
+// Descriptors counts the open files of a process.
+func Descriptors(pid int) int {
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return 0
+	}
+	return len(list)
+}

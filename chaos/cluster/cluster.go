@@ -72,8 +72,8 @@ type Cluster struct {
 	Dispatchers []*Process
 	Workers     []*Process
 	// Fleet are the links from workers to dispatchers by "worker-1/dispatcher-1", Clients
-	// those from clients to the server, Store those from servers to a single Redis.
-	Fleet, Clients, Store map[string]*netfault.Proxy
+	// those from clients to the server, Stores those from servers to a single Redis.
+	Fleet, Clients, Stores map[string]*netfault.Proxy
 	// Firewall is nil where packets cannot be dropped.
 	Firewall *netfault.Firewall
 	// NoFirewall says why there is none.
@@ -99,7 +99,7 @@ type client struct {
 func Launch(ctx context.Context, spec Spec) (c *Cluster, err error) {
 	c = &Cluster{
 		Spec: spec, spawner: newSpawner(), grpcAddr: map[string]string{}, httpAddr: map[string]string{},
-		Fleet: map[string]*netfault.Proxy{}, Clients: map[string]*netfault.Proxy{}, Store: map[string]*netfault.Proxy{},
+		Fleet: map[string]*netfault.Proxy{}, Clients: map[string]*netfault.Proxy{}, Stores: map[string]*netfault.Proxy{},
 	}
 	defer func() {
 		if err != nil {
@@ -140,6 +140,17 @@ func (c *Cluster) HistoryDir() string { return filepath.Join(c.Dir, "history") }
 
 // Ledger is the file that the functions write into.
 func (c *Cluster) Ledger() string { return filepath.Join(c.HistoryDir(), "ledger.jsonl") }
+
+// FrontAddr is where the server answers gRPC.
+func (c *Cluster) FrontAddr() string { return c.grpcAddr[c.Front.Name] }
+
+// StoreLinks are those to a single Redis.
+func (c *Cluster) StoreLinks() (list []*netfault.Proxy) {
+	for _, p := range c.Stores {
+		list = append(list, p)
+	}
+	return list
+}
 
 // API is the harness's own client, which no fault strikes.
 func (c *Cluster) API() *treadle.Client { return c.api }
@@ -267,7 +278,7 @@ func (c *Cluster) storeURL(name string, n int) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		c.Store[name], via = p, p.Addr
+		c.Stores[name], via = p, p.Addr
 	}
 	return c.Redis.URL(c.durability(), via, c.Sentinels[name]...), nil
 }
@@ -357,7 +368,7 @@ func (c *Cluster) Links(name string) (list []*netfault.Proxy) {
 
 // AllLinks are those of the fleet, of the clients and to the store.
 func (c *Cluster) AllLinks() (list []*netfault.Proxy) {
-	for _, m := range []map[string]*netfault.Proxy{c.Fleet, c.Clients, c.Store} {
+	for _, m := range []map[string]*netfault.Proxy{c.Fleet, c.Clients, c.Stores} {
 		for _, p := range m {
 			list = append(list, p)
 		}

@@ -113,7 +113,9 @@ func StartRedis(kind, dir string, s *spawner, config ...string) (r *Redis, err e
 func (r *Redis) startGroup(config []string) error {
 	for i := range 3 {
 		ip := fmt.Sprintf("127.0.4.%d", 1+i)
-		own := append([]string{"--bind", "127.0.0.1 " + ip, "--bind-source-addr", ip, "--replica-announce-ip", ip}, config...)
+		own := append([]string{"--bind", "127.0.0.1 " + ip, "--bind-source-addr", ip, "--replica-announce-ip", ip,
+			// An address of loopback other than 127.0.0.1 is a stranger to Redis.
+			"--protected-mode", "no"}, config...)
 		if i > 0 {
 			own = append(own, "--replicaof", fmt.Sprintf("%s %d", r.IPs[0], r.Servers[0].Port))
 		}
@@ -157,7 +159,7 @@ func (r *Redis) startSentinel(ip string) error {
 		return err
 	}
 	conf := filepath.Join(dir, "sentinel.conf")
-	text := fmt.Sprintf("port %d\nbind %s\nbind-source-addr %s\nsentinel announce-ip %s\nsentinel announce-port %d\ndir %s\nlogfile %s\n"+
+	text := fmt.Sprintf("port %d\nbind %s\nprotected-mode no\nbind-source-addr %s\nsentinel announce-ip %s\nsentinel announce-port %d\ndir %s\nlogfile %s\n"+
 		"sentinel monitor %s %s %d 2\nsentinel down-after-milliseconds %s %d\nsentinel failover-timeout %s 5000\nsentinel parallel-syncs %s 2\n",
 		port, ip, ip, ip, port, dir, filepath.Join(dir, "sentinel.log"),
 		masterName, r.IPs[0], r.Servers[0].Port, masterName, downAfter.Milliseconds(), masterName, masterName)

@@ -51,6 +51,8 @@ type Shape struct {
 	MaxRetries int `json:"max_retries"`
 	// Patience is how long one operation may take, with the client's own retries.
 	Patience time.Duration `json:"patience"`
+	// MaxTasks is how many tasks one client submits; 0 is no limit.
+	MaxTasks int `json:"max_tasks"`
 	// ArgBytes makes the arguments larger.
 	ArgBytes int `json:"arg_bytes"`
 }
@@ -203,7 +205,7 @@ func (c *client) step() error {
 	switch {
 	case again != nil:
 		return c.submit(ctx, *again)
-	case e.id == "" || dice < 0.55:
+	case (e.id == "" || dice < 0.55) && c.mayAdd():
 		r := c.request()
 		if c.chance(s.Pairs) {
 			var wg sync.WaitGroup
@@ -214,6 +216,8 @@ func (c *client) step() error {
 			return errors.Join(err, second)
 		}
 		return c.submit(ctx, r)
+	case e.id == "", dice < 0.55:
+		return nil // there is nothing to look at yet, or nothing to add
 	case dice < 0.55+0.45*s.Cancel:
 		return c.cancel(ctx, e)
 	case dice < 0.8:
@@ -221,6 +225,12 @@ func (c *client) step() error {
 	default:
 		return c.result(ctx, e)
 	}
+}
+
+func (c *client) mayAdd() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg.Shape.MaxTasks == 0 || c.seq < c.cfg.Shape.MaxTasks
 }
 
 func (c *client) chance(share float64) bool {

@@ -15,6 +15,7 @@ import (
 	"github.com/treadle-dev/treadle/chaos/cluster"
 	"github.com/treadle-dev/treadle/chaos/history"
 	"github.com/treadle-dev/treadle/chaos/load"
+	"github.com/treadle-dev/treadle/chaos/sandbox"
 	treadle "github.com/treadle-dev/treadle/clients/go"
 	"github.com/treadle-dev/treadle/store/storetap"
 )
@@ -30,8 +31,8 @@ type Options struct {
 	Binary, Python string
 	// Plain says that the binary is one that users get: it has no tap and no kill points.
 	Plain bool
-	// Dir is where the run is kept.
-	Dir string
+	// Dir is where the run is kept, Root the repository.
+	Dir, Root string
 	// Env is added to all processes of Treadle.
 	Env []string
 }
@@ -84,7 +85,7 @@ func Run(ctx context.Context, s *Scenario, o Options) *Report {
 	}
 	e := &Env{
 		Scenario: s, Seed: o.Seed, Store: o.Store, Mode: o.Mode, Dur: o.Dur, saw: map[string]bool{},
-		Rand: rand.New(rand.NewPCG(o.Seed, 0x7472656164)), Shape: load.DefaultShape(),
+		Rand: rand.New(rand.NewPCG(o.Seed, 0x7472656164)), Shape: load.DefaultShape(), Root: o.Root, RunDir: o.Dir,
 	}
 	if s.Shape != nil {
 		s.Shape(&e.Shape)
@@ -95,7 +96,7 @@ func Run(ctx context.Context, s *Scenario, o Options) *Report {
 	}
 	if e.Cluster != nil {
 		e.Close()
-		if left := cluster.Strays(); len(left) > 0 {
+		if left := strays(ctx); len(left) > 0 {
 			r.Failures = append(r.Failures, fmt.Sprintf("%d processes outlived the run: %s", len(left), strings.Join(left, "; ")))
 		}
 	}
@@ -104,8 +105,26 @@ func Run(ctx context.Context, s *Scenario, o Options) *Report {
 	return r
 }
 
+// strays gives what a killed agent leaves behind the second that it may take.
+func strays(ctx context.Context) (left []string) {
+	err := cluster.Await(ctx, "everything has gone", 1500*time.Millisecond, func(context.Context) (bool, error) {
+		left = cluster.Strays()
+		return len(left) == 0, nil
+	})
+	if err == nil {
+		return nil
+	}
+	return left
+}
+
 func run(ctx context.Context, e *Env, o Options, r *Report) error {
 	s := e.Scenario
+	if s.NeedsRoot && !sandbox.Inside() {
+		return errors.New("it needs root, for namespaces of its own")
+	}
+	if s.Solo != nil {
+		return s.Solo(ctx, e)
+	}
 	spec := cluster.Spec{
 		Store: o.Store, Mode: o.Mode, Binary: o.Binary, Python: o.Python, Dir: o.Dir, Workers: 3, Slots: 4, Tap: !o.Plain,
 		Args: map[string][]string{}, Env: map[string][]string{}, Once: map[string][]string{}, FDs: map[string]int{},
@@ -146,6 +165,9 @@ func run(ctx context.Context, e *Env, o Options, r *Report) error {
 	if err := s.Inject(ctx, e); err != nil {
 		return fmt.Errorf("inject: %w", err)
 	}
+	if s.Ends {
+		return e.met(r)
+	}
 	return finish(ctx, e, r)
 }
 
@@ -180,10 +202,8 @@ func finish(ctx context.Context, e *Env, r *Report) error {
 	r.Findings = *check.Run(evidence)
 	r.Failures = append(r.Failures, r.Violations...)
 	e.recovery(evidence, r)
-	for _, c := range s.Sometimes {
-		if !c.Met(e, &r.Findings) {
-			r.Failures = append(r.Failures, "this run proves nothing, as it never happened that "+c.Name)
-		}
+	if err := e.met(r); err != nil {
+		r.Failures = append(r.Failures, err.Error())
 	}
 	if s.After != nil {
 		if err := s.After(ctx, e); err != nil {
@@ -197,6 +217,17 @@ func finish(ctx context.Context, e *Env, r *Report) error {
 		r.Failures = append(r.Failures, "I18: "+err.Error())
 	}
 	return nil
+}
+
+// met says what should have happened in the run and did not.
+func (e *Env) met(r *Report) error {
+	var errs []error
+	for _, c := range e.Scenario.Sometimes {
+		if !c.Met(e, &r.Findings) {
+			errs = append(errs, errors.New("this run proves nothing, as it never happened that "+c.Name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // reviveAll starts what a scenario left down.

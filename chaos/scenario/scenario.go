@@ -47,6 +47,10 @@ type Scenario struct {
 	MayLose func(*Env) bool
 	// NeedsRoot: it cannot be made without namespaces or mounts.
 	NeedsRoot bool
+	// Ends: the cluster is beyond repair after it, so there is nothing to drain.
+	Ends bool
+	// Solo runs without a cluster, in place of everything else.
+	Solo func(context.Context, *Env) error
 	// NoRestart leaves out the restart of everything before the drain.
 	NoRestart bool
 }
@@ -119,6 +123,8 @@ type Env struct {
 	Rand     *rand.Rand
 	Function string
 	Shape    load.Shape
+	// Root is the repository, RunDir where the run is kept.
+	Root, RunDir string
 
 	log *history.Writer
 	// loadEnd is when the faults were over.

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/treadle-dev/treadle/chaos/cluster"
+	"github.com/treadle-dev/treadle/chaos/history"
 	"github.com/treadle-dev/treadle/chaos/load"
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/store/storetap"
 )
 
 // noLosses checks that no task spent one of its attempts: the workers lived all the time.
@@ -68,4 +71,25 @@ func registerThroughKill(ctx context.Context, e *Env) error {
 		return fmt.Errorf("one key registered %d functions", n)
 	}
 	return wait(ctx, time.Second)
+}
+
+// requestOf is an execution with positional arguments.
+func requestOf(function string, args ...any) treadle.Request {
+	return treadle.Request{Function: function, Args: args}
+}
+
+// storeHistory reads what the processes wrote about their stores; what cannot be read is
+// left out, as collect complains of it.
+func (e *Env) storeHistory() (list []storetap.Entry) {
+	files, err := filepath.Glob(e.HistoryFile("store-*.jsonl"))
+	if err != nil {
+		return nil
+	}
+	for _, f := range files {
+		entries, err := history.Read[storetap.Entry](f)
+		if err == nil {
+			list = append(list, entries...)
+		}
+	}
+	return list
 }

@@ -9,7 +9,7 @@ import (
 // Table lists every scenario, by row.
 func Table() []Scenario {
 	var list []Scenario
-	for _, part := range [][]Scenario{killScenarios()} {
+	for _, part := range [][]Scenario{killScenarios(), freezeScenarios(), storeScenarios(), diskScenarios(), zooScenarios(), raceScenarios()} {
 		list = append(list, part...)
 	}
 	slices.SortStableFunc(list, func(a, b Scenario) int { return a.Row - b.Row })

@@ -1,0 +1,278 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/treadle-dev/treadle/chaos/check"
+	"github.com/treadle-dev/treadle/chaos/cluster"
+	"github.com/treadle-dev/treadle/chaos/history"
+	"github.com/treadle-dev/treadle/chaos/load"
+	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/pebblestore"
+	"github.com/treadle-dev/treadle/task"
+)
+
+// fillDisk takes the space away under the embedded store and gives it back.
+func fillDisk(ctx context.Context, e *Env) error {
+	filler := filepath.Join(e.Dir, "data", "filler")
+	if err := e.Mark("the disk fills up"); err != nil {
+		return err
+	}
+	f, err := os.Create(filler)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	block := make([]byte, 1<<20)
+	for {
+		if _, err := f.Write(block); err != nil {
+			break // it is full
+		}
+	}
+	if err := e.Pause(ctx, 6*time.Second); err != nil {
+		return err
+	}
+	if err := e.Mark("there is space again"); err != nil {
+		return err
+	}
+	if err := os.Remove(filler); err != nil {
+		return err
+	}
+	at := history.Now()
+	err = cluster.Await(ctx, "submissions are taken again", 15*time.Second, func(ctx context.Context) (bool, error) {
+		_, err := e.API().Execute(ctx, requestOf(e.Function, fmt.Sprintf("disk-%d", at), 0.0, os.DevNull))
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
+	e.Note("submissions were taken %s after there was space; the process ended %d times", time.Duration(history.Now()-at).Round(time.Millisecond), e.Front.Exits())
+	return wait(ctx, 2*time.Second)
+}
+
+// refusedForSpace is met when clients were told that there is no room.
+var refusedForSpace = Condition{"a submission was refused for want of space", func(e *Env, _ *check.Findings) bool {
+	files, _ := filepath.Glob(e.HistoryFile("client-*.jsonl")) // the pattern is well formed
+	for _, f := range files {
+		events, err := history.Read[history.Event](f)
+		if err != nil {
+			return false
+		}
+		for _, ev := range events {
+			if ev.Op == history.Submit && ev.Class == "EXHAUSTED" {
+				return true
+			}
+		}
+	}
+	return false
+}}
+
+// powerCuts runs the embedded store's own test of power cuts; what fails names its seed.
+func powerCuts(ctx context.Context, e *Env) error {
+	const seeds = 40
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-run", "^TestPowerCut$", "-v", "./store/pebblestore")
+	cmd.Dir = e.Root
+	cmd.Env = append(os.Environ(), fmt.Sprintf("CRASH_SEEDS=%d", seeds))
+	out, err := cmd.CombinedOutput()
+	for line := range strings.SplitSeq(string(out), "\n") {
+		if at := strings.Index(line, ": "); err == nil && at >= 0 && strings.Contains(line, " power cuts over ") {
+			e.Note("%s", line[at+2:])
+			return nil
+		}
+	}
+	return fmt.Errorf("%w\n%s", errors.Join(err, errors.New("no power was cut")), out)
+}
+
+// torn damages copies of a store's files in every way that a disk does, and opens them.
+func torn(ctx context.Context, e *Env) error {
+	origin := filepath.Join(e.RunDir, "origin")
+	open := func(dir string) (*pebblestore.Store, error) {
+		return pebblestore.Open(ctx, pebblestore.Options{
+			Dir: dir, Durability: pebblestore.Embedded, Retention: time.Hour, Lease: time.Second, MinFree: -1, Logger: slog.New(slog.DiscardHandler),
+		})
+	}
+	ids, err := fillStore(ctx, origin, open)
+	if err != nil {
+		return err
+	}
+	refused, whole, short := 0, 0, 0
+	end := time.Now().Add(e.Dur)
+	n := 0
+	for ; time.Now().Before(end); n++ {
+		dir := filepath.Join(e.RunDir, "copy")
+		what, err := e.damage(origin, dir)
+		if err != nil {
+			return err
+		}
+		s, err := open(dir)
+		if err != nil {
+			// A refusal must say what is wrong with which file.
+			if len(err.Error()) < 20 {
+				return fmt.Errorf("%s: refused without a reason: %w", what, err)
+			}
+			refused++
+			os.RemoveAll(dir)
+			continue
+		}
+		present, err := readBack(ctx, s, ids)
+		if err == nil {
+			err = s.CheckInvariants(ctx)
+		}
+		broken := s.Err() != nil
+		closeErr := s.Close()
+		switch {
+		case err != nil && task.CodeOf(err) == task.CodeUnavailable, broken:
+			refused++ // it noticed the damage when it read it
+		case err != nil:
+			return fmt.Errorf("I18: %s: the store opens and is wrong: %w", what, errors.Join(err, closeErr))
+		case present == len(ids):
+			whole++
+		default:
+			short++
+		}
+		os.RemoveAll(dir)
+	}
+	e.Note("%d damaged copies: %d refused, %d opened whole, %d opened without their torn tail", n, refused, whole, short)
+	if refused == 0 || n < 20 {
+		return errors.New("this run proves nothing: no copy was refused")
+	}
+	return nil
+}
+
+// fillStore makes a store with tasks in all states.
+func fillStore(ctx context.Context, dir string, open func(string) (*pebblestore.Store, error)) (ids []task.ID, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s, err := open(dir)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	for i := range 300 {
+		id := task.ID{0: byte(i >> 8), 1: byte(i), 6: 0x70, 8: 0x80}
+		t := &task.Task{
+			ID: id, FunctionName: "f", Queue: task.DefaultQueue, Runtime: task.RuntimePython, Form: task.FormSource, Priority: task.DefaultPriority,
+			MaxRetries: 3, Args: task.EncodingJSON, Returns: task.EncodingJSON, ArgsSize: 100,
+		}
+		if _, err := s.Submit(ctx, now, []store.Submission{{Task: t, Args: make([]byte, 100)}}); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		ids = append(ids, id)
+		if i%3 == 0 {
+			claims, err := s.Claim(ctx, now, []store.ClaimRequest{{
+				Claim: task.ID{15: 1, 1: byte(i), 0: byte(i >> 8)}, Worker: "w", Queues: []string{task.DefaultQueue}, Runtimes: []string{task.RuntimePython}, Max: 1,
+				Until: now.Add(time.Hour),
+			}})
+			if err != nil || len(claims[0]) == 0 {
+				return nil, errors.Join(err, errors.New("nothing to claim"), s.Close())
+			}
+			if i%2 == 0 {
+				out := task.Outcome{End: task.EndSucceeded, Result: []byte("1"), Encoding: task.EncodingJSON}
+				if _, err := s.Settle(ctx, now, []store.Settlement{{Token: claims[0][0].Token, Outcome: out}}); err != nil {
+					return nil, errors.Join(err, s.Close())
+				}
+			}
+		}
+	}
+	return ids, s.Close()
+}
+
+// readBack counts the tasks that are there.
+func readBack(ctx context.Context, s *pebblestore.Store, ids []task.ID) (n int, err error) {
+	list, err := s.Tasks(ctx, ids)
+	for _, t := range list {
+		if t != nil {
+			n++
+		}
+	}
+	return n, err
+}
+
+// damage copies a store and damages one of the files that hold its data.
+func (e *Env) damage(from, to string) (what string, err error) {
+	if err := os.MkdirAll(to, 0o700); err != nil {
+		return "", err
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return "", err
+	}
+	var data []string
+	for _, entry := range entries {
+		if err := copyFile(filepath.Join(from, entry.Name()), filepath.Join(to, entry.Name())); err != nil {
+			return "", err
+		}
+		if ext := filepath.Ext(entry.Name()); ext == ".log" || ext == ".sst" || strings.HasPrefix(entry.Name(), "MANIFEST") {
+			data = append(data, entry.Name())
+		}
+	}
+	name := data[e.Pick(len(data))]
+	path := filepath.Join(to, name)
+	info, err := os.Stat(path)
+	if err != nil || info.Size() == 0 {
+		return name, err
+	}
+	size := int(info.Size())
+	if e.Pick(2) == 0 {
+		cut := size - 1 - e.Pick(min(size, 4096))
+		return fmt.Sprintf("%s cut to %d of %d bytes", name, max(cut, 0), size), os.Truncate(path, int64(max(cut, 0)))
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	at := e.Pick(size)
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, int64(at)); err != nil {
+		return "", err
+	}
+	bit := byte(1) << e.Pick(8)
+	b[0] ^= bit
+	_, err = f.WriteAt(b, int64(at))
+	return fmt.Sprintf("%s with bit %#x of byte %d flipped", name, bit, at), err
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// diskScenarios are rows 16 to 18.
+func diskScenarios() []Scenario {
+	return []Scenario{
+		{
+			Row: 16, Name: "power-cut", Fault: "power cuts on the embedded store, with 0, 50 and 100 % of what was not synced",
+			Expect: "nothing acknowledged is lost", Stores: []string{"embedded"}, Solo: powerCuts,
+		},
+		{
+			Row: 17, Name: "torn-files", Fault: "torn and bit-flipped files of the embedded store",
+			Expect: "starts or refuses, never silently wrong", Stores: []string{"embedded"}, Solo: torn,
+		},
+		{
+			Row: 18, Name: "disk-full", Fault: "the disk of the embedded store fills up", NeedsRoot: true,
+			Expect: "submissions are refused, running work finishes, recovers after there is space", Stores: []string{"embedded"},
+			Spec:   func(_ *Env, s *cluster.Spec) { s.DataSize = 160 << 20 },
+			Inject: fillDisk, Sometimes: []Condition{refusedForSpace}, Shape: func(s *load.Shape) { s.ArgBytes = 4 << 10 },
+		},
+	}
+}

@@ -1,0 +1,292 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/treadle-dev/treadle/chaos/cluster"
+	"github.com/treadle-dev/treadle/chaos/history"
+	"github.com/treadle-dev/treadle/chaos/load"
+	"github.com/treadle-dev/treadle/chaos/netfault"
+	"github.com/treadle-dev/treadle/internal/failpoint"
+)
+
+const (
+	// lease is the product's default, beyond is longer than it and the reaper's period.
+	lease  = 10 * time.Second
+	beyond = lease + 3*time.Second
+	// frozenBound is how long a task of a silent worker may wait: its lease, and what the
+	// reaper and the queue add.
+	frozenBound = 12 * time.Second
+)
+
+// outlasting has tasks run longer than a silent worker keeps them, and tell all the time
+// that they do.
+func outlasting(s *load.Shape) {
+	s.MinRun, s.MaxRun, s.Tick, s.Rate = 12500*time.Millisecond, 14*time.Second, 50*time.Millisecond, 4
+	s.Deadline, s.Cancel, s.Pairs, s.MaxTasks = 0, 0, 0, 2
+}
+
+// freeze stops a process for a while.
+func freeze(ctx context.Context, e *Env, p *cluster.Process, d time.Duration, agents ...int) error {
+	if err := e.Mark("SIGSTOP "+p.Name, agents...); err != nil {
+		return err
+	}
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	if err := wait(ctx, d); err != nil {
+		return err
+	}
+	return p.Signal(syscall.SIGCONT)
+}
+
+// cutOff takes a worker off all dispatchers, longer than its lease.
+func cutOff(d netfault.Direction) func(context.Context, *Env) error {
+	return func(ctx context.Context, e *Env) error {
+		// Let it have something to do.
+		if err := wait(ctx, time.Second); err != nil {
+			return err
+		}
+		w, err := e.busiest()
+		if err != nil {
+			return err
+		}
+		if err := e.Mark("cut off "+w.Name, w.PID()); err != nil {
+			return err
+		}
+		if err := netfault.Cut(e.Firewall, d, e.Links(w.Name)...); err != nil {
+			return err
+		}
+		if err := wait(ctx, beyond); err != nil {
+			return err
+		}
+		return e.Heal()
+	}
+}
+
+// busiest returns the worker that has begun the most executions.
+func (e *Env) busiest() (best *cluster.Process, err error) {
+	runs, err := history.Read[history.Run](e.Ledger())
+	if err != nil {
+		return nil, err
+	}
+	begun := map[int]int{}
+	for _, r := range runs {
+		if r.What == history.Started {
+			begun[r.Agent]++
+		}
+	}
+	for _, w := range e.Workers {
+		if best == nil || begun[w.PID()] > begun[best.PID()] {
+			best = w
+		}
+	}
+	return best, nil
+}
+
+// noOverlap checks that a worker that was cut off had stopped what it ran before it ran
+// elsewhere: the last word of each execution comes before the first of the next one.
+func noOverlap(_ context.Context, e *Env) error {
+	runs, err := history.Read[history.Run](e.Ledger())
+	if err != nil {
+		return err
+	}
+	type life struct{ first, last int64 }
+	byKey := map[string]map[string]*life{}
+	for _, r := range runs {
+		if byKey[r.Key] == nil {
+			byKey[r.Key] = map[string]*life{}
+		}
+		l := byKey[r.Key][r.Run]
+		if l == nil {
+			l = &life{first: r.At}
+			byKey[r.Key][r.Run] = l
+		}
+		l.last = r.At
+	}
+	var errs []error
+	pairs := 0
+	for key, set := range byKey {
+		var lives []*life
+		for _, l := range set {
+			lives = append(lives, l)
+		}
+		slices.SortFunc(lives, func(a, b *life) int { return int(a.first - b.first) })
+		for i := 1; i < len(lives); i++ {
+			pairs++
+			if late := time.Duration(lives[i-1].last - lives[i].first); late > 0 {
+				errs = append(errs, fmt.Errorf("I9: key %s still ran %s after it had started elsewhere", key, late))
+			}
+		}
+	}
+	if pairs == 0 {
+		return errors.New("this run proves nothing: no task ran twice")
+	}
+	e.Note("%d tasks moved, none ran in two places at a time", pairs)
+	return errors.Join(errs...)
+}
+
+// awaitLog waits for a text in a process's log.
+func awaitLog(ctx context.Context, p *cluster.Process, text string, limit time.Duration) error {
+	return cluster.Await(ctx, fmt.Sprintf("%s says %q", p.Name, text), limit, func(context.Context) (bool, error) {
+		b, err := os.ReadFile(p.LogPath())
+		return err == nil && strings.Contains(string(b), text), err
+	})
+}
+
+// freezeScenarios are rows 3, 8, 9, 20, 21, 23 and 26.
+func freezeScenarios() []Scenario {
+	return []Scenario{
+		{
+			Row: 3, Name: "worker-freeze", Fault: "worker SIGSTOP longer than its lease, then SIGCONT",
+			Expect: "the new attempt's result is kept, the stale one refused", Stores: all, Bound: frozenBound, Recovery: Restarts,
+			Shape: longRuns, Sometimes: []Condition{Requeued, Refused},
+			Inject: func(ctx context.Context, e *Env) error {
+				w := e.Worker()
+				if err := freeze(ctx, e, w, beyond, w.PID()); err != nil {
+					return err
+				}
+				return wait(ctx, 2*time.Second) // its reports come in
+			},
+		},
+		{
+			Row: 8, Name: "dispatcher-freeze", Fault: "dispatcher SIGSTOP past its sessions, then SIGCONT",
+			Expect: "its late reaps and claims are refused by epoch", Stores: []string{"redis", "replicated", "embedded"},
+			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck},
+			Inject: func(ctx context.Context, e *Env) error {
+				if err := freeze(ctx, e, e.Dispatcher(), beyond); err != nil {
+					return err
+				}
+				return wait(ctx, 2*time.Second)
+			},
+		},
+		{
+			Row: 9, Name: "two-reapers", Fault: "both dispatchers reap the same leases at once",
+			Expect: "one requeue", Stores: []string{"redis", "replicated"}, Shape: longRuns,
+			Spec:      func(_ *Env, s *cluster.Spec) { s.Lease = 4 * time.Second },
+			Sometimes: []Condition{Requeued},
+			Inject: func(ctx context.Context, e *Env) error {
+				for _, w := range e.Workers[:2] {
+					if err := freeze(ctx, e, w, 6*time.Second, w.PID()); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+			After: func(ctx context.Context, e *Env) error {
+				list, err := e.final(ctx)
+				if err != nil {
+					return err
+				}
+				var errs []error
+				for _, r := range list {
+					lost := 0
+					for _, end := range r.Ends {
+						if end == "lost" {
+							lost++
+						}
+					}
+					if r.Lost > len(e.Faults()) || r.Lost > lost {
+						errs = append(errs, fmt.Errorf("task %s was charged with %d lost workers, its attempts ended as %v", r.ID, r.Lost, r.Ends))
+					}
+				}
+				return errors.Join(errs...)
+			},
+		},
+		{
+			Row: 20, Name: "worker-blackhole", Fault: "worker and dispatchers do not hear each other (no reset)",
+			Expect: "found within the lease; the worker stops its executor before the task runs elsewhere",
+			Stores: all, Bound: frozenBound, Recovery: Restarts, Shape: outlasting, Inject: cutOff(netfault.Both), After: noOverlap,
+			Sometimes: []Condition{Requeued}, NoRestart: true,
+		},
+		{
+			Row: 21, Name: "one-way-partition", Fault: "dispatchers do not hear the worker, the worker hears them",
+			Expect: "as row 20", Stores: all, Bound: frozenBound, Recovery: Restarts, Shape: outlasting, Inject: cutOff(netfault.Up),
+			After: noOverlap, Sometimes: []Condition{Requeued}, NoRestart: true,
+		},
+		{
+			Row: 23, Name: "deaf-worker", Fault: "worker alive but deaf: its receive loop is stuck",
+			Expect: "its heartbeat stops, its work is moved", Stores: all, Bound: frozenBound, Recovery: Restarts, Shape: longRuns,
+			Spec: func(e *Env, s *cluster.Spec) {
+				s.Once["worker-1"] = []string{fmt.Sprintf("%s=%s=hang@%d", failpoint.Env, failpoint.WorkerReceive, 12+e.Pick(20))}
+			},
+			Sometimes: []Condition{Requeued},
+			Inject: func(ctx context.Context, e *Env) error {
+				w := e.Workers[0]
+				if err := awaitLog(ctx, w, `"msg":"failpoint"`, 10*time.Second); err != nil {
+					return err
+				}
+				if err := e.Mark(w.Name+" is deaf", w.PID()); err != nil {
+					return err
+				}
+				if err := wait(ctx, beyond); err != nil {
+					return err
+				}
+				w.Kill() // it does not hear SIGTERM either
+				return w.Start()
+			},
+		},
+		{
+			Row: 26, Name: "agent-kill-orphans", Fault: "agent SIGKILL while its executors run, fork and ignore signals",
+			Expect: "no orphan after a second", Stores: all, Shape: longRuns, Sometimes: []Condition{Struck},
+			Inject: agentKill,
+		},
+	}
+}
+
+// agentKill fills the workers with executions that do not want to go and kills an agent.
+func agentKill(ctx context.Context, e *Env) error {
+	const stubborn = `
+def stubborn():
+    import os, signal, subprocess, time
+    for n in range(1, 32):
+        if n not in (9, 19):
+            signal.signal(n, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "600"])
+    if os.fork() == 0:
+        time.sleep(600)
+    time.sleep(1.5)
+    return "stayed"
+`
+	fn, err := e.API().RegisterSource(ctx, "stubborn", stubborn)
+	if err != nil {
+		return err
+	}
+	for range 3 {
+		for range 12 {
+			if _, err := e.API().Execute(ctx, requestOf(fn.ID)); err != nil {
+				return err
+			}
+		}
+		if err := e.Pause(ctx, time.Second); err != nil {
+			return err
+		}
+		w := e.Worker()
+		children := cluster.Children(w.PID())
+		if err := e.Mark("SIGKILL "+w.Name, w.PID()); err != nil {
+			return err
+		}
+		w.Kill()
+		if err := wait(ctx, time.Second); err != nil {
+			return err
+		}
+		if left := cluster.Orphans(); len(left) > 0 {
+			return fmt.Errorf("I20: %d of %d processes below %s were there a second after its death: %s", len(left), children, w.Name, strings.Join(left, "; "))
+		}
+		e.Note("%s had %d processes below it; none was left after a second", w.Name, children)
+		if children == 0 {
+			return fmt.Errorf("%s had nothing below it: this run proves nothing", w.Name)
+		}
+		if err := w.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
