@@ -52,6 +52,7 @@ func (d *Dispatcher) doClaims(ctx context.Context, reqs []store.ClaimRequest) {
 func (d *Dispatcher) doStands(ctx context.Context, reqs []store.ClaimRequest) {
 	for _, req := range reqs {
 		deliver := func(tasks []store.Claimed) {
+			failpoint.Seen(failpoint.AfterClaim, len(tasks))
 			ev := claimed{request: req, tasks: tasks, stood: true}
 			select {
 			case d.inbox <- ev:

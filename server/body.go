@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 
-	"github.com/treadle-dev/treadle/internal/spike"
+	"github.com/treadle-dev/treadle/internal/collector"
 	"github.com/treadle-dev/treadle/server/restjson"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -146,7 +146,7 @@ func (b *body) hold(size int64) error {
 			text: "the server is holding as many large request bodies and results as it may: try again"})
 	}
 	b.held += size
-	spike.Passing(int(size))
+	collector.Passing(int(size))
 	return nil
 }
 
@@ -166,7 +166,7 @@ func (b *body) answer(ctx context.Context, s *Server, id task.ID) (*task.Task, [
 		return s.resultNow(ctx, id)
 	}
 	t, result, err := s.resultNow(ctx, id)
-	spike.Passing(len(result))
+	collector.Passing(len(result))
 	keep := int64(len(result))
 	if keep <= freeBody {
 		keep = 0

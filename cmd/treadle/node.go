@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/treadle-dev/treadle/dispatcher"
+	"github.com/treadle-dev/treadle/internal/collector"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/link/linkpb"
 	"github.com/treadle-dev/treadle/server"
@@ -37,6 +38,9 @@ type node struct {
 	// worker's id and its HTTP address.
 	Ready func(grpcAddrOrWorker, httpAddr string)
 }
+
+// heapFloor is the memory that a server or a worker takes before it looks for some to free.
+const heapFloor = 128 << 20
 
 func randomID() task.ID { return task.ID(uuid.New()) }
 
@@ -118,6 +122,7 @@ type parts struct {
 }
 
 func (n *node) serve(ctx context.Context, p parts) (err error) {
+	collector.KeepFloor(heapFloor)
 	st, err := n.openStore(ctx, p.shared)
 	if err != nil {
 		return err
@@ -212,6 +217,7 @@ func orNone[T int | time.Duration](v T) T {
 
 // work runs a worker agent until ctx ends, then drains.
 func (n *node) work(ctx context.Context) error {
+	collector.KeepFloor(heapFloor)
 	options, err := n.dialOptions()
 	if err != nil {
 		return err

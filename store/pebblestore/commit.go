@@ -12,8 +12,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/treadle-dev/treadle/internal/collector"
 	"github.com/treadle-dev/treadle/internal/seededbug"
-	"github.com/treadle-dev/treadle/internal/spike"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -127,7 +127,7 @@ type txn struct {
 
 // newTxn begins a commit of about that many bytes.
 func (s *Store) newTxn(bytes int) *txn {
-	spike.Passing(bytes)
+	collector.Passing(bytes)
 	x := &txn{s: s, live: s.db.NewBatch()}
 	if bytes > 16*partSize {
 		// A batch that grows by doubling leaves as much again behind.

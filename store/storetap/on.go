@@ -51,11 +51,11 @@ func Wrap(s store.Store) store.Store {
 			attendant
 		}{t, a}
 	}
-	if f, ok := s.(failing); ok {
+	if f, ok := s.(embedded); ok {
 		return struct {
-			*tap
+			*standingTap
 			failing
-		}{t, f}
+		}{&standingTap{t, f}, f}
 	}
 	return t
 }
@@ -69,6 +69,34 @@ type failing interface {
 	Failed() <-chan struct{}
 	Err() error
 }
+
+// embedded is what the embedded store is beside a store.
+type embedded interface {
+	failing
+	store.Standing
+}
+
+// standingTap implements store.Standing too.
+type standingTap struct {
+	*tap
+	standing store.Standing
+}
+
+// Stand implements store.Standing. What is served was claimed at some moment since.
+func (t *standingTap) Stand(ctx context.Context, now time.Time, r store.ClaimRequest, lease time.Duration, deliver func([]store.Claimed)) error {
+	asked := monotonic()
+	return t.standing.Stand(ctx, now.Add(t.shift()), r, lease, func(tasks []store.Claimed) {
+		e := Entry{Process: os.Getpid(), Op: "claim", Start: asked, End: monotonic()}
+		for _, c := range tasks {
+			e.Items = append(e.Items, claimItem(c, r.Worker))
+		}
+		t.write(&e)
+		deliver(tasks)
+	})
+}
+
+// Withdraw implements store.Standing.
+func (t *standingTap) Withdraw(claim task.ID) { t.standing.Withdraw(claim) }
 
 // tap implements store.Store.
 type tap struct {
@@ -162,6 +190,13 @@ func item(tok task.Token) Item {
 	return Item{Task: tok.Task.String(), Epoch: tok.Epoch, Claim: tok.Claim.String(), Attempt: tok.Attempt}
 }
 
+func claimItem(c store.Claimed, worker string) Item {
+	it := item(c.Token)
+	it.Worker, it.Status = worker, string(c.Task.Status)
+	it.Losses, it.Lapses, it.Retries = c.Task.Losses, c.Task.Lapses, c.Task.MaxRetries
+	return it
+}
+
 // Submit implements store.Tasks.
 func (t *tap) Submit(ctx context.Context, now time.Time, items []store.Submission) (out []store.Submitted, err error) {
 	by := t.shift()
@@ -209,10 +244,7 @@ func (t *tap) Claim(ctx context.Context, now time.Time, reqs []store.ClaimReques
 	}, func() (list []Item) {
 		for i, got := range out {
 			for _, c := range got {
-				it := item(c.Token)
-				it.Worker, it.Status = reqs[i].Worker, string(c.Task.Status)
-				it.Losses, it.Lapses, it.Retries = c.Task.Losses, c.Task.Lapses, c.Task.MaxRetries
-				list = append(list, it)
+				list = append(list, claimItem(c, reqs[i].Worker))
 			}
 		}
 		return list

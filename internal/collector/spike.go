@@ -1,12 +1,7 @@
-// Package spike keeps the heap from doubling while a few values of tens of megabytes
-// pass through the process.
-//
-// The collector lets the heap grow to twice what was live when it last ran. That is
-// right for many small objects and wrong for six copies of one large value, most of
-// them garbage. A memory limit makes it run earlier; as a limit that is near to what is
-// live makes it run all the time, it is in force only while large values pass, and only
-// where the heap is otherwise small.
-package spike
+// Package collector fits Go's garbage collector to a process that passes on what it gets:
+// it runs less often than by default while the heap is small, and more often while a few
+// large values pass.
+package collector
 
 import (
 	"math"
@@ -16,6 +11,11 @@ import (
 	"time"
 )
 
+// The collector lets the heap grow to twice what was live when it last ran. That is
+// right for many small objects and wrong for six copies of one large value, most of
+// them garbage. A memory limit makes it run earlier; as a limit that is near to what is
+// live makes it run all the time, it is in force only while large values pass, and only
+// where the heap is otherwise small.
 const (
 	// Large is the size from which a value is worth a word to [Passing], in bytes.
 	Large = 8 << 20
