@@ -32,8 +32,14 @@ func newTimeID() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
 // fabric is a store with dispatchers on it, in one process.
 type fabric struct {
 	t     testing.TB
-	store *pebblestore.Store
+	store checkedStore
 	done  *sync.Map // task.ID -> chan struct{}
+}
+
+// checkedStore is a store that can look for mistakes in itself.
+type checkedStore interface {
+	store.Store
+	CheckInvariants(ctx context.Context) error
 }
 
 func newFabric(t testing.TB) *fabric {
@@ -42,6 +48,11 @@ func newFabric(t testing.TB) *fabric {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newFabricOn(t, s)
+}
+
+func newFabricOn(t testing.TB, s checkedStore) *fabric {
+	t.Helper()
 	f := &fabric{t: t, store: s, done: &sync.Map{}}
 	stop := s.Bell().Listen(func(signals []store.Signal) {
 		for _, sig := range signals {

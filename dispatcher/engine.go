@@ -547,9 +547,12 @@ func (e *Engine) abandon(s *session) {
 			end, text = task.EndLost, fmt.Sprintf("worker %s was lost while it ran the task (its stream closed and it did not return within %s)",
 				s.hello.Worker, e.cfg.Grace)
 		}
-		e.settle(task.ID{}, tok, task.Fail(end, text), nil)
+		// Should the worker have gone to another dispatcher with it, nothing is lost.
+		e.out.settles = append(e.out.settles, settle{settlement: store.Settlement{
+			Token: tok, Outcome: task.Fail(end, text), Session: s.id, Jitter: e.cfg.Jitter(),
+		}})
 	}
-	e.note(s, "worker did not return: its attempts were requeued", nil, len(tokens))
+	e.note(s, "worker did not return: what it has not taken elsewhere is requeued", nil, len(tokens))
 	e.forget(s)
 }
 

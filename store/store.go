@@ -229,6 +229,10 @@ type Resumption struct {
 type Settlement struct {
 	Token   task.Token
 	Outcome task.Outcome
+	// Session, unless it is zero, must be the one that holds the claim, or the settlement
+	// is stale: who speaks for a worker that it lost must not end what another session
+	// of that worker has taken over.
+	Session task.ID
 	Log     []byte
 	// Jitter in [0,1) spreads the delay of a retry.
 	Jitter float64

@@ -172,6 +172,10 @@ func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlem
 				continue
 			}
 			if e.holds(it.Token) {
+				if !it.Session.IsZero() && e.t.Lease.Session != it.Session {
+					out[i] = task.VerdictStale
+					continue
+				}
 				e.write(it.Log)
 			}
 			out[i] = x.settle(e, at, it.Token, it.Outcome, it.Jitter)

@@ -20,6 +20,8 @@ type move struct {
 	apply func(rec *record, t *task.Task, at time.Time) bool
 	// overdue: only if the lease has run out.
 	overdue bool
+	// session: only while that one holds the claim; zero for any.
+	session task.ID
 	// forced: the holder did not ask for it and is told.
 	forced bool
 	result []byte
@@ -202,8 +204,11 @@ func (s *Store) moveArguments(shard int, m *move, at time.Time) (args []any, siz
 		}
 	}
 	guard, deadline := "", ""
-	if m.overdue {
+	switch {
+	case m.overdue:
 		guard = "l"
+	case !m.session.IsZero():
+		guard = "s" + string(m.session[:])
 	}
 	if !t.Deadline.IsZero() {
 		deadline = "1"
@@ -270,7 +275,7 @@ func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlem
 	for i := range items {
 		it := &items[i]
 		moves[i] = &move{
-			id: it.Token.Task, from: s.cache.take(it.Token), result: it.Outcome.Result, log: tail(it.Log),
+			id: it.Token.Task, from: s.cache.take(it.Token), result: it.Outcome.Result, log: tail(it.Log), session: it.Session,
 			apply: func(_ *record, t *task.Task, at time.Time) bool {
 				out[i] = t.Settle(at, it.Token, it.Outcome, it.Jitter)
 				return out[i] == task.VerdictRecorded
@@ -281,7 +286,7 @@ func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlem
 		return nil, err
 	}
 	for i, m := range moves {
-		if m.missing {
+		if m.missing || out[i] == task.VerdictRecorded && !m.changed {
 			out[i] = task.VerdictStale
 		}
 	}

@@ -22,9 +22,38 @@ var settleTests = []test{
 	{"LossBackoff", testSettleLossBackoff},
 	{"LapsesAreUncountedUpToFive", testSettleLapses},
 	{"ReturnedIsUncounted", testSettleReturned},
+	{"OnlyForItsSession", testSettleSession},
 	{"BatchInOrder", testSettleBatch},
 	{"FailureIsKept", testSettleFailure},
 	{"Logs", testSettleLogs},
+}
+
+// testSettleSession: a session that lost its worker cannot end what the worker took to
+// another one, started or not.
+func testSettleSession(e *env) {
+	moved, offered := e.submit(), e.submit()
+	claims := e.claim(2)
+	e.start(claims[0].Token)
+	before := claims[0].Task.Lease.Session
+	lost := task.Fail(task.EndLost, "gone")
+	after := randomID()
+	until := e.Now().Add(e.Lease)
+	held := []store.Renewal{{Token: claims[0].Token, Until: until, StartedAt: e.Now()}, {Token: claims[1].Token, Until: until}}
+	if got, err := e.Store.Resume(e.Context(), e.Now(), store.Resumption{Worker: "w", Session: after, Until: until, Held: held}); err != nil ||
+		got[0] != task.VerdictRecorded || got[1] != task.VerdictRecorded {
+		e.Fatalf("resume answered %v, %v", got, err)
+	}
+	e.settleItem(store.Settlement{Token: claims[0].Token, Outcome: lost, Session: before, Log: []byte("x")}, task.VerdictStale)
+	e.settleItem(store.Settlement{Token: claims[1].Token, Outcome: task.Fail(task.EndLapsed, "gone"), Session: before}, task.VerdictStale)
+	if t := e.wantStatus(moved, task.Running); t.Losses != 0 || t.Lease == nil || t.Lease.Session != after {
+		e.Fatalf("a former session changed the record: %+v", t)
+	}
+	if t := e.wantStatus(offered, task.Queued); t.Lapses != 0 || t.Lease == nil {
+		e.Fatalf("a former session changed the record: %+v", t)
+	}
+	e.settleItem(store.Settlement{Token: claims[1].Token, Outcome: lost, Session: after}, task.VerdictRecorded)
+	e.settle(claims[0].Token, success("1"), task.VerdictRecorded)
+	e.wantStatus(moved, task.Completed)
 }
 
 func testSettleSuccess(e *env) {

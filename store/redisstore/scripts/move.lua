@@ -9,7 +9,8 @@
 -- ARGV[6]  how long a finished task lasts should nobody remove it, in milliseconds
 -- ARGV[7]  how many attempts keep their output
 -- ARGV[8+] for each task 16 values: id; epoch, claim and start that it was computed from;
---          guard ('l': only if the lease has run out); holder (or ''); new epoch, new
+--          guard ('l': only if the lease has run out; 's' and a session: only while that
+--          one holds the claim); holder (or ''); new epoch, new
 --          state, attempts started; where to ('r' ready, 'd' delayed, 'f' finished); when
 --          (due or finished, microseconds); has a deadline ('1' or ''); output; attempt
 --          that it belongs to ('' for none: what is kept for the next one is dropped);
@@ -47,7 +48,9 @@ local function decide(i)
     local is = call('HMGET', task_key .. id, F.head, F.spec, F.state)
     return {1, is[1], is[2], is[3]}
   end
-  if ARGV[i + 4] == 'l' and till > now then return {3} end
+  local guard = ARGV[i + 4]
+  if guard == 'l' and till > now then return {3} end
+  if sub(guard, 1, 1) == 's' and sub(guard, 2) ~= sub(head, P.session, P.session + 15) then return {3} end
   if ARGV[i + 15] ~= '' and not complete(id, ARGV[i + 15]) then return {4} end
   local lane, request, argsin = texts_of(head)
   local t = {i, head, claim, started, attempts, lane, request, argsin, byte(head, P.logs)}
