@@ -345,7 +345,7 @@ func (e *Engine) outcomes(s *session, items []link.Report) {
 			switch r.Outcome.End {
 			case task.EndSucceeded, task.EndRaised:
 				s.window.Observe(r.Outcome.RunTime)
-			case task.EndTimedOut:
+			case task.EndTimedOut, task.EndReturned:
 				s.window.Close()
 			}
 			// A claim that came back may be had again, and there is room now.

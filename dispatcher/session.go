@@ -83,7 +83,11 @@ func (s *session) credit() (slots, ahead int) {
 	slots = max(s.hello.Slots-taken, 0)
 	if s.mode == link.Pull {
 		slots = min(slots, asked)
-		return slots, asked - slots
+		if s.window.Size() > 0 {
+			// What was asked for while tasks were short is not used after they were found not to be.
+			ahead = asked - slots
+		}
+		return slots, ahead
 	}
 	if size := s.window.Size(); size > 0 {
 		ahead = min(size, s.hello.Slots+size-taken)

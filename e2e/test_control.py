@@ -170,6 +170,27 @@ def test_priorities(own: Own, mode: Mode, tmp_path: Path) -> None:
     assert began == sorted(range(len(tasks)), key=lambda n: (-priorities[n], n))
 
 
+def test_priorities_behind_a_long_task(own: Own, mode: Mode, tmp_path: Path) -> None:
+    """What was claimed ahead, as tasks were short, makes way for what is more urgent when one is not."""
+    fabric = own.start(mode, slots=1)
+    v1 = fabric.v1
+    short = v1.post("/v1/tasks:batch", {"requests": [{"function": v1.register(double), "args": [1]}] * 200})["items"]
+    for item in short:
+        v1.value(item["task_id"])
+    blocking = v1.submit(note, str(tmp_path / "blocking"), 2)
+    wait_starts(tmp_path / "blocking", 1)
+
+    def submit(n: int, priority: int) -> str:
+        return v1.submit(note, str(tmp_path / str(n)), options={"priority": priority})
+
+    # The worker returns these while the long task runs.
+    tasks = [submit(n, 1) for n in range(8)] + [submit(n, 9) for n in (8, 9)]
+    for task_id in [blocking, *tasks]:
+        v1.value(task_id)
+    began = sorted(range(len(tasks)), key=lambda n: starts(tmp_path / str(n))[0].at)
+    assert began == [8, 9, *range(8)]
+
+
 def test_memory_limit(own: Own, mode: Mode) -> None:
     """A task that eats more than it may fails alone, and the slot goes on."""
     fabric = own.start(mode, slots=1)

@@ -38,8 +38,10 @@ type Agent struct {
 	idle   []chan struct{}
 	claims map[task.Token]*claim
 	queue  []*claim
-	active int // waiting and running claims
-	window window.Window
+	// takenAt is when a slot last took a claim from the queue.
+	takenAt time.Time
+	active  int // waiting and running claims
+	window  window.Window
 	// terms are those of the last Welcome.
 	terms link.Welcome
 	// Outbox: what the session sends next.
@@ -167,6 +169,7 @@ func (a *Agent) takeLocked() *claim {
 	c := a.queue[0]
 	a.queue[0] = nil
 	a.queue = a.queue[1:]
+	a.takenAt = time.Now()
 	c.phase, c.stop = ahead, func() {}
 	return c
 }
@@ -282,7 +285,7 @@ func (a *Agent) offered(items []link.Offer) {
 		if a.claims[o.Token] != nil {
 			continue
 		}
-		c := &claim{token: o.Token, offer: o, leaseFrom: now}
+		c := &claim{token: o.Token, offer: o, leaseFrom: now, queuedAt: now}
 		a.claims[o.Token] = c
 		a.active++
 		if a.draining || a.executors[o.Runtime] == nil {
@@ -338,16 +341,36 @@ func (a *Agent) recalled(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.window.Close()
+	if n = a.giveBackLocked(n, "recalled for a worker with an idle slot"); n > 0 {
+		a.takeBackLocked() // in time for the next recall
+	}
+}
+
+// giveBackLocked returns up to n waiting claims to the dispatcher, the latest first, and
+// how many more there would have been to return.
+func (a *Agent) giveBackLocked(n int, reason string) int {
 	for ; n > 0 && len(a.queue) > 0; n-- {
 		c := a.queue[len(a.queue)-1]
 		a.queue[len(a.queue)-1] = nil
 		a.queue = a.queue[:len(a.queue)-1]
-		a.reportLocked(c, task.Fail(task.EndReturned, "recalled for a worker with an idle slot"))
+		a.reportLocked(c, task.Fail(task.EndReturned, reason))
 		a.nudge()
 	}
-	if n > 0 {
-		a.takeBackLocked() // in time for the next recall
+	return n
+}
+
+// stuck is how long claims may wait while no slot takes one.
+const stuck = 100 * time.Millisecond
+
+// unstickLocked returns what waits behind attempts that are not as short as those before
+// them. It was claimed ahead: in the store it would make way for what is more urgent, and
+// any worker could have it.
+func (a *Agent) unstickLocked(now time.Time) {
+	if len(a.queue) == 0 || now.Sub(a.takenAt) < stuck || now.Sub(a.queue[0].queuedAt) < stuck {
+		return
 	}
+	a.window.Close()
+	a.giveBackLocked(len(a.queue), "returned by a worker whose slots are busy for longer than was expected")
 }
 
 // takeBackLocked asks the executors for everything that they have not started.
@@ -374,7 +397,7 @@ func (a *Agent) acknowledged(items []link.Ack) {
 }
 
 // guard stops attempts before their lease ends, when no dispatcher has renewed it:
-// another worker may have the task then.
+// another worker may have the task then. It also sees to claims that wait in vain.
 func (a *Agent) guard(ctx context.Context) {
 	const period = 100 * time.Millisecond
 	ticker := time.NewTicker(period)
@@ -386,6 +409,7 @@ func (a *Agent) guard(ctx context.Context) {
 		case <-ticker.C:
 		}
 		a.mu.Lock()
+		a.unstickLocked(time.Now())
 		if keep := a.terms.Lease - a.terms.Margin; keep > 0 {
 			for _, c := range a.claims {
 				if c.phase != ended && time.Since(c.leaseFrom) > keep {

@@ -316,6 +316,7 @@ func TestRecallReturnsTheLatestOffers(t *testing.T) {
 	e.send(&link.Recall{N: 2})
 	var back []byte
 	for len(back) < 2 {
+		// On a machine that pauses here, the third goes back by itself, after these.
 		for _, r := range expect[*link.Outcomes](e).Items {
 			if r.Outcome.End != task.EndReturned {
 				t.Fatalf("a recalled offer is reported as %q", r.Outcome.End)
@@ -323,13 +324,33 @@ func TestRecallReturnsTheLatestOffers(t *testing.T) {
 			back = append(back, r.Token.Task[0])
 		}
 	}
-	if !slices.Equal(back, []byte{4, 3}) {
+	if !slices.Equal(back[:2], []byte{4, 3}) {
 		t.Fatalf("recalled %v, want the latest: 4 and 3", back)
 	}
 	// More than what waits: the running attempt stays.
 	e.send(&link.Recall{N: 100})
-	if r := e.report(token(2)); r.Outcome.End != task.EndReturned {
-		t.Fatalf("claim 2 ended as %q", r.Outcome.End)
+	if len(back) == 2 {
+		if r := e.report(token(2)); r.Outcome.End != task.EndReturned {
+			t.Fatalf("claim 2 ended as %q", r.Outcome.End)
+		}
+	}
+	g.release <- success
+	if r := e.report(token(1)); r.Outcome.End != task.EndSucceeded {
+		t.Fatalf("the running attempt ended as %q", r.Outcome.End)
+	}
+}
+
+// What was offered ahead of its turn does not wait for the end of a long attempt.
+func TestOffersBehindALongAttemptGoBack(t *testing.T) {
+	t.Parallel()
+	g := newGate()
+	e := newBench(t, link.Push, 1, g).attach()
+	e.send(offers(1, 2, 3))
+	g.awaitStart(t)
+	for _, n := range []byte{2, 3} {
+		if r := e.report(token(n)); r.Outcome.End != task.EndReturned {
+			t.Fatalf("claim %d ended as %q, want it returned", n, r.Outcome.End)
+		}
 	}
 	g.release <- success
 	if r := e.report(token(1)); r.Outcome.End != task.EndSucceeded {

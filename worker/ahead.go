@@ -107,6 +107,7 @@ func (f *feed) Back(attempts []*Attempt) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var back []*claim
+	now := time.Now()
 	for _, at := range attempts {
 		c := a.claims[at.Token]
 		c.stop = nil
@@ -116,7 +117,7 @@ func (f *feed) Back(attempts []*Attempt) {
 		case a.draining || a.ending:
 			a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
 		default:
-			c.phase = waiting
+			c.phase, c.queuedAt = waiting, now
 			back = append(back, c)
 		}
 	}

@@ -25,6 +25,8 @@ type claim struct {
 	token task.Token
 	offer *link.Offer // nil for a claim that has ended
 	phase phase
+	// queuedAt is when it began to wait for a slot.
+	queuedAt time.Time
 	// startedAt is when it was started.
 	startedAt time.Time
 	// leaseFrom is when the last word that renewed the lease was sent: the lease is
