@@ -53,9 +53,6 @@ type Scanner struct {
 // New returns a scanner at the start of data, which must not change while it is used.
 func New(data []byte) *Scanner { return &Scanner{data: data} }
 
-// Offset returns how many bytes were read.
-func (s *Scanner) Offset() int { return s.pos }
-
 // Check reports whether data is exactly one JSON value in valid UTF-8, nested no
 // deeper than [MaxDepth], and of which kind it is.
 func Check(data []byte) (Kind, error) {

@@ -1,0 +1,96 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/treadle-dev/treadle/task"
+	"github.com/treadle-dev/treadle/worker"
+)
+
+func attempt(name, args string) *worker.Attempt {
+	return &worker.Attempt{Runtime: task.GoRuntime(name), ArgsEncoding: task.EncodingJSON, Args: []byte(args)}
+}
+
+func TestHandlers(t *testing.T) {
+	t.Parallel()
+	var h worker.Handlers
+	worker.HandleIn(&h, "double", func(_ context.Context, x int) (int, error) { return 2 * x, nil })
+	worker.HandleIn(&h, "greet", func(_ context.Context, who struct{ Name string }) (string, error) { return "hello " + who.Name, nil })
+	worker.HandleIn(&h, "fail", func(context.Context, int) (int, error) { return 0, fmt.Errorf("no luck: %w", errors.ErrUnsupported) })
+	worker.HandleIn(&h, "panic", func(context.Context, int) (int, error) { panic("at the disco") })
+	worker.HandleIn(&h, "channel", func(context.Context, int) (chan int, error) { return make(chan int), nil })
+	worker.HandleIn(&h, "wait", func(ctx context.Context, _ int) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+
+	pickled, brief, tight := attempt("double", "[1]"), attempt("wait", "{}"), attempt("greet", `{"kwargs":{"Name":"everybody"}}`)
+	pickled.ArgsEncoding, brief.Timeout, tight.MaxResult = task.EncodingPickle, time.Millisecond, 10
+	for name, test := range map[string]struct {
+		attempt *worker.Attempt
+		end     task.End
+		// want is the result, or part of the failure's message.
+		want string
+	}{
+		"one argument":         {attempt("double", `{"args":[21]}`), task.EndSucceeded, "42"},
+		"no argument":          {attempt("double", `{}`), task.EndSucceeded, "0"},
+		"keyword arguments":    {attempt("greet", `{"kwargs":{"Name":"you"}}`), task.EndSucceeded, `"hello you"`},
+		"two arguments":        {attempt("double", `{"args":[1,2]}`), task.EndUnreadable, "2 positional and 0 keyword"},
+		"of another type":      {attempt("double", `{"args":["x"]}`), task.EndUnreadable, "does not fit int"},
+		"pickled arguments":    {pickled, task.EndUnreadable, "JSON arguments"},
+		"no such handler":      {attempt("nobody", `{}`), task.EndUnreadable, `no handler named "nobody"`},
+		"an error":             {attempt("fail", `{}`), task.EndRaised, "no luck"},
+		"a panic":              {attempt("panic", `{}`), task.EndRaised, "at the disco"},
+		"a value without JSON": {attempt("channel", `{}`), task.EndUnreadable, "chan int is not JSON"},
+		"too large":            {tight, task.EndExhausted, "17 bytes, the limit is 10"},
+		"timeout":              {brief, task.EndTimedOut, "timeout of 1ms"},
+	} {
+		out := h.Run(t.Context(), 0, test.attempt)
+		got := string(out.Result)
+		if out.Failure != nil {
+			got = out.Failure.Message
+		}
+		if out.End != test.end || !strings.Contains(got, test.want) {
+			t.Errorf("%s: %s with %q, want %s with %q", name, out.End, got, test.end, test.want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if out := h.Run(ctx, 0, attempt("wait", "{}")); out.End != task.EndCancelled {
+		t.Errorf("a stopped handler ends as %s", out.End)
+	}
+}
+
+func TestHandlerNames(t *testing.T) {
+	t.Parallel()
+	var h worker.Handlers
+	f := func(context.Context, int) (int, error) { return 0, nil }
+	worker.HandleIn(&h, "taken", f)
+	for _, name := range []string{"", "taken", strings.Repeat("x", task.MaxNameLength+1)} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("a handler named %.20q is accepted", name)
+				}
+			}()
+			worker.HandleIn(&h, name, f)
+		}()
+	}
+}
+
+func TestOutputIsTheAttemptsLog(t *testing.T) {
+	t.Parallel()
+	var h worker.Handlers
+	worker.HandleIn(&h, "say", func(ctx context.Context, words string) (int, error) { return fmt.Fprintln(worker.Output(ctx), words) })
+	var log strings.Builder
+	a := attempt("say", `{"args":["good day"]}`)
+	a.Output = func(b []byte) { log.Write(b) }
+	if out := h.Run(t.Context(), 0, a); string(out.Result) != "9" || log.String() != "good day\n" {
+		t.Errorf("result %s, log %q", out.Result, log.String())
+	}
+	if n, err := fmt.Fprint(worker.Output(t.Context()), "nobody hears"); n != 12 || err != nil {
+		t.Errorf("outside an attempt: %d, %v", n, err)
+	}
+}
