@@ -227,7 +227,8 @@ def test_runner_that_dies_is_a_worker_failure(root: Root, fn: Any) -> None:
     assert ended.status == "FAILED"
     assert type(ended.result) is RuntimeError
     assert ended.result.error_type == "WorkerFailureError"  # type: ignore[attr-defined]
-    assert "WorkerFailureError" in str(ended.result)
+    assert "WorkerFailureError: the task lost its worker" in str(ended.result)
+    assert ended.result.message == str(ended.result)  # type: ignore[attr-defined]
     assert ended.body["error"]["error_type"] == "WorkerFailureError"
 
 

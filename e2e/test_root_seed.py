@@ -62,6 +62,7 @@ def test_worker_failure(seed: Root) -> None:
     failure = L(ended.result)
     assert failure["status"] == "FAILED"
     assert failure["error_type"] == "WorkerFailureError"
+    assert failure["message"].startswith("WorkerFailureError: the task lost its worker")
     assert failure["task_id"] == task_id
     assert failure["worker_id"]
 

@@ -204,6 +204,9 @@ var standIn = map[task.Class]string{
 func failedResult(t *task.Task, compat RESTCompat) string {
 	f := failureOf(t)
 	message := summary(f)
+	if f.Class != task.ClassFunction {
+		message = string(f.Class) + ": " + message // there is no exception whose name says what it is
+	}
 	if f.Traceback != "" {
 		message = task.ClipText(message+"\n"+text(f.Traceback), task.MaxErrorText)
 	}
