@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -42,6 +43,7 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.InTapHandle(s.tap),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(unserved),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -108,6 +110,9 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		err = toStatus(ctx, s.log, info.FullMethod, err)
 		s.observe(ctx, info.FullMethod, start, err)
 	}()
+	if _, served := auth.RuleOf(info.FullMethod); !served {
+		return handler(srv, ss) // unserved: New refuses a method of the server that has no rule
+	}
 	if err := s.check(ctx, info.FullMethod, nil); err != nil {
 		return err
 	}
@@ -118,6 +123,12 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		return ended
 	}
 	return err
+}
+
+// unserved answers calls of methods that this server does not have.
+func unserved(_ any, ss grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(ss)
+	return newStatus(codes.Unimplemented, reasonUnserved, fmt.Sprintf("this server has no method %.256q", method), nil, nil)
 }
 
 // guardedStream is a stream whose context also ends with the caller's right to it.
@@ -136,6 +147,7 @@ func (s *Server) panicked(ctx context.Context, method string, r any) error {
 func (s *Server) observe(ctx context.Context, method string, start time.Time, err error) {
 	took := time.Since(start)
 	code := status.Code(err)
+	method = counted(method)
 	s.metrics.observeRPC(method, code, took, isLasting(method))
 	if s.log.Enabled(ctx, slog.LevelDebug) {
 		attrs := []any{"method", method, "code", code.String(), "took", took}
@@ -144,6 +156,15 @@ func (s *Server) observe(ctx context.Context, method string, start time.Time, er
 		}
 		s.log.DebugContext(ctx, "call", attrs...)
 	}
+}
+
+// counted is the name under which calls of a method are counted: callers of methods that
+// this server does not have could choose any.
+func counted(method string) string {
+	if _, ok := auth.RuleOf(method); !ok {
+		return "unknown"
+	}
+	return method
 }
 
 // isLasting reports whether a method's calls last as long as the caller likes.

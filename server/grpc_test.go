@@ -116,6 +116,13 @@ func TestErrorsOfGRPCItself(t *testing.T) {
 	if toStatus(t.Context(), e.srv.log, "m", nil) != nil {
 		t.Error("no error becomes one")
 	}
+	for _, method := range []string{"/treadle.v1.FabricService/Nothing", "/nobody.Service/GetTask"} {
+		err := e.conn.Invoke(t.Context(), method, &treadlev1.GetTaskRequest{}, &treadlev1.Task{})
+		wantCode(t, err, codes.Unimplemented, "NOT_SERVED")
+		if !strings.Contains(status.Convert(err).Message(), method) {
+			t.Errorf("%s: %v", method, err)
+		}
+	}
 }
 
 // docs/errors.md shows the table as it is.
@@ -161,6 +168,14 @@ func (s sessions) Attach(_ context.Context, conn link.Conn, mode link.Mode) erro
 	return nil
 }
 
+// listener is a dispatcher that hears one frame.
+type listener struct{}
+
+func (listener) Attach(_ context.Context, conn link.Conn, _ link.Mode) error {
+	_, err := conn.Recv()
+	return err
+}
+
 func TestAttach(t *testing.T) {
 	s := sessions{make(chan link.Mode, 1)}
 	e := start(t, func(c *Config) { c.Dispatcher = s; c.Modes = []link.Mode{link.Push} })
@@ -190,6 +205,17 @@ func TestAttach(t *testing.T) {
 	}
 	_, err = pull.Recv()
 	wantCode(t, err, codes.FailedPrecondition, "ILLEGAL_STATE")
+	// A frame of no kind: what is wrong is the worker's doing.
+	real := start(t, func(c *Config) { c.Dispatcher = listener{}; c.Modes = []link.Mode{link.Push} })
+	malformed, err := treadlev1.NewWorkerServiceClient(real.conn).Push(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := malformed.Send(&treadlev1.WorkerFrame{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = malformed.Recv()
+	wantCode(t, err, codes.InvalidArgument, "INVALID_REQUEST")
 	without := start(t)
 	push, err := treadlev1.NewWorkerServiceClient(without.conn).Push(t.Context())
 	if err != nil {

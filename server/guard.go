@@ -132,10 +132,7 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	if err == nil {
 		return ctx, nil
 	}
-	method := info.FullMethodName
-	if _, ok := auth.RuleOf(method); !ok {
-		method = "unknown" // or callers could choose what is counted
-	}
+	method := counted(info.FullMethodName)
 	err = toStatus(ctx, s.log, method, err)
 	s.metrics.rpcs.WithLabelValues(method, status.Code(err).String()).Inc()
 	s.log.DebugContext(ctx, "call refused", "method", method, "code", status.Code(err).String(), "error", status.Convert(err).Message())

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -68,20 +69,32 @@ func New(cfg Config) (*Server, error) {
 // Listen binds both addresses. An error names the flag and the address.
 func (s *Server) Listen() error {
 	var err error
-	if s.grpcLis, err = net.Listen("tcp", s.cfg.GRPCAddr); err != nil {
-		return fmt.Errorf("--grpc-addr %s: %w", s.cfg.GRPCAddr, err)
+	if s.grpcLis, err = listen("--grpc-addr", s.cfg.GRPCAddr); err != nil {
+		return err
 	}
 	s.grpcLis = s.limit("grpc", s.grpcLis)
 	if s.cfg.HTTPAddr == "" {
 		return nil
 	}
-	if s.httpLis, err = net.Listen("tcp", s.cfg.HTTPAddr); err != nil {
+	if s.httpLis, err = listen("--http-addr", s.cfg.HTTPAddr); err != nil {
 		_ = s.grpcLis.Close()
-		return fmt.Errorf("--http-addr %s: %w", s.cfg.HTTPAddr, err)
+		return err
 	}
 	s.httpLis = s.limit("http", s.httpLis)
 	s.http, err = s.newHTTP()
 	return err
+}
+
+// listen binds an address. An error names the flag, and what to do when the port is taken.
+func listen(flag, address string) (net.Listener, error) {
+	lis, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s %s: another process listens there: stop it, or choose another port (0 picks a free one): %w", flag, address, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", flag, address, err)
+	}
+	return lis, nil
 }
 
 // limit bounds the connections of a listener, and counts them.

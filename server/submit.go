@@ -120,7 +120,10 @@ func (s *Server) applyOptions(t *task.Task, o *treadlev1.ExecuteOptions) error {
 	}
 	if o.Timeout != nil {
 		d := o.GetTimeout().AsDuration()
-		if o.GetTimeout().CheckValid() != nil || d <= 0 {
+		if err := o.GetTimeout().CheckValid(); err != nil {
+			return invalid("options.timeout", "timeout: %w", err)
+		}
+		if d <= 0 {
 			return invalid("options.timeout", "timeout %v: want more than 0, or leave it out for none", d)
 		}
 		t.Timeout = d

@@ -22,6 +22,7 @@ import (
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/task"
 )
 
 const (
@@ -216,7 +217,7 @@ func (c *conn[S, R]) read() {
 		}
 		f, err := c.codec.decode(m, &parts)
 		if err != nil {
-			c.recvErr = fmt.Errorf("the peer sent a malformed frame: %w", err)
+			c.recvErr = task.Errorf(task.CodeInvalid, "", "the peer sent a malformed frame: %w", err)
 			return
 		}
 		if f == nil {
