@@ -207,7 +207,11 @@ func TestMisuse(t *testing.T) {
 		{"status", "'treadle status' wants one TASK_ID"},
 		{"status a b", `"b" is one too many`},
 		{"tasks all", "takes no arguments"},
-		{"tasks --limit x", "invalid argument"},
+		{"tasks --limit x", `--limit "x": want a whole number`},
+		{"up --lease 1", `--lease "1": want a duration, for example 500ms, 10s`},
+		{"up --mode sideways", "unknown flag: --mode"},
+		{"worker --mode sideways", `--mode "sideways": want one of push, pull`},
+		{"up --store x://y", `--store "x://y" is no store URL: want embedded:, memory:, redis://`},
 		{"tasks --limit -1", "--limit -1"},
 		{"run", "wants a FUNCTION"},
 		{"run double 1 --priority 10", "--priority 10: want 0 to 9"},
@@ -274,6 +278,7 @@ func TestNoServer(t *testing.T) {
 			t.Errorf("%s took %s to say so", args, took)
 		}
 	}
+	cli(t, "", "tasks", "--address", "nowhere").want(t, exitFailed, "no server answers at nowhere", "An address is HOST:PORT")
 }
 
 func TestRun(t *testing.T) {
@@ -543,6 +548,9 @@ func TestCompletion(t *testing.T) {
 	}
 	if srv.Calls("ListFunctions") != 1 {
 		t.Error("the names were not asked for")
+	}
+	if out := cli(t, "", "__complete", "worker", "--mode", "").wantOK(t); !strings.HasPrefix(out, "push\npull\n") {
+		t.Errorf("%s", out)
 	}
 }
 

@@ -112,6 +112,10 @@ func explain(ctx context.Context, err error) string {
 	}
 	var nobody *unreachable
 	if errors.As(err, &nobody) {
+		if !strings.Contains(nobody.address, ":") {
+			return fmt.Sprintf("%v (%s)\nAn address is HOST:PORT, for example 127.0.0.1:50051; this one comes from --address or %s.",
+				nobody, transportText(nobody.err), treadle.EnvAddress)
+		}
 		return fmt.Sprintf("%v (%s)\nStart a server with 'treadle up', or name another with --address or %s.",
 			nobody, transportText(nobody.err), treadle.EnvAddress)
 	}

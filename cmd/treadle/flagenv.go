@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -32,6 +33,10 @@ func bindEnv(cmd *cobra.Command) {
 	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
 		if f.Name != "help" {
 			f.Usage += " (env " + envName(f.Name) + ")"
+		}
+		if c, ok := f.Value.(*choice); ok {
+			// It fails only for a flag that the command does not have.
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(c.words, cobra.ShellCompDirectiveNoFileComp))
 		}
 	})
 	next := cmd.PreRunE
@@ -67,13 +72,36 @@ func readEnv(cmd *cobra.Command) error {
 	return first
 }
 
-// plainFlagError takes off what pflag puts before the cause, as it speaks of a flag
-// that nobody typed.
-func plainFlagError(err error) error {
-	if cause := err.Error(); strings.HasPrefix(cause, "invalid argument ") {
-		if _, rest, ok := strings.Cut(cause, " flag: "); ok {
-			return fmt.Errorf("%s", rest)
-		}
+// flagError says what a flag wants, like all other messages about flags.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
 	}
-	return err
+	return fmt.Errorf("--%s %q: %w", invalid.GetFlag().Name, invalid.GetValue(), wanted(invalid))
+}
+
+// plainFlagError is flagError without the name of a flag, as nobody typed it.
+func plainFlagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	return wanted(invalid)
+}
+
+// wanted puts into words what Go's parsers only call invalid syntax.
+func wanted(invalid *pflag.InvalidValueError) error {
+	switch invalid.GetFlag().Value.Type() {
+	case "int", "int32", "int64":
+		return errors.New("want a whole number")
+	case "float64":
+		return errors.New("want a number")
+	case "bool":
+		return errors.New("want true or false")
+	case "duration":
+		return errors.New("want a duration, for example 500ms, 10s or 1h30m")
+	default:
+		return invalid.Unwrap()
+	}
 }

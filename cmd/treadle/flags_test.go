@@ -73,11 +73,11 @@ func TestEveryServerFlagHasATwin(t *testing.T) {
 
 func TestBadVariables(t *testing.T) {
 	for name, test := range map[string]struct{ value, want string }{
-		"TREADLE_LEASE":        {"soon", `environment variable TREADLE_LEASE="soon": time: invalid duration`},
-		"TREADLE_SLOTS":        {"many", `environment variable TREADLE_SLOTS="many": strconv`},
+		"TREADLE_LEASE":        {"soon", `environment variable TREADLE_LEASE="soon": want a duration`},
+		"TREADLE_SLOTS":        {"many", `environment variable TREADLE_SLOTS="many": want a whole number`},
 		"TREADLE_MAX_PAYLOAD":  {"1 potato", `environment variable TREADLE_MAX_PAYLOAD="1 potato": want a size`},
 		"TREADLE_REST_COMPAT":  {"both", `environment variable TREADLE_REST_COMPAT="both": want one of course, seed`},
-		"TREADLE_INSECURE":     {"maybe", `environment variable TREADLE_INSECURE="maybe": strconv.ParseBool`},
+		"TREADLE_INSECURE":     {"maybe", `environment variable TREADLE_INSECURE="maybe": want true or false`},
 		"TREADLE_LOG_LEVEL":    {"loud", `--log-level "loud"`},
 		"TREADLE_MEMORY_LIMIT": {"-1", `environment variable TREADLE_MEMORY_LIMIT="-1": want a size`},
 	} {

@@ -59,7 +59,7 @@ func (n *node) openStore(ctx context.Context, shared bool) (store.Store, error) 
 	case "memory:":
 		opts.Durability = pebblestore.Memory
 	default:
-		return nil, fmt.Errorf("--store %q is no store URL: want embedded:, memory:, redis://, rediss://, redis+sentinel:// or redis+cluster://",
+		return nil, misuse("--store %q is no store URL: want embedded:, memory:, redis://, rediss://, redis+sentinel:// or redis+cluster://",
 			redactURL(n.Store))
 	}
 	if shared {

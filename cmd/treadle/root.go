@@ -78,7 +78,7 @@ gRPC, at --address.`,
 		}
 		return nil
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{flagError(err)} })
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	return root
 }
