@@ -31,7 +31,7 @@ run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-deploy fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 .PHONY: test-go
@@ -54,6 +54,11 @@ test-typescript: build ## the TypeScript client: types, tests against bin/treadl
 test-e2e: build ## the binary as its users see it: every mode, kills, restarts
 	tools/install.sh python
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" python -m pytest e2e
+
+.PHONY: test-deploy
+test-deploy: ## deploy/: Dockerfile, compose file and manifests; what they start is started
+	tools/install.sh python redis
+	cd tools/deploy && go vet ./... && PATH="$(CURDIR)/.tools/python/bin:$$PATH" go test -count=1 ./...
 
 .PHONY: fuzz-short
 fuzz-short: ## every fuzz target, FUZZ_TIME long
