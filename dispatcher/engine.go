@@ -24,6 +24,9 @@ const (
 	// wantEvery is the shortest time between two words of one session that it has an
 	// idle slot, and between two recalls of one session.
 	wantEvery = 50 * time.Millisecond
+	// wantLasts is how long a word of an idle slot holds for offers that the engine does
+	// not know of yet, or may not ask back yet.
+	wantLasts = 2 * wantEvery
 	// maxSlots bounds what a Hello may announce.
 	maxSlots = 4096
 	// maxListed bounds the queues, runtimes and handlers of a Hello.
@@ -46,9 +49,21 @@ type Engine struct {
 	// standing says that the store holds requests until there is work.
 	standing bool
 
+	// wanted are words of idle slots that could not be followed at once.
+	wanted []wanted
+
 	pollAt   time.Time
 	stopping bool
 	out      ready
+}
+
+// wanted is what is left of one word of idle slots.
+type wanted struct {
+	queue, runtime string
+	n              int
+	// from is the session here, or the dispatcher elsewhere, that has the slots.
+	from  task.ID
+	until time.Time
 }
 
 // claimKey names a claim of one task: what a Revoked signal carries.
@@ -101,6 +116,7 @@ func (e *Engine) step(now time.Time, ev event) {
 func (e *Engine) take(now time.Time) ready {
 	e.now = now
 	e.timers()
+	e.remember()
 	if !e.stopping {
 		e.out.claims = append(e.out.claims, e.plan()...)
 	}
@@ -136,6 +152,13 @@ func (e *Engine) next() time.Time {
 			}
 		case opening, silent, draining:
 			at(s.lastHeard.Add(e.giveUp()))
+		}
+	}
+	for i := range e.wanted {
+		for _, id := range e.order {
+			if s := e.sessions[id]; e.surplus(s, &e.wanted[i]) > 0 {
+				at(s.recalledAt.Add(wantEvery))
+			}
 		}
 	}
 	return first
@@ -415,32 +438,65 @@ func (e *Engine) want(s *session) {
 	s.wantedAt, s.wanting = e.now, false
 	for _, q := range s.hello.Queues {
 		for _, r := range s.hello.Runtimes {
-			e.recall(q, r, slots, s)
+			e.recall(q, r, slots, s.id)
 			e.out.rings = append(e.out.rings, store.Signal{Kind: store.Wanted, Queue: q, Runtime: r, From: e.cfg.ID, Count: slots})
 		}
 	}
 }
 
-// recall asks for up to n offers back that were not started.
-func (e *Engine) recall(queue, runtime string, n int, asker *session) {
+// recall asks for up to n offers back that were not started. What cannot be had now is
+// remembered for a moment: an offer may be on its way here while the word of the slot
+// that it passed over has arrived.
+func (e *Engine) recall(queue, runtime string, n int, from task.ID) {
+	e.wanted = slices.DeleteFunc(e.wanted, func(w wanted) bool {
+		return w.from == from && w.queue == queue && w.runtime == runtime
+	})
+	w := wanted{queue: queue, runtime: runtime, n: n, from: from, until: e.now.Add(wantLasts)}
+	if e.ask(&w); w.n > 0 {
+		e.wanted = append(e.wanted, w)
+	}
+}
+
+// ask sends recalls for w and takes what they ask for off it.
+func (e *Engine) ask(w *wanted) {
 	for _, id := range e.order {
-		s := e.sessions[id]
-		if n <= 0 {
+		if w.n <= 0 {
 			return
 		}
-		if s == asker || s.hello == nil || s.state == lost || e.now.Sub(s.recalledAt) < wantEvery || !s.serves(queue, runtime) {
+		s := e.sessions[id]
+		k := min(w.n, e.surplus(s, w))
+		if k == 0 || e.now.Sub(s.recalledAt) < wantEvery {
 			continue
 		}
-		// What waits for a slot that is about to be filled is not surplus.
-		k := min(n, max(len(s.held)-s.hello.Slots, 0))
-		if k == 0 {
-			continue
-		}
-		n -= k
+		w.n -= k
 		s.recalledAt = e.now
 		s.window.Close()
 		e.send(s, &link.Recall{N: k})
 	}
+}
+
+// surplus is how many offers of s may be asked back for w. What waits for a slot that is
+// about to be filled is none.
+func (e *Engine) surplus(s *session, w *wanted) int {
+	if s.id == w.from || s.hello == nil || s.state == lost || !s.serves(w.queue, w.runtime) {
+		return 0
+	}
+	return max(len(s.held)-s.hello.Slots, 0)
+}
+
+// remember follows words of idle slots that could not be followed before, and forgets
+// those that are old, or of sessions that have no use for them any more.
+func (e *Engine) remember() {
+	keep := e.wanted[:0]
+	for _, w := range e.wanted {
+		if s := e.sessions[w.from]; s != nil && !s.idle || w.until.Before(e.now) {
+			continue
+		}
+		if e.ask(&w); w.n > 0 {
+			keep = append(keep, w)
+		}
+	}
+	e.wanted = keep
 }
 
 func (e *Engine) signal(sig store.Signal) {
@@ -453,7 +509,7 @@ func (e *Engine) signal(sig store.Signal) {
 		}
 	case store.Wanted:
 		if sig.From != e.cfg.ID {
-			e.recall(sig.Queue, sig.Runtime, sig.Count, nil)
+			e.recall(sig.Queue, sig.Runtime, sig.Count, sig.From)
 		}
 	case store.Revoked:
 		s := e.sessions[e.holders[claimKey{sig.Task, sig.Claim}]]

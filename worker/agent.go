@@ -49,10 +49,14 @@ type Agent struct {
 	reports []link.Report
 	needs   [][32]byte
 	// asked is the credit that was asked for and not used, under pull.
-	asked    int
-	attached bool
-	draining bool
-	ending   bool
+	asked int
+	// owed is how many offers were recalled while executors had what could have been
+	// given back; what they return until owedUntil is given back then.
+	owed      int
+	owedUntil time.Time
+	attached  bool
+	draining  bool
+	ending    bool
 }
 
 // New checks the configuration and returns an agent.
@@ -336,15 +340,23 @@ func (a *Agent) halt(c *claim, why stopReason) {
 	}
 }
 
+// recallLasts is how long a recall waits for what executors have.
+const recallLasts = 100 * time.Millisecond
+
 // recalled gives up to n offers back that wait for a slot, the latest first.
 func (a *Agent) recalled(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.window.Close()
-	if n = a.giveBackLocked(n, "recalled for a worker with an idle slot"); n > 0 {
-		a.takeBackLocked() // in time for the next recall
+	a.owed = a.giveBackLocked(n, reasonRecalled)
+	if a.owed > 0 {
+		a.owedUntil = time.Now().Add(recallLasts)
+		a.takeBackLocked()
 	}
 }
+
+// reasonRecalled is what a report says of an offer that was recalled.
+const reasonRecalled = "recalled for a worker with an idle slot"
 
 // giveBackLocked returns up to n waiting claims to the dispatcher, the latest first, and
 // how many more there would have been to return.

@@ -101,7 +101,8 @@ func (f *feed) Ended(done []Done) {
 	a.nudge()
 }
 
-// Back puts claims where they came from: to the head of the queue.
+// Back puts claims where they came from: to the head of the queue. Those that a recall
+// waits for leave.
 func (f *feed) Back(attempts []*Attempt) {
 	a := f.agent
 	a.mu.Lock()
@@ -122,7 +123,10 @@ func (f *feed) Back(attempts []*Attempt) {
 		}
 	}
 	a.queue = append(back, a.queue...)
-	for range back {
+	if a.owed > 0 && now.Before(a.owedUntil) {
+		a.owed = a.giveBackLocked(a.owed, reasonRecalled)
+	}
+	for range min(len(back), len(a.queue)) {
 		a.wakeSlot()
 	}
 	a.nudge()

@@ -142,9 +142,8 @@ func TestAheadIsRecalled(t *testing.T) {
 	t.Parallel()
 	s, e := open(t, 3)
 	s.await(t, 3)
-	e.send(&link.Recall{N: 2}) // takes them out of the executor
+	e.send(&link.Recall{N: 2}) // takes them out of the executor, and gives them back then
 	s.await(t, 1)
-	e.send(&link.Recall{N: 2})
 	for _, n := range []byte{2, 3} {
 		if r := e.report(token(n)); r.Outcome.End != task.EndReturned {
 			t.Fatalf("a recalled offer is reported as %q", r.Outcome.End)
