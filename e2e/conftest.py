@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from harness.fabric import MODES, Fabric, Mode, start
+from harness.fabric import LAYOUTS, MODES, Fabric, Layout, Mode, Split, Up, start
 from harness.process import BINARY
+from harness.redis import Redis
 from harness.root import Root
 from harness.v1 import V1
 from importable_zoo import nap
@@ -45,6 +46,36 @@ def warm(fabric: Fabric, slots: int) -> None:
 SLOTS = 4
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run in the embedded layout, and in those that the mark `layouts` names."""
+    if "layout" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("layouts")
+        layouts = mark.args if mark else ("embedded",)
+        assert set(layouts) <= set(LAYOUTS), layouts
+        metafunc.parametrize("layout", layouts, scope="session")
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """The Redis that fabrics share, each with a namespace of its own."""
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def new_store(request: pytest.FixtureRequest) -> Callable[[Layout], str]:
+    """Makes stores for fabrics: URLs, empty for the embedded one. Redis is started when it is needed."""
+
+    def make(layout: Layout) -> str:
+        if layout == "embedded":
+            return ""
+        server: Redis = request.getfixturevalue("redis")
+        return server.url()
+
+    return make
+
+
 @pytest.fixture(scope="session", params=MODES)
 def mode(request: pytest.FixtureRequest) -> Mode:
     value: Mode = request.param
@@ -52,9 +83,12 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 
 @pytest.fixture(scope="session")
-def running(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
-    """A fabric with four warm slots, one for each mode, that tests share and leave as they found it."""
-    fabric = start(tmp_path_factory.mktemp(mode), mode, slots=SLOTS)
+def running(
+    mode: Mode, layout: Layout, new_store: Callable[[Layout], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fabric]:
+    """A fabric with four warm slots, one for each mode and layout, that tests share and leave as they found it."""
+    folder = tmp_path_factory.mktemp(f"{layout}-{mode}")
+    fabric = start(folder, mode, slots=SLOTS, layout=layout, store=new_store(layout))
     try:
         warm(fabric, SLOTS)
         yield fabric
@@ -80,11 +114,13 @@ def v1(shared: Fabric) -> V1:
 
 
 class Own:
-    """Makes fabrics for one test."""
+    """Makes fabrics for one test, in its layout."""
 
-    def __init__(self, add: Callable[[Fabric], None], folder: Path) -> None:
+    def __init__(self, add: Callable[[Fabric], None], folder: Path, layout: Layout, store: Callable[[], str]) -> None:
         self._add = add
         self._folder = folder
+        self._layout: Layout = layout
+        self._store = store
         self._made = 0
 
     def _next(self) -> Path:
@@ -93,19 +129,30 @@ class Own:
 
     def up(self, *args: str, **kwargs: Any) -> Fabric:
         """`up` with these flags and, unless slots are given, no pool."""
-        fabric = Fabric(self._next(), *args, **kwargs)
+        if self._layout == "split":
+            fabric: Fabric = Split(self._next(), *args, store=self._store(), **kwargs)
+        else:
+            fabric = Up(self._next(), *args, store=self._store(), **kwargs)
+        self._add(fabric)
+        return fabric
+
+    def split(self, store: str, *args: str, **kwargs: Any) -> Split:
+        """A server and two dispatchers on that store."""
+        fabric = Split(self._next(), *args, store=store, **kwargs)
         self._add(fabric)
         return fabric
 
     def start(self, mode: Mode, *args: str, slots: int = 4) -> Fabric:
-        """A fabric with all its slots in one place."""
-        fabric = start(self._next(), mode, *args, slots=slots)
+        """A fabric with slots for that mode."""
+        fabric = start(self._next(), mode, *args, slots=slots, layout=self._layout, store=self._store())
         self._add(fabric)
         return fabric
 
 
 @pytest.fixture
-def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Own]:
+def own(
+    request: pytest.FixtureRequest, tmp_path: Path, layout: Layout, new_store: Callable[[Layout], str]
+) -> Iterator[Own]:
     """Makes fabrics that only this test uses."""
     made: list[Fabric] = []
 
@@ -113,6 +160,6 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Own]:
         made.append(fabric)
         show_on_failure(request, fabric)
 
-    yield Own(add, tmp_path)
+    yield Own(add, tmp_path, layout, lambda: new_store(layout))
     for fabric in made:
         fabric.close()

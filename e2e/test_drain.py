@@ -87,6 +87,7 @@ def test_up_hands_back_what_takes_longer(own: Own, tmp_path: Path) -> None:
     assert [a["end"] for a in record["attempts"]] == ["returned", "succeeded"], record
 
 
+@pytest.mark.layouts("embedded", "redis")
 @pytest.mark.parametrize("mode", ["push", "pull"])
 def test_up_leaves_remote_work_alone(own: Own, mode: Mode, tmp_path: Path) -> None:
     """A restart of the server is nothing that its workers' tasks notice."""

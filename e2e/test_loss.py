@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Own
-from harness.fabric import QUICK, Fabric, Mode
+from harness.fabric import LAYOUTS, QUICK, Fabric, Mode
 from harness.functions import Start, starts, wait_starts
 from harness.root import Root
 from harness.wait import until
 from importable_zoo import kill_agent, kill_own_runner, kill_parent, nap_then, note, note_and_wait
+
+pytestmark = pytest.mark.layouts("embedded", "split")
 
 
 def kill_holder(fabric: Fabric, start: Start) -> None:
@@ -27,6 +29,7 @@ def replace_worker(fabric: Fabric, mode: Mode) -> None:
         fabric.worker(mode)
 
 
+@pytest.mark.layouts(*LAYOUTS)
 def test_worker_failure_manual(own: Own, mode: Mode, tmp_path: Path) -> None:
     fabric = own.start(mode, *QUICK, slots=1)
     notes, gate = tmp_path / "notes", tmp_path / "gate"
@@ -49,6 +52,7 @@ def test_worker_failure_manual(own: Own, mode: Mode, tmp_path: Path) -> None:
     assert len(starts(notes)) == 2
 
 
+@pytest.mark.layouts(*LAYOUTS)
 def test_worker_failure_automated(own: Own, mode: Mode, tmp_path: Path) -> None:
     """Four workers killed: the task is FAILED."""
     fabric = own.start(mode, *QUICK, slots=1)

@@ -12,6 +12,7 @@ from harness.wait import until
 from importable_zoo import double, note, note_and_wait, raise_value_error
 
 
+@pytest.mark.layouts("embedded", "redis")
 @pytest.mark.parametrize("mode", ["push", "pull"])
 def test_workers_come_back_with_what_they_hold(own: Own, mode: Mode, tmp_path: Path) -> None:
     """Running and finished work of remote workers is delivered to the restarted server, not run again."""

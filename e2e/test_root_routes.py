@@ -5,7 +5,7 @@ from typing import Callable
 
 import pytest
 import requests
-from harness.fabric import Fabric
+from harness.fabric import LAYOUTS, Fabric
 from harness.functions import AnyFunction, by_reference, by_value
 from harness.root import Root, S
 from importable_zoo import (
@@ -23,6 +23,8 @@ from importable_zoo import (
     square,
     total_and_size,
 )
+
+pytestmark = pytest.mark.layouts(*LAYOUTS)
 
 Travel = Callable[[AnyFunction], AnyFunction]
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

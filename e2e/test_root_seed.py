@@ -1,18 +1,24 @@
 """The root routes with `--rest-compat seed`: results wrapped as one published suite expects."""
 
 from collections.abc import Iterator
+from typing import Callable
 
 import pytest
 from conftest import show_on_failure
-from harness.fabric import Fabric, Mode, start
+from harness.fabric import LAYOUTS, Fabric, Layout, Mode, start
 from harness.root import L, Root
 from importable_zoo import double, kill_own_runner, lock, nap, raise_value_error
 
+pytestmark = pytest.mark.layouts(*LAYOUTS)
+
 
 @pytest.fixture(scope="module")
-def seed_fabric(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
+def seed_fabric(
+    mode: Mode, layout: Layout, new_store: Callable[[Layout], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fabric]:
     flags = ["--rest-compat", "seed", "--rest-created-status", "201", "--task-timeout", "1s", "--max-payload", "1MiB"]
-    fabric = start(tmp_path_factory.mktemp(f"seed-{mode}"), mode, *flags, slots=2)
+    folder = tmp_path_factory.mktemp(f"seed-{layout}-{mode}")
+    fabric = start(folder, mode, *flags, slots=2, layout=layout, store=new_store(layout))
     try:
         yield fabric
     finally:

@@ -1,10 +1,11 @@
-"""One process of the binary under test."""
+"""Processes: of the binary under test, and what it needs beside it."""
 
 import json
 import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,7 +16,8 @@ BINARY = Path(os.environ.get("TREADLE_BIN") or ROOT / "bin" / "treadle").resolve
 
 
 class Process:
-    """A treadle process in a process group of its own, with its output in files.
+    """A process, treadle unless another program is named, in a process group of its own,
+    with its output in files.
 
     stop is safe to call at any time and any number of times.
     """
@@ -27,6 +29,7 @@ class Process:
         folder: Path,
         cwd: Optional[Path] = None,
         env: Optional[dict[str, str]] = None,
+        program: Path = BINARY,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
@@ -37,7 +40,7 @@ class Process:
         with self.stdout.open("ab") as out, self.stderr.open("ab") as err:
             self._seen = out.tell()
             self._popen = subprocess.Popen(
-                [str(BINARY), *args],
+                [str(program), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -45,8 +48,18 @@ class Process:
                 env={**environment(folder), **(env or {})},
                 start_new_session=True,
             )
-        self._reaper = threading.Thread(target=self._popen.wait, name=f"wait for {name}", daemon=True)
+        self._started, self._ended = time.monotonic(), 0.0
+        self._reaper = threading.Thread(target=self._reap, name=f"wait for {name}", daemon=True)
         self._reaper.start()
+
+    def _reap(self) -> None:
+        self._popen.wait()
+        self._ended = time.monotonic()
+
+    def lasted(self) -> float:
+        """How long the process ran, in seconds, which must have ended."""
+        assert not self.running
+        return self._ended - self._started
 
     @property
     def pid(self) -> int:
