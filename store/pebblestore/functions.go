@@ -2,7 +2,6 @@ package pebblestore
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -18,7 +17,7 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 		return task.Function{}, err
 	}
 	defer s.leave()
-	if err := checkFunction(&f, payload, key); err != nil {
+	if err := store.CheckFunction(&f, payload, key); err != nil {
 		return task.Function{}, err
 	}
 	if err := s.space.check(s, op); err != nil {
@@ -36,23 +35,6 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 		return task.Function{}, err
 	}
 	return out, nil
-}
-
-func checkFunction(f *task.Function, payload []byte, key store.Key) error {
-	const op = "put function"
-	switch {
-	case f.ID.IsZero():
-		return task.Errorf(task.CodeInvalid, op, "the function has no id")
-	case f.Size != len(payload):
-		return task.Errorf(task.CodeInvalid, op, "the function says that it has %d bytes, it has %d", f.Size, len(payload))
-	case len(key.ID) > maxKey:
-		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(key.ID), maxKey)
-	case len(payload) == 0 && f.Hash == [32]byte{}:
-		return nil
-	case sha256.Sum256(payload) != f.Hash:
-		return task.Errorf(task.CodeInvalidPayload, op, "the payload of function %s does not have the hash %x", f.ID, f.Hash)
-	}
-	return nil
 }
 
 func (x *txn) putFunction(f *task.Function, payload []byte, key store.Key) (task.Function, error) {

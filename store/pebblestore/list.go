@@ -44,7 +44,7 @@ func (s *Store) ListTasks(ctx context.Context, q store.ListQuery) (page []*task.
 			return nil, next, err
 		}
 		last = id
-		if t != nil && matches(t, &q) {
+		if t != nil && q.Matches(t) {
 			page = append(page, t)
 		}
 	}
@@ -77,23 +77,6 @@ func (s *Store) settled(id task.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ix.entries[id] == nil && s.broken.Load() == nil
-}
-
-func matches(t *task.Task, q *store.ListQuery) bool {
-	switch {
-	case q.Status != "" && t.Status != q.Status,
-		!q.Function.IsZero() && t.Function != q.Function,
-		!q.CreatedAfter.IsZero() && !t.CreatedAt.After(q.CreatedAfter),
-		!q.CreatedBefore.IsZero() && !t.CreatedAt.Before(q.CreatedBefore):
-		return false
-	case q.Worker == "":
-		return true
-	case t.Lease != nil:
-		return t.Lease.Worker == q.Worker
-	case len(t.Attempts) > 0:
-		return t.Attempts[len(t.Attempts)-1].Worker == q.Worker
-	}
-	return false
 }
 
 // merge walks unfinished and finished tasks together, newest first.

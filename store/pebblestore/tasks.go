@@ -12,9 +12,6 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// maxKey bounds an idempotency key, in bytes.
-const maxKey = 128
-
 // Submit implements [store.Tasks].
 func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submission) ([]store.Submitted, error) {
 	const op = "submit"
@@ -30,7 +27,7 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 	}
 	bytes := 0
 	for i := range items {
-		if err := checkSubmission(&items[i]); err != nil {
+		if err := items[i].Check(); err != nil {
 			return nil, err
 		}
 		bytes += 512 + len(items[i].Args)
@@ -46,25 +43,6 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 		return nil, err
 	}
 	return out, nil
-}
-
-func checkSubmission(it *store.Submission) error {
-	const op = "submit"
-	switch t := it.Task; {
-	case t == nil:
-		return task.Errorf(task.CodeInvalid, op, "a submission has no task")
-	case t.ID.IsZero():
-		return task.Errorf(task.CodeInvalid, op, "a task has no id")
-	case t.Status != "":
-		return task.Errorf(task.CodeInvalid, op, "task %s is %s already", t.ID, t.Status)
-	case t.Priority < task.MinPriority || t.Priority > task.MaxPriority:
-		return task.Errorf(task.CodeInvalid, op, "priority %d of task %s: want %d to %d", t.Priority, t.ID, task.MinPriority, task.MaxPriority)
-	case t.ArgsSize != len(it.Args):
-		return task.Errorf(task.CodeInvalid, op, "task %s says that its arguments have %d bytes, they have %d", t.ID, t.ArgsSize, len(it.Args))
-	case len(it.Key.ID) > maxKey:
-		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(it.Key.ID), maxKey)
-	}
-	return nil
 }
 
 // submit records one task.

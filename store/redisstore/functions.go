@@ -24,7 +24,7 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 		return f, err
 	}
 	defer s.leave()
-	if err := checkFunction(&f, payload, key); err != nil {
+	if err := store.CheckFunction(&f, payload, key); err != nil {
 		return f, err
 	}
 	blob := s.blobOf(f.Hash, len(payload))
@@ -65,23 +65,6 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 			return f, task.Errorf(task.CodeUnavailable, op, "unknown answer %d (%q)", code, text)
 		}
 	}
-}
-
-func checkFunction(f *task.Function, payload []byte, key store.Key) error {
-	const op = "put function"
-	switch {
-	case f.ID.IsZero():
-		return task.Errorf(task.CodeInvalid, op, "a function has no id")
-	case f.Size != len(payload):
-		return task.Errorf(task.CodeInvalid, op, "the function says that it has %d bytes, it has %d", f.Size, len(payload))
-	case len(key.ID) > maxKey:
-		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(key.ID), maxKey)
-	case len(payload) == 0 && f.Hash == [32]byte{}:
-		return nil
-	case sha256.Sum256(payload) != f.Hash:
-		return task.Errorf(task.CodeInvalidPayload, op, "the payload of function %s does not have the hash %x", f.ID, f.Hash)
-	}
-	return nil
 }
 
 // blobOf names the chunks of a function's bytes.

@@ -43,7 +43,7 @@ func (s *Store) ListTasks(ctx context.Context, q store.ListQuery) (page []*task.
 			}
 			examined++
 			last = ids[i]
-			if rec != nil && matches(rec.Task, &q) {
+			if rec != nil && q.Matches(rec.Task) {
 				found = append(found, rec)
 			}
 		}
@@ -52,23 +52,6 @@ func (s *Store) ListTasks(ctx context.Context, q store.ListQuery) (page []*task.
 			return page, task.ID{}, err
 		}
 	}
-}
-
-func matches(t *task.Task, q *store.ListQuery) bool {
-	switch {
-	case q.Status != "" && t.Status != q.Status,
-		!q.Function.IsZero() && t.Function != q.Function,
-		!q.CreatedAfter.IsZero() && !t.CreatedAt.After(q.CreatedAfter),
-		!q.CreatedBefore.IsZero() && !t.CreatedAt.Before(q.CreatedBefore):
-		return false
-	case q.Worker == "":
-		return true
-	case t.Lease != nil:
-		return t.Lease.Worker == q.Worker
-	case len(t.Attempts) > 0:
-		return t.Attempts[len(t.Attempts)-1].Worker == q.Worker
-	}
-	return false
 }
 
 // ids walks the task ids of all shards together, newest first.

@@ -10,12 +10,8 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-const (
-	// maxKey bounds an idempotency key, in bytes.
-	maxKey = 128
-	// maxText bounds the names that stand in a record's head, in bytes.
-	maxText = 4 << 10
-)
+// maxText bounds the names that stand in a record's head, in bytes.
+const maxText = 4 << 10
 
 // Submit implements [store.Tasks].
 func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submission) ([]store.Submitted, error) {
@@ -37,23 +33,13 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 	return sub.out, nil
 }
 
+// checkSubmission adds to what every store refuses what the head of a record has no room for.
 func checkSubmission(it *store.Submission) error {
-	const op = "submit"
-	switch t := it.Task; {
-	case t == nil:
-		return task.Errorf(task.CodeInvalid, op, "a submission has no task")
-	case t.ID.IsZero():
-		return task.Errorf(task.CodeInvalid, op, "a task has no id")
-	case t.Status != "":
-		return task.Errorf(task.CodeInvalid, op, "task %s is %s already", t.ID, t.Status)
-	case t.Priority < task.MinPriority || t.Priority > task.MaxPriority:
-		return task.Errorf(task.CodeInvalid, op, "priority %d of task %s: want %d to %d", t.Priority, t.ID, task.MinPriority, task.MaxPriority)
-	case t.ArgsSize != len(it.Args):
-		return task.Errorf(task.CodeInvalid, op, "task %s says that its arguments have %d bytes, they have %d", t.ID, t.ArgsSize, len(it.Args))
-	case len(t.Queue) > maxText || len(t.Runtime) > maxText:
-		return task.Errorf(task.CodeInvalid, op, "queue or runtime key of task %s has more than %d bytes", t.ID, maxText)
-	case len(it.Key.ID) > maxKey:
-		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(it.Key.ID), maxKey)
+	if err := it.Check(); err != nil {
+		return err
+	}
+	if t := it.Task; len(t.Queue) > maxText || len(t.Runtime) > maxText {
+		return task.Errorf(task.CodeInvalid, "submit", "queue or runtime key of task %s has more than %d bytes", t.ID, maxText)
 	}
 	return nil
 }

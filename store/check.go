@@ -1,0 +1,69 @@
+package store
+
+import (
+	"crypto/sha256"
+
+	"github.com/treadle-dev/treadle/task"
+)
+
+// MaxKey bounds an idempotency key, in bytes.
+const MaxKey = 128
+
+// Check refuses a submission that no store can record, with CodeInvalid.
+func (it *Submission) Check() error {
+	const op = "submit"
+	switch t := it.Task; {
+	case t == nil:
+		return task.Errorf(task.CodeInvalid, op, "a submission has no task")
+	case t.ID.IsZero():
+		return task.Errorf(task.CodeInvalid, op, "a task has no id")
+	case t.Status != "":
+		return task.Errorf(task.CodeInvalid, op, "task %s is %s already", t.ID, t.Status)
+	case t.Priority < task.MinPriority || t.Priority > task.MaxPriority:
+		return task.Errorf(task.CodeInvalid, op, "priority %d of task %s: want %d to %d", t.Priority, t.ID, task.MinPriority, task.MaxPriority)
+	case t.ArgsSize != len(it.Args):
+		return task.Errorf(task.CodeInvalid, op, "task %s says that its arguments have %d bytes, they have %d", t.ID, t.ArgsSize, len(it.Args))
+	}
+	return it.Key.check(op)
+}
+
+// CheckFunction refuses a registration that no store can record: CodeInvalid, or
+// CodeInvalidPayload where the bytes are not those that f names by their hash.
+func CheckFunction(f *task.Function, payload []byte, key Key) error {
+	const op = "put function"
+	switch {
+	case f.ID.IsZero():
+		return task.Errorf(task.CodeInvalid, op, "a function has no id")
+	case f.Size != len(payload):
+		return task.Errorf(task.CodeInvalid, op, "the function says that it has %d bytes, it has %d", f.Size, len(payload))
+	case (len(payload) > 0 || f.Hash != [32]byte{}) && sha256.Sum256(payload) != f.Hash:
+		return task.Errorf(task.CodeInvalidPayload, op, "the payload of function %s does not have the hash %x", f.ID, f.Hash)
+	}
+	return key.check(op)
+}
+
+func (k Key) check(op string) error {
+	if len(k.ID) > MaxKey {
+		return task.Errorf(task.CodeInvalid, op, "the request id has %d bytes, the limit is %d", len(k.ID), MaxKey)
+	}
+	return nil
+}
+
+// Matches reports whether the query selects a record; Before and Limit are the caller's.
+// The worker of a task is the one that has it, else the one of its last attempt.
+func (q *ListQuery) Matches(t *task.Task) bool {
+	switch {
+	case q.Status != "" && t.Status != q.Status,
+		!q.Function.IsZero() && t.Function != q.Function,
+		!q.CreatedAfter.IsZero() && !t.CreatedAt.After(q.CreatedAfter),
+		!q.CreatedBefore.IsZero() && !t.CreatedAt.Before(q.CreatedBefore):
+		return false
+	case q.Worker == "":
+		return true
+	case t.Lease != nil:
+		return t.Lease.Worker == q.Worker
+	case len(t.Attempts) > 0:
+		return t.Attempts[len(t.Attempts)-1].Worker == q.Worker
+	}
+	return false
+}
