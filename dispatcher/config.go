@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -28,6 +29,15 @@ type Config struct {
 	ReapEvery time.Duration
 	// PollEvery is the safety net under the store's bell. Default 2 s.
 	PollEvery time.Duration
+	// Modes are the workers that this dispatcher takes and is ready to share with the other
+	// dispatchers of the store. None: it neither gives nor gets any by itself.
+	Modes []link.Mode
+	// MoveEvery is how often dispatchers tell each other how many workers they have, give
+	// or take a quarter. Default 2 s.
+	MoveEvery time.Duration
+	// StreamAge is when a worker has to open a new stream, give or take a tenth; its leases
+	// are kept. Default 30 min; negative for never.
+	StreamAge time.Duration
 	// MaxPayload is the limit on one result in bytes, told to workers. Default 64 MiB.
 	MaxPayload int
 	// OfferBytes bounds the arguments of one claim beyond its first task. Default 16 MiB.
@@ -58,6 +68,8 @@ func (c Config) withDefaults() (Config, error) {
 	setDuration(&c.Margin, c.Lease/5)
 	setDuration(&c.ReapEvery, 250*time.Millisecond)
 	setDuration(&c.PollEvery, 2*time.Second)
+	setDuration(&c.MoveEvery, 2*time.Second)
+	setDuration(&c.StreamAge, 30*time.Minute)
 	if c.MissedBeats == 0 {
 		c.MissedBeats = 3
 	}

@@ -124,6 +124,11 @@ func (f *fabric) agent(d worker.Attacher, mode link.Mode, slots int, h *worker.H
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	return f.run(a)
+}
+
+// run runs an agent and returns its stop, which drains.
+func (f *fabric) run(a *worker.Agent) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {

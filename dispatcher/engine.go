@@ -52,6 +52,8 @@ type Engine struct {
 	// wanted are words of idle slots that could not be followed at once.
 	wanted []wanted
 
+	balance balance
+
 	pollAt   time.Time
 	stopping bool
 	out      ready
@@ -71,7 +73,7 @@ type claimKey struct{ task, claim task.ID }
 
 // newEngine returns an engine without sessions; cfg has its defaults filled in.
 func newEngine(cfg Config) *Engine {
-	return &Engine{cfg: cfg, sessions: map[task.ID]*session{}, holders: map[claimKey]task.ID{}}
+	return &Engine{cfg: cfg, sessions: map[task.ID]*session{}, holders: map[claimKey]task.ID{}, balance: newBalance()}
 }
 
 // step takes one event. The effects gather until take.
@@ -79,9 +81,13 @@ func (e *Engine) step(now time.Time, ev event) {
 	e.now = now
 	switch ev := ev.(type) {
 	case opened:
-		e.sessions[ev.session] = &session{
+		s := &session{
 			id: ev.session, mode: ev.mode, openedAt: now, state: opening, lastHeard: now, held: map[task.Token]bool{},
 		}
+		if e.cfg.StreamAge > 0 && ev.mode != link.Local {
+			s.endsAt = now.Add(time.Duration(float64(e.cfg.StreamAge) * (0.9 + e.cfg.Jitter()/5)))
+		}
+		e.sessions[ev.session] = s
 		e.order = append(e.order, ev.session)
 	case received:
 		if s := e.sessions[ev.session]; s != nil && s.state != lost && s.state != leaving {
@@ -137,6 +143,9 @@ func (e *Engine) next() time.Time {
 			first = t
 		}
 	}
+	if len(e.cfg.Modes) > 0 && !e.stopping {
+		at(e.balance.at)
+	}
 	for _, id := range e.order {
 		switch s := e.sessions[id]; s.state {
 		case leaving:
@@ -144,6 +153,9 @@ func (e *Engine) next() time.Time {
 			at(s.lostAt.Add(e.cfg.Grace))
 		case active:
 			at(s.lastHeard.Add(e.silence()))
+			if !s.endsAt.IsZero() {
+				at(s.endsAt)
+			}
 			if s.idle {
 				at(e.pollAt)
 			}
@@ -174,6 +186,9 @@ func (e *Engine) timers() {
 	if poll {
 		e.pollAt = e.now.Add(e.cfg.PollEvery)
 	}
+	if len(e.cfg.Modes) > 0 && !e.stopping && !e.balance.at.After(e.now) {
+		e.level()
+	}
 	for _, id := range slices.Clone(e.order) {
 		s := e.sessions[id]
 		if poll {
@@ -190,10 +205,13 @@ func (e *Engine) timers() {
 				e.abandon(s)
 			}
 		case active:
-			if unheard >= e.silence() {
+			switch {
+			case unheard >= e.silence():
 				s.state = silent
 				e.show(s, false)
 				e.note(s, "worker fell silent: no more work until it is heard, its leases run on", nil, len(s.held))
+			case !s.endsAt.IsZero() && !s.endsAt.After(e.now):
+				e.age(s)
 			}
 		case opening, silent, draining:
 			if unheard >= e.giveUp() {
@@ -251,6 +269,11 @@ func (e *Engine) frame(s *session, f link.Frame) {
 			e.note(s, "worker drains: "+f.Reason, nil, len(s.held))
 		}
 	case *link.Bye:
+		if f.Retry {
+			// Its next session speaks for it now, wherever that is.
+			e.show(s, true)
+			s.moved = true
+		}
 		e.hangup(s, "the worker said good-bye: "+f.Reason)
 	default:
 		e.refuse(s, fmt.Sprintf("a frame of type %T, which a worker does not send", f))
@@ -523,6 +546,8 @@ func (e *Engine) signal(sig store.Signal) {
 				return
 			}
 		}
+	case store.Attending:
+		e.attending(sig)
 	case store.Done:
 	}
 }
@@ -583,6 +608,9 @@ func (e *Engine) linkEnded(s *session, reason error) {
 			e.note(s, "worker detached", reason, 0)
 		}
 		e.forget(s)
+	case s.moved:
+		s.state, s.lostAt = lost, e.now
+		e.note(s, "worker goes on in another session", nil, len(s.held))
 	default:
 		s.state, s.lostAt = lost, e.now
 		e.show(s, false)
@@ -608,12 +636,17 @@ func (e *Engine) abandon(s *session) {
 			Token: tok, Outcome: task.Fail(end, text), Session: s.id, Jitter: e.cfg.Jitter(),
 		}})
 	}
-	e.note(s, "worker did not return: what it has not taken elsewhere is requeued", nil, len(tokens))
+	if !s.moved {
+		e.note(s, "worker did not return: what it has not taken elsewhere is requeued", nil, len(tokens))
+	}
 	e.forget(s)
 }
 
 func (e *Engine) stop(reason string) {
 	e.stopping = true
+	for _, mode := range e.cfg.Modes {
+		e.out.rings = append(e.out.rings, e.attendingHere(mode, -1))
+	}
 	for _, id := range slices.Clone(e.order) {
 		if s := e.sessions[id]; s.state != lost {
 			e.dismiss(s, reason)
@@ -677,7 +710,7 @@ func (e *Engine) note(s *session, text string, err error, count int) {
 
 // show tells people of a session's new state.
 func (e *Engine) show(s *session, gone bool) {
-	if s.hello == nil {
+	if s.hello == nil || s.moved {
 		return
 	}
 	p := s.presence()
@@ -689,7 +722,7 @@ func (e *Engine) show(s *session, gone bool) {
 func (e *Engine) presence() []store.Presence {
 	out := make([]store.Presence, 0, len(e.order))
 	for _, id := range e.order {
-		if s := e.sessions[id]; s.hello != nil {
+		if s := e.sessions[id]; s.hello != nil && !s.moved {
 			out = append(out, s.presence())
 		}
 	}

@@ -42,6 +42,10 @@ type session struct {
 	state     state
 	lastHeard time.Time
 	lostAt    time.Time
+	// endsAt is when the stream is too old; aged, that its worker was told. moved: the worker
+	// has said that it goes on in another session.
+	endsAt      time.Time
+	aged, moved bool
 
 	// held is every claim that the worker has or is about to get, until it reports
 	// it, and whether it was started. Credit is what is left of slots and window.

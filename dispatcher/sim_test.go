@@ -51,14 +51,14 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 	t.Logf("%+v", total)
-	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0) {
+	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0 || total.Moved == 0) {
 		t.Errorf("a fault that must be seen was not: %+v", total)
 	}
 }
 
 // simStats counts what happened, so that a run without faults cannot pass for one.
 type simStats struct {
-	Tasks, Steps, Claims, Stood, Recorded, Stale, Duplicate, Lost, Lapsed, Resumed, Expired, Cancelled, Faults int
+	Tasks, Steps, Claims, Stood, Recorded, Stale, Duplicate, Lost, Lapsed, Resumed, Expired, Cancelled, Moved, Faults int
 }
 
 func (a *simStats) add(b simStats) {
@@ -74,6 +74,7 @@ func (a *simStats) add(b simStats) {
 	a.Resumed += b.Resumed
 	a.Expired += b.Expired
 	a.Cancelled += b.Cancelled
+	a.Moved += b.Moved
 	a.Faults += b.Faults
 }
 
@@ -212,6 +213,7 @@ func (s *sim) bell(signals []store.Signal) {
 func (s *sim) newEngine() *simEngine {
 	cfg, err := Config{
 		ID: s.id(), NewID: s.id, NewFunctionID: s.timeID, Jitter: s.rng.Float64,
+		Modes: []link.Mode{link.Push, link.Pull}, StreamAge: 15 * time.Second,
 	}.withDefaults()
 	if err != nil {
 		s.t.Fatal(err)

@@ -87,17 +87,35 @@ func (w *simWorker) every(life int, period time.Duration, do func()) {
 	})
 }
 
-// dial opens a session with an engine at random and says Hello.
+// dial opens a session with an engine at random.
 func (w *simWorker) dial() {
-	if w.engine != nil {
-		return
+	if w.engine == nil {
+		w.attach(w.s.engines[w.s.rng.IntN(len(w.s.engines))])
 	}
-	e := w.s.engines[w.s.rng.IntN(len(w.s.engines))]
+}
+
+// move leaves an engine for another one, or for a new session with it, and takes along
+// what it holds.
+func (w *simWorker) move(elsewhere bool) {
+	old, session := w.engine, w.session
+	engines := w.s.engines
+	if elsewhere {
+		engines = slices.DeleteFunc(slices.Clone(engines), func(e *simEngine) bool { return e == old })
+	}
+	w.send(&link.Bye{Retry: true})
+	w.s.after(2*time.Millisecond, func() { w.s.step(old, closed{session: session, reason: link.ErrClosed}) })
+	w.s.stats.Moved++
+	w.attach(engines[w.s.rng.IntN(len(engines))])
+}
+
+// attach opens a session and says Hello.
+func (w *simWorker) attach(e *simEngine) {
 	w.engine, w.session, w.ready, w.asked = e, w.s.id(), false, 0
 	session := w.session
 	w.s.step(e, opened{session: session, mode: w.mode})
 	h := &link.Hello{
 		Version: link.Version, Worker: w.id, Slots: w.slots, Queues: []string{task.DefaultQueue}, Runtimes: []string{task.RuntimePython},
+		Moves: true,
 	}
 	for _, tok := range w.tokens() {
 		h.Held = append(h.Held, link.Holding{Token: tok, StartedAt: w.claims[tok].startedAt})
@@ -190,6 +208,9 @@ func (w *simWorker) frame(f link.Frame) {
 			w.report(tok, task.Fail(task.EndReturned, "recalled"))
 		}
 		w.window.Close()
+	case *link.Move:
+		w.move(f.Elsewhere)
+		return
 	case *link.Bye:
 		w.drop()
 	default:

@@ -130,12 +130,25 @@ func (s *story) event(t *testing.T, d *datadriven.TestData, a args) event {
 		return out
 	}
 	switch d.Cmd {
+	case "config":
+		for _, m := range a.words {
+			s.engine.cfg.Modes = append(s.engine.cfg.Modes, link.Mode(m))
+		}
+		for key, field := range map[string]*time.Duration{"every": &s.engine.cfg.MoveEvery, "age": &s.engine.cfg.StreamAge} {
+			if text, ok := a.pairs[key]; ok {
+				var err error
+				if *field, err = time.ParseDuration(text); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return nil
 	case "open":
 		return opened{session: session, mode: link.Mode(a.words[1])}
 	case "hello":
 		h := &link.Hello{
 			Version: a.int("version", link.Version), Worker: a.pairs["worker"], Slots: a.int("slots", 1),
-			Queues: []string{"default"}, Runtimes: []string{"python"},
+			Queues: []string{"default"}, Runtimes: []string{"python"}, Moves: a.pairs["moves"] != "",
 		}
 		for _, w := range a.words[1:] {
 			h.Held = append(h.Held, link.Holding{Token: s.token(w), StartedAt: s.now})
@@ -216,7 +229,7 @@ func (s *story) event(t *testing.T, d *datadriven.TestData, a args) event {
 	case "drain":
 		return frame(&link.Drain{Reason: "asked to"})
 	case "bye":
-		return frame(&link.Bye{Reason: "done"})
+		return frame(&link.Bye{Reason: "done", Retry: a.pairs["retry"] != ""})
 	case "close":
 		return closed{session: session, reason: link.ErrClosed}
 	case "ring":
@@ -243,6 +256,8 @@ func (s *story) signal(t *testing.T, a args) store.Signal {
 		return store.Signal{Kind: store.Ready, Queue: "default", Runtime: "python"}
 	case "wanted":
 		return store.Signal{Kind: store.Wanted, Queue: "default", Runtime: "python", From: s.id("other"), Count: a.int("n", 1)}
+	case "attending":
+		return store.Signal{Kind: store.Attending, From: s.id(a.words[1]), Runtime: a.words[2], Count: a.int("n", 0)}
 	case "revoked":
 		tok := s.token(a.words[1])
 		return store.Signal{Kind: store.Revoked, Task: tok.Task, Claim: tok.Claim}
@@ -267,7 +282,11 @@ func (s *story) print(r ready) string {
 		if !x.session.IsZero() {
 			from = s.names[x.session]
 		}
-		fmt.Fprintf(&b, "settle %s %s, verdict to %s\n", s.names[x.settlement.Token.Task], x.settlement.Outcome.End, from)
+		fmt.Fprintf(&b, "settle %s %s, verdict to %s", s.names[x.settlement.Token.Task], x.settlement.Outcome.End, from)
+		if !x.settlement.Session.IsZero() {
+			fmt.Fprintf(&b, ", unless %s has lost it", s.names[x.settlement.Session])
+		}
+		b.WriteString("\n")
 	}
 	for _, x := range r.renews {
 		fmt.Fprintf(&b, "renew for %s (seq %d):", s.names[x.session], x.seq)
@@ -300,6 +319,10 @@ func (s *story) print(r ready) string {
 		fmt.Fprintf(&b, "hang up %s: %s\n", s.names[h.session], h.reason)
 	}
 	for _, sig := range r.rings {
+		if sig.Kind == store.Attending {
+			fmt.Fprintf(&b, "ring attending %s %d\n", sig.Runtime, sig.Count)
+			continue
+		}
 		fmt.Fprintf(&b, "ring wanted %d\n", sig.Count)
 	}
 	if b.Len() == 0 {
@@ -339,6 +362,8 @@ func (s *story) frame(f link.Frame) string {
 		return fmt.Sprintf("Recall %d", f.N)
 	case *link.FunctionBytes:
 		return fmt.Sprintf("FunctionBytes %q", f.Bytes)
+	case *link.Move:
+		return fmt.Sprintf("Move, elsewhere %t: %s", f.Elsewhere, f.Reason)
 	case *link.Bye:
 		return fmt.Sprintf("Bye, retry %t: %s", f.Retry, f.Reason)
 	default:

@@ -71,6 +71,8 @@ type Hello struct {
 	Slots    int
 	// Held is every claim that the worker still has, finished but unreported ones included.
 	Held []Holding
+	// Moves says that the worker understands [Move].
+	Moves bool
 }
 
 // Holding is one claim that a worker has.
@@ -190,9 +192,19 @@ type Output struct {
 // Drain announces that the sender takes (worker) or gives (dispatcher) no more work.
 type Drain struct{ Reason string }
 
+// Move asks the worker to open its next session now, and to end this one when the new
+// link is there (from the dispatcher). What it holds it takes along. A worker that
+// reaches no other dispatcher stays.
+type Move struct {
+	Reason string
+	// Elsewhere: only another dispatcher will do; otherwise a new link to this one is as good.
+	Elsewhere bool
+}
+
 // Bye ends the session in order; it is the last frame of its sender.
 type Bye struct {
-	// Retry tells a worker whether to dial again.
+	// Retry tells a worker whether to dial again, and a dispatcher that the worker goes on
+	// in another session.
 	Retry  bool
 	Reason string
 }
@@ -212,4 +224,5 @@ func (*NeedFunction) frame()  {}
 func (*FunctionBytes) frame() {}
 func (*Output) frame()        {}
 func (*Drain) frame()         {}
+func (*Move) frame()          {}
 func (*Bye) frame()           {}

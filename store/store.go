@@ -275,7 +275,7 @@ type Bell interface {
 	// Listen calls fn with each batch of signals until stop is called; stop returns
 	// after the last call of fn. fn must not block and must not keep the slice.
 	Listen(fn func([]Signal)) (stop func())
-	// Ring sends signals that the store does not send by itself ([Wanted]).
+	// Ring sends signals that the store does not send by itself ([Wanted], [Attending]).
 	Ring(ctx context.Context, signals []Signal)
 	// Watch asks that [Changed] rings for a task in the time to come: nobody rings it
 	// without being asked. It does not wait; whoever still watches asks again before the
@@ -301,6 +301,9 @@ const (
 	// Changed: Task was started, or went back to its queue. Rung only while somebody
 	// watches the task, see [Bell].
 	Changed
+	// Attending: dispatcher From takes workers of the mode that Runtime names and has Count
+	// of them; it leaves when Count is negative. Every dispatcher rings it now and then.
+	Attending
 )
 
 // Signal is one ring of the bell.

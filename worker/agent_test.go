@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,8 +24,10 @@ const patience = 10 * time.Second
 type bench struct {
 	t     *testing.T
 	links chan link.Conn
-	stop  func()
-	ended chan error
+	// nowhere fails the agent's dials to another dispatcher.
+	nowhere atomic.Bool
+	stop    func()
+	ended   chan error
 }
 
 // terms of the played dispatcher: a beat often enough to be awaited in a test.
@@ -39,6 +42,14 @@ func newBench(t *testing.T, mode link.Mode, slots int, ex worker.Executor) *benc
 		ID: "w", Mode: mode, Slots: slots, Executors: []worker.Executor{ex}, DrainTimeout: 2 * time.Second,
 		ReconnectFirst: time.Millisecond, ReconnectLast: 5 * time.Millisecond,
 		Dial: func(context.Context) (link.Conn, error) {
+			there, here := link.Pipe()
+			b.links <- there
+			return here, nil
+		},
+		Move: func(_ context.Context, elsewhere bool) (link.Conn, error) {
+			if elsewhere && b.nowhere.Load() {
+				return nil, errors.New("nobody else answers")
+			}
 			there, here := link.Pipe()
 			b.links <- there
 			return here, nil
@@ -542,4 +553,109 @@ func TestExecutorPanic(t *testing.T) {
 	if r := e.report(token(2)); r.Outcome.End != task.EndSucceeded {
 		t.Fatalf("the next attempt ended as %q", r.Outcome.End)
 	}
+}
+
+// An agent that is asked to move opens the next link first, says good-bye, and takes along
+// what it holds: what runs goes on.
+func TestMoves(t *testing.T) {
+	t.Parallel()
+	g := newGate()
+	b := newBench(t, link.Push, 1, g)
+	old := b.attach()
+	if !old.hello.Moves {
+		t.Fatal("Hello does not say that the agent moves")
+	}
+	old.send(offers(1, 2))
+	g.awaitStart(t)
+
+	// Nobody else is there: it stays, and can be asked again.
+	b.nowhere.Store(true)
+	old.send(&link.Move{Reason: "test", Elsewhere: true})
+	expect[*link.Beat](old)
+	expect[*link.Beat](old)
+	b.nowhere.Store(false)
+	old.send(&link.Move{Reason: "test", Elsewhere: true})
+	if bye := expect[*link.Bye](old); !bye.Retry {
+		t.Fatalf("the agent left by %+v, want one that says that it goes on", bye)
+	}
+	e := b.next()
+	if len(e.hello.Held) != 2 {
+		t.Fatalf("Hello lists %+v, want both claims", e.hello.Held)
+	}
+	w := terms
+	e.send(&w)
+	g.release <- success
+	if r := e.report(token(1)); r.Outcome.End != task.EndSucceeded {
+		t.Fatalf("claim 1 ended %s", r.Outcome.End)
+	}
+	g.awaitStart(t)
+	g.release <- success
+	e.report(token(2))
+	e.ack(token(1))
+	e.ack(token(2))
+	e.awaitHeld(0)
+}
+
+// A dispatcher that was moved to and refuses the worker does not end it.
+func TestRefusedMove(t *testing.T) {
+	t.Parallel()
+	g := newGate()
+	b := newBench(t, link.Push, 1, g)
+	old := b.attach()
+	old.send(offers(1))
+	g.awaitStart(t)
+	old.send(&link.Move{Reason: "test"})
+	b.next().send(&link.Bye{Reason: "other workers only"})
+	if e := b.attach(); len(e.hello.Held) != 1 {
+		t.Fatalf("Hello lists %+v, want the running claim", e.hello.Held)
+	}
+	select {
+	case err := <-b.ended:
+		t.Fatalf("the agent ended: %v", err)
+	default:
+	}
+}
+
+// A dispatcher that is not there yet when the agent ends is not waited for.
+func TestEndsWhileMoving(t *testing.T) {
+	t.Parallel()
+	dialling := make(chan struct{})
+	there, here := link.Pipe()
+	a, err := worker.New(worker.Config{
+		ID: "w", Mode: link.Push, Slots: 1, Executors: []worker.Executor{newGate()},
+		Dial: func(context.Context) (link.Conn, error) { return here, nil },
+		Move: func(ctx context.Context, _ bool) (link.Conn, error) {
+			close(dialling)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	if _, err := there.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	w := terms
+	if err := there.Send(&w); err != nil {
+		t.Fatal(err)
+	}
+	if err := there.Send(&link.Move{Reason: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	<-dialling
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the agent did not end")
+	}
+	there.Close(nil)
 }

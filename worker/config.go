@@ -28,6 +28,9 @@ type Config struct {
 	Mode link.Mode
 	// Dial opens a link to a dispatcher; ctx bounds the dialling. Required.
 	Dial func(ctx context.Context) (link.Conn, error)
+	// Move opens a link beside the present one, to another dispatcher if elsewhere; it fails
+	// when there is none. Without it the agent cannot be asked to move.
+	Move func(ctx context.Context, elsewhere bool) (link.Conn, error)
 	// Slots is how many attempts run at once. Required, 1 to 4096.
 	Slots int
 	// Queues that the agent serves. Default the queue "default".

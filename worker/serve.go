@@ -21,7 +21,8 @@ import (
 
 // Options of [Serve]. The zero value serves [Default] on the local dispatcher.
 type Options struct {
-	// Dispatchers are "host:port" addresses, tried in turn. Default 127.0.0.1:50051.
+	// Dispatchers are "host:port" addresses; a DNS name may stand for several. Workers spread
+	// over them and move when told to. Default 127.0.0.1:50051.
 	Dispatchers []string
 	// Mode is [link.Push] (default) or [link.Pull].
 	Mode link.Mode
@@ -93,7 +94,8 @@ func Serve(ctx context.Context, o Options) error {
 		return fmt.Errorf("serve: make a worker id: %w", err)
 	}
 	agent, err := New(Config{
-		ID: id.String(), Name: o.Name, Software: "go-handlers", Mode: o.Mode, Dial: dialer.Dial, Slots: o.Slots, Queues: o.Queues,
+		ID: id.String(), Name: o.Name, Software: "go-handlers", Mode: o.Mode, Dial: dialer.Dial, Move: dialer.Move,
+		Slots: o.Slots, Queues: o.Queues,
 		Executors: []Executor{o.Handlers}, DrainTimeout: o.DrainTimeout, Logger: o.Logger,
 	})
 	if err != nil {

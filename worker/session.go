@@ -45,13 +45,26 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 		InitialInterval: a.cfg.ReconnectFirst, MaxInterval: a.cfg.ReconnectLast, Multiplier: 2, RandomizationFactor: 0.5,
 	}
 	pause.Reset()
+	// Links that were left for others close while the next session is served.
+	var leaving sync.WaitGroup
+	defer leaving.Wait()
+	var next link.Conn
 	for {
-		welcomed, err := a.attach(ctx)
+		moved := next != nil
+		var welcomed bool
+		var err error
+		welcomed, next, err = a.attach(ctx, next, &leaving)
 		var refused refusal
 		switch {
 		case errors.Is(err, errDrained) || a.drained() || ctx.Err() != nil:
+			if next != nil {
+				next.Close(nil)
+			}
 			return nil
-		case errors.As(err, &refused):
+		case next != nil:
+			continue
+		case errors.As(err, &refused) && !moved:
+			// One that was moved to has no say: those that it comes from want it.
 			return err
 		}
 		if welcomed {
@@ -66,25 +79,41 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 	}
 }
 
-// attach dials once and serves the session until it ends.
-func (a *Agent) attach(ctx context.Context) (welcomed bool, err error) {
-	dialCtx, cancel := context.WithTimeout(ctx, welcomeWait)
+// attach serves a session until it ends, on conn or on a link that it dials. next is the
+// link that the worker moves to; leaving counts the ends of links that were left.
+func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGroup) (welcomed bool, next link.Conn, err error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := a.cfg.Dial(dialCtx)
-	if err != nil {
-		return false, err
+	if conn == nil {
+		dialCtx, cancel := context.WithTimeout(ctx, welcomeWait)
+		defer cancel()
+		if conn, err = a.cfg.Dial(dialCtx); err != nil {
+			return false, nil, err
+		}
 	}
-	s := &session{agent: a, conn: conn, frames: make(chan link.Frame), ended: make(chan struct{})}
+	s := &session{
+		agent: a, conn: conn, frames: make(chan link.Frame), ended: make(chan struct{}), dialled: make(chan dialled, 1),
+	}
 	var reader sync.WaitGroup
 	reader.Go(s.read)
-	defer reader.Wait()
-	defer close(s.ended)
 	err = s.serve(ctx)
 	a.mu.Lock()
 	a.attached = false
 	a.mu.Unlock()
-	conn.Close(nil)
-	return s.welcomed, err
+	cancel()
+	s.giveUpMoving()
+	close(s.ended)
+	end := func() {
+		conn.Close(nil)
+		reader.Wait()
+	}
+	if s.next != nil {
+		// It waits for the former dispatcher, the new one must not.
+		leaving.Go(end)
+	} else {
+		end()
+	}
+	return s.welcomed, s.next, err
 }
 
 // session is one attachment. Only its goroutine sends.
@@ -101,6 +130,71 @@ type session struct {
 	seq       uint64
 	// beats remembers what unacknowledged beats renewed, oldest first.
 	beats []beat
+
+	// moving is set while a link to another dispatcher is dialled; dialled brings it. next
+	// is the link that the agent goes on with.
+	moving  bool
+	dialled chan dialled
+	next    link.Conn
+}
+
+// dialled is what became of dialling another dispatcher.
+type dialled struct {
+	conn link.Conn
+	err  error
+}
+
+// errMoved ends a session for the one that comes after it.
+var errMoved = errors.New("moved")
+
+// move dials where the worker is asked to go, beside the session, which goes on.
+func (s *session) move(ctx context.Context, f *link.Move) {
+	dial := s.agent.cfg.Move
+	if dial == nil || s.moving || s.agent.isDraining() {
+		return
+	}
+	s.moving = true
+	s.agent.log.Info("asked to move", "reason", f.Reason, "elsewhere", f.Elsewhere)
+	go func() {
+		// Its owner is the session: giveUpMoving waits for it.
+		ctx, cancel := context.WithTimeout(ctx, welcomeWait)
+		defer cancel()
+		conn, err := dial(ctx, f.Elsewhere)
+		s.dialled <- dialled{conn, err}
+	}()
+}
+
+// arrived ends the session when there is a link to go on with.
+func (s *session) arrived(d dialled) error {
+	s.moving = false
+	if d.err != nil {
+		s.agent.log.Info("stays with its dispatcher", "reason", d.err)
+		return nil
+	}
+	s.next = d.conn
+	if err := s.flush(); err != nil {
+		return err
+	}
+	if err := s.send(&link.Bye{Retry: true, Reason: "the worker moves"}); err != nil {
+		return err
+	}
+	return errMoved
+}
+
+// giveUpMoving waits for a dial that is under way, whose context has ended.
+func (s *session) giveUpMoving() {
+	if !s.moving {
+		return
+	}
+	if d := <-s.dialled; d.err == nil {
+		d.conn.Close(errors.New("the session that asked for it has ended"))
+	}
+}
+
+func (a *Agent) isDraining() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.draining
 }
 
 type beat struct {
@@ -141,7 +235,7 @@ func (s *session) serve(ctx context.Context) error {
 			if !ok {
 				return fmt.Errorf("the dispatcher's link ended: %w", s.readErr)
 			}
-			if err := s.frame(f); err != nil {
+			if err := s.frame(ctx, f); err != nil {
 				return err
 			}
 			if p := s.agent.heartbeat(); p != period {
@@ -149,6 +243,10 @@ func (s *session) serve(ctx context.Context) error {
 				ticker.Reset(p)
 			}
 		case <-s.agent.kick:
+		case d := <-s.dialled:
+			if err := s.arrived(d); err != nil {
+				return err
+			}
 		case <-ticker.C:
 			if err := s.beat(); err != nil {
 				return err
@@ -187,6 +285,7 @@ func (s *session) hello(ctx context.Context) error {
 	err := s.conn.Send(&link.Hello{
 		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: hostname(), PID: os.Getpid(), Software: a.cfg.Software,
 		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: a.cfg.Slots, Held: held,
+		Moves: a.cfg.Move != nil,
 	})
 	if err != nil {
 		return err
@@ -265,7 +364,7 @@ func (a *Agent) heldLocked() []link.Holding {
 	return held
 }
 
-func (s *session) frame(f link.Frame) error {
+func (s *session) frame(ctx context.Context, f link.Frame) error {
 	failpoint.Hit(failpoint.WorkerReceive)
 	a := s.agent
 	switch f := f.(type) {
@@ -283,6 +382,8 @@ func (s *session) frame(f link.Frame) error {
 		a.code.put(f.Hash, f.Bytes, f.Missing)
 	case *link.Drain:
 		a.log.Info("the dispatcher drains", "reason", f.Reason)
+	case *link.Move:
+		s.move(ctx, f)
 	case *link.Bye:
 		return byeError(f)
 	default:

@@ -142,6 +142,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if p.dispatcher {
 		d, err = dispatcher.New(dispatcher.Config{
 			Lease: n.Lease, Heartbeat: n.Heartbeat, Grace: orNone(n.ReconnectGrace), MaxPayload: int(n.MaxPayload),
+			Modes: p.modes, StreamAge: orNone(n.StreamAge),
 			ID: randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
 		}, st)
 		if err != nil {
@@ -159,7 +160,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if p.slots > 0 {
 		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
 			n.Log.Warn("the local pool's link ended", "error", err)
-		}))
+		}), nil)
 		if err != nil {
 			return err
 		}
@@ -227,7 +228,7 @@ func (n *node) work(ctx context.Context) error {
 		return err
 	}
 	id := randomID().String()
-	agent, err := n.agent(id, link.Mode(n.Mode), dialer.Dial)
+	agent, err := n.agent(id, link.Mode(n.Mode), dialer.Dial, dialer.Move)
 	if err != nil {
 		return err
 	}
@@ -244,7 +245,9 @@ func (n *node) work(ctx context.Context) error {
 }
 
 // agent makes a worker with a Python executor.
-func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link.Conn, error)) (*worker.Agent, error) {
+func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link.Conn, error),
+	move func(context.Context, bool) (link.Conn, error),
+) (*worker.Agent, error) {
 	python, err := pyproc.New(pyproc.Config{
 		Python: n.Python, Paths: n.PythonPath, MemoryLimit: n.MemoryLimit, Dir: filepath.Join(n.DataDir, "workers", id),
 		Logger: n.Log, MaxPayload: int(n.MaxPayload),
@@ -253,7 +256,7 @@ func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link
 		return nil, err
 	}
 	return worker.New(worker.Config{
-		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Slots: n.Slots, Queues: n.Queues,
+		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Move: move, Slots: n.Slots, Queues: n.Queues,
 		Executors: []worker.Executor{python}, DrainTimeout: orNone(n.DrainTimeout), Logger: n.Log,
 	})
 }

@@ -52,7 +52,9 @@ type serverFlags struct {
 	Heartbeat      time.Duration
 	Lease          time.Duration
 	ReconnectGrace time.Duration
-	DrainTimeout   time.Duration
+	// StreamAge is 0 for streams that stand for ever.
+	StreamAge    time.Duration
+	DrainTimeout time.Duration
 	// MaxPayload is the one limit on a payload or result, in bytes.
 	MaxPayload int64
 	Retention  time.Duration
@@ -121,7 +123,7 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.StringVar(&f.Store, "store", storeDefault, storeHelp)
 	} else {
 		fl.StringVar(&f.HTTPAddr, "http-addr", "", "where health and metrics listen (default nowhere)")
-		fl.StringSliceVar(&f.Dispatchers, "dispatcher", []string{"127.0.0.1:50051"}, "HOST:PORT of dispatchers, tried in turn")
+		fl.StringSliceVar(&f.Dispatchers, "dispatcher", []string{"127.0.0.1:50051"}, "HOST:PORT of dispatchers, over which workers spread; a DNS name may stand for several")
 		fl.Var(newChoice(&f.Mode, "push", "push", "pull"), "mode", "who starts each delivery: the dispatcher (push) or the worker (pull)")
 		fl.StringSliceVar(&f.Queues, "queues", []string{"default"}, "queues that the worker serves")
 	}
@@ -145,6 +147,8 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.DurationVar(&f.Heartbeat, "heartbeat", time.Second, "how often a worker must be heard")
 		fl.DurationVar(&f.Lease, "lease", 10*time.Second, "how long a silent worker keeps its attempts")
 		fl.DurationVar(&f.ReconnectGrace, "reconnect-grace", time.Second, "how long a worker whose connection closed may take to come back")
+		fl.DurationVar(&f.StreamAge, "stream-age", 30*time.Minute,
+			"when a worker has to connect anew, give or take a tenth, so that balancers spread it; its attempts go on (0 for never)")
 	}
 	if r == roleUp || r == roleServer {
 		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "name, beside loopback names, that HTTP requests may be sent to; * admits all")
@@ -288,6 +292,8 @@ func (f *serverFlags) validateTimes(r role) error {
 	case f.Lease <= missedBeats*f.Heartbeat:
 		return fmt.Errorf("--lease %s with --heartbeat %s: %d missed heartbeats must end before the lease does; want more than %s",
 			f.Lease, f.Heartbeat, missedBeats, missedBeats*f.Heartbeat)
+	case f.StreamAge != 0 && f.StreamAge < f.Lease:
+		return fmt.Errorf("--stream-age %s: want 0 (never), or at least --lease (%s)", f.StreamAge, f.Lease)
 	case f.ReconnectGrace < 0 || f.ReconnectGrace >= f.Lease:
 		return fmt.Errorf("--reconnect-grace %s: want from 0 to less than --lease (%s)", f.ReconnectGrace, f.Lease)
 	}

@@ -68,7 +68,7 @@ func newDispatcherCommand() *cobra.Command {
 		Long: `Runs a dispatcher on a Redis that any number of servers and dispatchers share: for
 the streams of workers (--mode any, push or pull), or with a pool of Python runners of
 its own (--mode local). When a dispatcher ends its workers dial another one and keep
-what they run.`,
+what they run; when one joins, the others ask some of their workers to go there.`,
 		Example: `  treadle dispatcher --store redis://127.0.0.1:6379
   treadle dispatcher --store redis://127.0.0.1:6379 --grpc-addr 127.0.0.1:50052 --mode pull
   treadle dispatcher --store redis://127.0.0.1:6379 --mode local --slots 8`,
@@ -100,9 +100,15 @@ func newWorkerCommand() *cobra.Command {
 		Long: `Attaches to a dispatcher and runs tasks in a pool of Python runners. A worker dials,
 again and again, keeps the results that it could not deliver, and needs no open port.
 
+Of several dispatchers it takes one by chance, so that workers spread; names are looked up
+at each dial. It moves when a dispatcher leaves, or asks it to as another one has fewer
+workers, and takes along what it runs.
+
 SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, then they are handed back.`,
 		Example: `  treadle worker --slots 8
   treadle worker --mode pull --dispatcher 127.0.0.1:50051
+  treadle worker --dispatcher 10.0.0.5:50051,10.0.0.6:50051    # spreads, and moves when one leaves
+  treadle worker --dispatcher dispatchers.internal:50051       # a name that stands for several
   treadle worker --queues gpu,default --python .venv/bin/python`,
 		GroupID: groupServe,
 		Args:    arguments(0, 0, ""),

@@ -47,6 +47,9 @@ func encodeDispatcher(f link.Frame, c *chunker) ([]*treadlev1.DispatcherFrame, e
 	case *link.Drain:
 		drain := &treadlev1.Drain{Reason: f.Reason}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Drain{Drain: drain}}), nil
+	case *link.Move:
+		move := &treadlev1.Move{Reason: f.Reason, Elsewhere: f.Elsewhere}
+		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Move{Move: move}}), nil
 	case *link.Bye:
 		bye := &treadlev1.Bye{Retry: f.Retry, Reason: f.Reason}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Bye{Bye: bye}}), nil
@@ -69,6 +72,7 @@ func decodeWorker(m *treadlev1.WorkerFrame, a *assembler) (link.Frame, error) {
 			Version: int(k.Hello.GetVersion()), Worker: k.Hello.GetWorker(), Name: k.Hello.GetName(), Host: k.Hello.GetHost(),
 			PID: int(k.Hello.GetPid()), Software: k.Hello.GetSoftware(), Queues: k.Hello.GetQueues(),
 			Runtimes: k.Hello.GetRuntimes(), Handlers: k.Hello.GetHandlers(), Slots: int(k.Hello.GetSlots()), Held: held,
+			Moves: k.Hello.GetMoves(),
 		}, err
 	case *treadlev1.WorkerFrame_Accepts:
 		items, err := eachErr(k.Accepts.GetItems(), func(p *treadlev1.Accept) (link.Accept, error) {

@@ -110,6 +110,7 @@ func TestFramesRoundTrip(t *testing.T) {
 		&link.FunctionBytes{Hash: [32]byte{5}, Bytes: big},
 		&link.FunctionBytes{Hash: [32]byte{6}, Missing: true},
 		&link.Drain{Reason: "why"},
+		&link.Move{Reason: "room", Elsewhere: true},
 		&link.Bye{Retry: true, Reason: "later"},
 	}
 	up := []link.Frame{
@@ -127,7 +128,7 @@ func TestFramesRoundTrip(t *testing.T) {
 		&link.NeedFunction{Hash: [32]byte{7}},
 		&link.Output{Token: token(5), Bytes: []byte("out")},
 		&link.Drain{Reason: "done"},
-		&link.Bye{Reason: "bye"},
+		&link.Bye{Retry: true, Reason: "bye"},
 	}
 	for _, dir := range []struct {
 		name     string

@@ -26,6 +26,7 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Hello{Hello: &treadlev1.Hello{
 			Version: int32(f.Version), Worker: f.Worker, Name: f.Name, Host: f.Host, Pid: int32(f.PID), Software: f.Software,
 			Queues: f.Queues, Runtimes: f.Runtimes, Handlers: f.Handlers, Slots: int32(f.Slots), Held: each(f.Held, holdingOut),
+			Moves: f.Moves,
 		}}}), nil
 	case *link.Accepts:
 		items := each(f.Items, func(a link.Accept) *treadlev1.Accept {
@@ -90,6 +91,8 @@ func decodeDispatcher(m *treadlev1.DispatcherFrame, a *assembler) (link.Frame, e
 		return &link.FunctionBytes{Hash: hash, Bytes: b, Missing: k.FunctionBytes.GetMissing()}, err
 	case *treadlev1.DispatcherFrame_Drain:
 		return &link.Drain{Reason: k.Drain.GetReason()}, nil
+	case *treadlev1.DispatcherFrame_Move:
+		return &link.Move{Reason: k.Move.GetReason(), Elsewhere: k.Move.GetElsewhere()}, nil
 	case *treadlev1.DispatcherFrame_Bye:
 		return &link.Bye{Retry: k.Bye.GetRetry(), Reason: k.Bye.GetReason()}, nil
 	default:

@@ -195,6 +195,9 @@ func testBellWanted(e *env) {
 	e.Store.Bell().Ring(e.Context(), []store.Signal{s})
 	a.wait(e, s)
 	b.wait(e, s)
+	s = store.Signal{Kind: store.Attending, Runtime: "push", From: randomID(), Count: -1}
+	e.Store.Bell().Ring(e.Context(), []store.Signal{s})
+	a.wait(e, s)
 }
 
 // testBellAfter checks that whoever hears the bell finds what it rang for.

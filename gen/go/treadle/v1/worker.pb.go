@@ -16,6 +16,8 @@
 //                             <--   BeatAck (renewals are recorded)
 //   Outcomes                  -->
 //                             <--   Acks (recorded, or stale: forget it either way)
+//                             <--   Move (when another dispatcher has room)
+//   Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 //
 // Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 // that names them, and frames without such values may overtake those with them.
@@ -270,6 +272,7 @@ type DispatcherFrame struct {
 	//	*DispatcherFrame_Drain
 	//	*DispatcherFrame_Bye
 	//	*DispatcherFrame_Chunk
+	//	*DispatcherFrame_Move
 	Kind          isDispatcherFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -402,6 +405,15 @@ func (x *DispatcherFrame) GetChunk() *Chunk {
 	return nil
 }
 
+func (x *DispatcherFrame) GetMove() *Move {
+	if x != nil {
+		if x, ok := x.Kind.(*DispatcherFrame_Move); ok {
+			return x.Move
+		}
+	}
+	return nil
+}
+
 type isDispatcherFrame_Kind interface {
 	isDispatcherFrame_Kind()
 }
@@ -446,6 +458,11 @@ type DispatcherFrame_Chunk struct {
 	Chunk *Chunk `protobuf:"bytes,10,opt,name=chunk,proto3,oneof"`
 }
 
+type DispatcherFrame_Move struct {
+	// Only to workers whose Hello says moves.
+	Move *Move `protobuf:"bytes,11,opt,name=move,proto3,oneof"`
+}
+
 func (*DispatcherFrame_Welcome) isDispatcherFrame_Kind() {}
 
 func (*DispatcherFrame_Offers) isDispatcherFrame_Kind() {}
@@ -465,6 +482,8 @@ func (*DispatcherFrame_Drain) isDispatcherFrame_Kind() {}
 func (*DispatcherFrame_Bye) isDispatcherFrame_Kind() {}
 
 func (*DispatcherFrame_Chunk) isDispatcherFrame_Kind() {}
+
+func (*DispatcherFrame_Move) isDispatcherFrame_Kind() {}
 
 // Token fences one attempt of a task. Treat it as opaque and send it back as it came.
 type Token struct {
@@ -682,7 +701,9 @@ type Hello struct {
 	Handlers []string `protobuf:"bytes,9,rep,name=handlers,proto3" json:"handlers,omitempty"`
 	Slots    int32    `protobuf:"varint,10,opt,name=slots,proto3" json:"slots,omitempty"`
 	// Every claim that the worker still has, unreported outcomes included.
-	Held          []*Holding `protobuf:"bytes,11,rep,name=held,proto3" json:"held,omitempty"`
+	Held []*Holding `protobuf:"bytes,11,rep,name=held,proto3" json:"held,omitempty"`
+	// The worker understands Move.
+	Moves         bool `protobuf:"varint,12,opt,name=moves,proto3" json:"moves,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +813,13 @@ func (x *Hello) GetHeld() []*Holding {
 		return x.Held
 	}
 	return nil
+}
+
+func (x *Hello) GetMoves() bool {
+	if x != nil {
+		return x.Moves
+	}
+	return false
 }
 
 // Holding is one claim that a worker has.
@@ -1985,10 +2013,67 @@ func (x *Drain) GetReason() string {
 	return ""
 }
 
+// Move asks the worker to open its next session now, and to end this one with Bye when
+// the new link is there. What it holds it keeps and lists in its next Hello. A worker that
+// reaches no other dispatcher stays and says nothing.
+type Move struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Only another dispatcher will do; otherwise a new link to this one is as good.
+	Elsewhere     bool `protobuf:"varint,2,opt,name=elsewhere,proto3" json:"elsewhere,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_treadle_v1_worker_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_treadle_v1_worker_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_treadle_v1_worker_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Move) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Move) GetElsewhere() bool {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return false
+}
+
 // Bye is the last frame of its sender.
 type Bye struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether a worker should dial again.
+	// From a dispatcher: whether the worker should dial again. From a worker: that it goes
+	// on in another session.
 	Retry         bool   `protobuf:"varint,1,opt,name=retry,proto3" json:"retry,omitempty"`
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1997,7 +2082,7 @@ type Bye struct {
 
 func (x *Bye) Reset() {
 	*x = Bye{}
-	mi := &file_treadle_v1_worker_proto_msgTypes[26]
+	mi := &file_treadle_v1_worker_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2094,7 @@ func (x *Bye) String() string {
 func (*Bye) ProtoMessage() {}
 
 func (x *Bye) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_worker_proto_msgTypes[26]
+	mi := &file_treadle_v1_worker_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2107,7 @@ func (x *Bye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bye.ProtoReflect.Descriptor instead.
 func (*Bye) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_worker_proto_rawDescGZIP(), []int{26}
+	return file_treadle_v1_worker_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Bye) GetRetry() bool {
@@ -2057,7 +2142,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x03bye\x18\t \x01(\v2\x0f.treadle.v1.ByeH\x00R\x03bye\x12)\n" +
 	"\x05chunk\x18\n" +
 	" \x01(\v2\x11.treadle.v1.ChunkH\x00R\x05chunkB\x06\n" +
-	"\x04kind\"\xed\x03\n" +
+	"\x04kind\"\x95\x04\n" +
 	"\x0fDispatcherFrame\x12/\n" +
 	"\awelcome\x18\x01 \x01(\v2\x13.treadle.v1.WelcomeH\x00R\awelcome\x12,\n" +
 	"\x06offers\x18\x02 \x01(\v2\x12.treadle.v1.OffersH\x00R\x06offers\x12&\n" +
@@ -2069,7 +2154,8 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05drain\x18\b \x01(\v2\x11.treadle.v1.DrainH\x00R\x05drain\x12#\n" +
 	"\x03bye\x18\t \x01(\v2\x0f.treadle.v1.ByeH\x00R\x03bye\x12)\n" +
 	"\x05chunk\x18\n" +
-	" \x01(\v2\x11.treadle.v1.ChunkH\x00R\x05chunkB\x06\n" +
+	" \x01(\v2\x11.treadle.v1.ChunkH\x00R\x05chunk\x12&\n" +
+	"\x04move\x18\v \x01(\v2\x10.treadle.v1.MoveH\x00R\x04moveB\x06\n" +
 	"\x04kind\"k\n" +
 	"\x05Token\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x14\n" +
@@ -2083,7 +2169,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\x04R\x05value\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\x9e\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xb4\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x12\x12\n" +
@@ -2096,7 +2182,8 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\bhandlers\x18\t \x03(\tR\bhandlers\x12\x14\n" +
 	"\x05slots\x18\n" +
 	" \x01(\x05R\x05slots\x12'\n" +
-	"\x04held\x18\v \x03(\v2\x13.treadle.v1.HoldingR\x04held\"n\n" +
+	"\x04held\x18\v \x03(\v2\x13.treadle.v1.HoldingR\x04held\x12\x14\n" +
+	"\x05moves\x18\f \x01(\bR\x05moves\"n\n" +
 	"\aHolding\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12:\n" +
 	"\vstarted_ago\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -2175,7 +2262,10 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x1f\n" +
 	"\x05Drain\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"3\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"<\n" +
+	"\x04Move\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1c\n" +
+	"\telsewhere\x18\x02 \x01(\bR\telsewhere\"3\n" +
 	"\x03Bye\x12\x14\n" +
 	"\x05retry\x18\x01 \x01(\bR\x05retry\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason2\x93\x01\n" +
@@ -2195,7 +2285,7 @@ func file_treadle_v1_worker_proto_rawDescGZIP() []byte {
 	return file_treadle_v1_worker_proto_rawDescData
 }
 
-var file_treadle_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_treadle_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_treadle_v1_worker_proto_goTypes = []any{
 	(*WorkerFrame)(nil),         // 0: treadle.v1.WorkerFrame
 	(*DispatcherFrame)(nil),     // 1: treadle.v1.DispatcherFrame
@@ -2223,8 +2313,9 @@ var file_treadle_v1_worker_proto_goTypes = []any{
 	(*FunctionBytes)(nil),       // 23: treadle.v1.FunctionBytes
 	(*Output)(nil),              // 24: treadle.v1.Output
 	(*Drain)(nil),               // 25: treadle.v1.Drain
-	(*Bye)(nil),                 // 26: treadle.v1.Bye
-	(*durationpb.Duration)(nil), // 27: google.protobuf.Duration
+	(*Move)(nil),                // 26: treadle.v1.Move
+	(*Bye)(nil),                 // 27: treadle.v1.Bye
+	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
 }
 var file_treadle_v1_worker_proto_depIdxs = []int32{
 	5,  // 0: treadle.v1.WorkerFrame.hello:type_name -> treadle.v1.Hello
@@ -2235,7 +2326,7 @@ var file_treadle_v1_worker_proto_depIdxs = []int32{
 	22, // 5: treadle.v1.WorkerFrame.need_function:type_name -> treadle.v1.NeedFunction
 	24, // 6: treadle.v1.WorkerFrame.output:type_name -> treadle.v1.Output
 	25, // 7: treadle.v1.WorkerFrame.drain:type_name -> treadle.v1.Drain
-	26, // 8: treadle.v1.WorkerFrame.bye:type_name -> treadle.v1.Bye
+	27, // 8: treadle.v1.WorkerFrame.bye:type_name -> treadle.v1.Bye
 	4,  // 9: treadle.v1.WorkerFrame.chunk:type_name -> treadle.v1.Chunk
 	7,  // 10: treadle.v1.DispatcherFrame.welcome:type_name -> treadle.v1.Welcome
 	8,  // 11: treadle.v1.DispatcherFrame.offers:type_name -> treadle.v1.Offers
@@ -2245,43 +2336,44 @@ var file_treadle_v1_worker_proto_depIdxs = []int32{
 	21, // 15: treadle.v1.DispatcherFrame.recall:type_name -> treadle.v1.Recall
 	23, // 16: treadle.v1.DispatcherFrame.function_bytes:type_name -> treadle.v1.FunctionBytes
 	25, // 17: treadle.v1.DispatcherFrame.drain:type_name -> treadle.v1.Drain
-	26, // 18: treadle.v1.DispatcherFrame.bye:type_name -> treadle.v1.Bye
+	27, // 18: treadle.v1.DispatcherFrame.bye:type_name -> treadle.v1.Bye
 	4,  // 19: treadle.v1.DispatcherFrame.chunk:type_name -> treadle.v1.Chunk
-	6,  // 20: treadle.v1.Hello.held:type_name -> treadle.v1.Holding
-	2,  // 21: treadle.v1.Holding.token:type_name -> treadle.v1.Token
-	27, // 22: treadle.v1.Holding.started_ago:type_name -> google.protobuf.Duration
-	27, // 23: treadle.v1.Welcome.lease:type_name -> google.protobuf.Duration
-	27, // 24: treadle.v1.Welcome.heartbeat:type_name -> google.protobuf.Duration
-	27, // 25: treadle.v1.Welcome.margin:type_name -> google.protobuf.Duration
-	2,  // 26: treadle.v1.Welcome.stale:type_name -> treadle.v1.Token
-	9,  // 27: treadle.v1.Offers.items:type_name -> treadle.v1.Offer
-	2,  // 28: treadle.v1.Offer.token:type_name -> treadle.v1.Token
-	3,  // 29: treadle.v1.Offer.args:type_name -> treadle.v1.Value
-	27, // 30: treadle.v1.Offer.timeout:type_name -> google.protobuf.Duration
-	11, // 31: treadle.v1.Accepts.items:type_name -> treadle.v1.Accept
-	2,  // 32: treadle.v1.Accept.token:type_name -> treadle.v1.Token
-	27, // 33: treadle.v1.Accept.ago:type_name -> google.protobuf.Duration
-	13, // 34: treadle.v1.Outcomes.items:type_name -> treadle.v1.Report
-	2,  // 35: treadle.v1.Report.token:type_name -> treadle.v1.Token
-	3,  // 36: treadle.v1.Report.result:type_name -> treadle.v1.Value
-	14, // 37: treadle.v1.Report.failure:type_name -> treadle.v1.Failure
-	27, // 38: treadle.v1.Report.run_time:type_name -> google.protobuf.Duration
-	16, // 39: treadle.v1.Acks.items:type_name -> treadle.v1.Ack
-	2,  // 40: treadle.v1.Ack.token:type_name -> treadle.v1.Token
-	6,  // 41: treadle.v1.Beat.held:type_name -> treadle.v1.Holding
-	2,  // 42: treadle.v1.BeatAck.stale:type_name -> treadle.v1.Token
-	2,  // 43: treadle.v1.Revoke.tokens:type_name -> treadle.v1.Token
-	3,  // 44: treadle.v1.FunctionBytes.bytes:type_name -> treadle.v1.Value
-	2,  // 45: treadle.v1.Output.token:type_name -> treadle.v1.Token
-	0,  // 46: treadle.v1.WorkerService.Push:input_type -> treadle.v1.WorkerFrame
-	0,  // 47: treadle.v1.WorkerService.Pull:input_type -> treadle.v1.WorkerFrame
-	1,  // 48: treadle.v1.WorkerService.Push:output_type -> treadle.v1.DispatcherFrame
-	1,  // 49: treadle.v1.WorkerService.Pull:output_type -> treadle.v1.DispatcherFrame
-	48, // [48:50] is the sub-list for method output_type
-	46, // [46:48] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	26, // 20: treadle.v1.DispatcherFrame.move:type_name -> treadle.v1.Move
+	6,  // 21: treadle.v1.Hello.held:type_name -> treadle.v1.Holding
+	2,  // 22: treadle.v1.Holding.token:type_name -> treadle.v1.Token
+	28, // 23: treadle.v1.Holding.started_ago:type_name -> google.protobuf.Duration
+	28, // 24: treadle.v1.Welcome.lease:type_name -> google.protobuf.Duration
+	28, // 25: treadle.v1.Welcome.heartbeat:type_name -> google.protobuf.Duration
+	28, // 26: treadle.v1.Welcome.margin:type_name -> google.protobuf.Duration
+	2,  // 27: treadle.v1.Welcome.stale:type_name -> treadle.v1.Token
+	9,  // 28: treadle.v1.Offers.items:type_name -> treadle.v1.Offer
+	2,  // 29: treadle.v1.Offer.token:type_name -> treadle.v1.Token
+	3,  // 30: treadle.v1.Offer.args:type_name -> treadle.v1.Value
+	28, // 31: treadle.v1.Offer.timeout:type_name -> google.protobuf.Duration
+	11, // 32: treadle.v1.Accepts.items:type_name -> treadle.v1.Accept
+	2,  // 33: treadle.v1.Accept.token:type_name -> treadle.v1.Token
+	28, // 34: treadle.v1.Accept.ago:type_name -> google.protobuf.Duration
+	13, // 35: treadle.v1.Outcomes.items:type_name -> treadle.v1.Report
+	2,  // 36: treadle.v1.Report.token:type_name -> treadle.v1.Token
+	3,  // 37: treadle.v1.Report.result:type_name -> treadle.v1.Value
+	14, // 38: treadle.v1.Report.failure:type_name -> treadle.v1.Failure
+	28, // 39: treadle.v1.Report.run_time:type_name -> google.protobuf.Duration
+	16, // 40: treadle.v1.Acks.items:type_name -> treadle.v1.Ack
+	2,  // 41: treadle.v1.Ack.token:type_name -> treadle.v1.Token
+	6,  // 42: treadle.v1.Beat.held:type_name -> treadle.v1.Holding
+	2,  // 43: treadle.v1.BeatAck.stale:type_name -> treadle.v1.Token
+	2,  // 44: treadle.v1.Revoke.tokens:type_name -> treadle.v1.Token
+	3,  // 45: treadle.v1.FunctionBytes.bytes:type_name -> treadle.v1.Value
+	2,  // 46: treadle.v1.Output.token:type_name -> treadle.v1.Token
+	0,  // 47: treadle.v1.WorkerService.Push:input_type -> treadle.v1.WorkerFrame
+	0,  // 48: treadle.v1.WorkerService.Pull:input_type -> treadle.v1.WorkerFrame
+	1,  // 49: treadle.v1.WorkerService.Push:output_type -> treadle.v1.DispatcherFrame
+	1,  // 50: treadle.v1.WorkerService.Pull:output_type -> treadle.v1.DispatcherFrame
+	49, // [49:51] is the sub-list for method output_type
+	47, // [47:49] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_treadle_v1_worker_proto_init() }
@@ -2312,6 +2404,7 @@ func file_treadle_v1_worker_proto_init() {
 		(*DispatcherFrame_Drain)(nil),
 		(*DispatcherFrame_Bye)(nil),
 		(*DispatcherFrame_Chunk)(nil),
+		(*DispatcherFrame_Move)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2319,7 +2412,7 @@ func file_treadle_v1_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_treadle_v1_worker_proto_rawDesc), len(file_treadle_v1_worker_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

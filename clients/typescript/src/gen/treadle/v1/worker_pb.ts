@@ -16,6 +16,8 @@
 //                             <--   BeatAck (renewals are recorded)
 //   Outcomes                  -->
 //                             <--   Acks (recorded, or stale: forget it either way)
+//                             <--   Move (when another dispatcher has room)
+//   Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 //
 // Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 // that names them, and frames without such values may overtake those with them.
@@ -34,7 +36,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file treadle/v1/worker.proto.
  */
 export const file_treadle_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("Chd0cmVhZGxlL3YxL3dvcmtlci5wcm90bxIKdHJlYWRsZS52MSKQAwoLV29ya2VyRnJhbWUSIgoFaGVsbG8YASABKAsyES50cmVhZGxlLnYxLkhlbGxvSAASJgoHYWNjZXB0cxgCIAEoCzITLnRyZWFkbGUudjEuQWNjZXB0c0gAEigKCG91dGNvbWVzGAMgASgLMhQudHJlYWRsZS52MS5PdXRjb21lc0gAEiAKBGJlYXQYBCABKAsyEC50cmVhZGxlLnYxLkJlYXRIABIgCgR3YW50GAUgASgLMhAudHJlYWRsZS52MS5XYW50SAASMQoNbmVlZF9mdW5jdGlvbhgGIAEoCzIYLnRyZWFkbGUudjEuTmVlZEZ1bmN0aW9uSAASJAoGb3V0cHV0GAcgASgLMhIudHJlYWRsZS52MS5PdXRwdXRIABIiCgVkcmFpbhgIIAEoCzIRLnRyZWFkbGUudjEuRHJhaW5IABIeCgNieWUYCSABKAsyDy50cmVhZGxlLnYxLkJ5ZUgAEiIKBWNodW5rGAogASgLMhEudHJlYWRsZS52MS5DaHVua0gAQgYKBGtpbmQimwMKD0Rpc3BhdGNoZXJGcmFtZRImCgd3ZWxjb21lGAEgASgLMhMudHJlYWRsZS52MS5XZWxjb21lSAASJAoGb2ZmZXJzGAIgASgLMhIudHJlYWRsZS52MS5PZmZlcnNIABIgCgRhY2tzGAMgASgLMhAudHJlYWRsZS52MS5BY2tzSAASJwoIYmVhdF9hY2sYBCABKAsyEy50cmVhZGxlLnYxLkJlYXRBY2tIABIkCgZyZXZva2UYBSABKAsyEi50cmVhZGxlLnYxLlJldm9rZUgAEiQKBnJlY2FsbBgGIAEoCzISLnRyZWFkbGUudjEuUmVjYWxsSAASMwoOZnVuY3Rpb25fYnl0ZXMYByABKAsyGS50cmVhZGxlLnYxLkZ1bmN0aW9uQnl0ZXNIABIiCgVkcmFpbhgIIAEoCzIRLnRyZWFkbGUudjEuRHJhaW5IABIeCgNieWUYCSABKAsyDy50cmVhZGxlLnYxLkJ5ZUgAEiIKBWNodW5rGAogASgLMhEudHJlYWRsZS52MS5DaHVua0gAQgYKBGtpbmQiSgoFVG9rZW4SDwoHdGFza19pZBgBIAEoDBINCgVlcG9jaBgCIAEoBBIQCghjbGFpbV9pZBgDIAEoDBIPCgdhdHRlbXB0GAQgASgFIjYKBVZhbHVlEg4KBmlubGluZRgBIAEoDBIPCgdjaHVua2VkGAIgASgEEgwKBHNpemUYAyABKAQiMgoFQ2h1bmsSDQoFdmFsdWUYASABKAQSDAoEZGF0YRgCIAEoDBIMCgRzaXplGAMgASgEIskBCgVIZWxsbxIPCgd2ZXJzaW9uGAEgASgFEg4KBndvcmtlchgCIAEoCRIMCgRuYW1lGAMgASgJEgwKBGhvc3QYBCABKAkSCwoDcGlkGAUgASgFEhAKCHNvZnR3YXJlGAYgASgJEg4KBnF1ZXVlcxgHIAMoCRIQCghydW50aW1lcxgIIAMoCRIQCghoYW5kbGVycxgJIAMoCRINCgVzbG90cxgKIAEoBRIhCgRoZWxkGAsgAygLMhMudHJlYWRsZS52MS5Ib2xkaW5nIlsKB0hvbGRpbmcSIAoFdG9rZW4YASABKAsyES50cmVhZGxlLnYxLlRva2VuEi4KC3N0YXJ0ZWRfYWdvGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uItQBCgdXZWxjb21lEg8KB3Nlc3Npb24YASABKAwSKAoFbGVhc2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoJaGVhcnRiZWF0GAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEikKBm1hcmdpbhgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhITCgttYXhfcGF5bG9hZBgFIAEoBRIgCgVzdGFsZRgGIAMoCzIRLnRyZWFkbGUudjEuVG9rZW4iKgoGT2ZmZXJzEiAKBWl0ZW1zGAEgAygLMhEudHJlYWRsZS52MS5PZmZlciKdAgoFT2ZmZXISIAoFdG9rZW4YASABKAsyES50cmVhZGxlLnYxLlRva2VuEhMKC2Z1bmN0aW9uX2lkGAIgASgMEhUKDWZ1bmN0aW9uX25hbWUYAyABKAkSDwoHcnVudGltZRgEIAEoCRIMCgRmb3JtGAUgASgJEgwKBGhhc2gYBiABKAwSFQoNYXJnc19lbmNvZGluZxgHIAEoCRIPCgdyZXR1cm5zGAggASgJEh8KBGFyZ3MYCSABKAsyES50cmVhZGxlLnYxLlZhbHVlEioKB3RpbWVvdXQYCiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMbWVtb3J5X2xpbWl0GAsgASgDEg4KBnB5dGhvbhgMIAEoCSIsCgdBY2NlcHRzEiEKBWl0ZW1zGAEgAygLMhIudHJlYWRsZS52MS5BY2NlcHQiUgoGQWNjZXB0EiAKBXRva2VuGAEgASgLMhEudHJlYWRsZS52MS5Ub2tlbhImCgNhZ28YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iLQoIT3V0Y29tZXMSIQoFaXRlbXMYASADKAsyEi50cmVhZGxlLnYxLlJlcG9ydCLaAQoGUmVwb3J0EiAKBXRva2VuGAEgASgLMhEudHJlYWRsZS52MS5Ub2tlbhILCgNlbmQYAiABKAkSIQoGcmVzdWx0GAMgASgLMhEudHJlYWRsZS52MS5WYWx1ZRIQCghlbmNvZGluZxgEIAEoCRIMCgRyZXByGAUgASgJEiQKB2ZhaWx1cmUYBiABKAsyEy50cmVhZGxlLnYxLkZhaWx1cmUSKwoIcnVuX3RpbWUYByABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SCwoDbG9nGAggASgMIncKB0ZhaWx1cmUSFgoOZXhjZXB0aW9uX3R5cGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIRCgl0cmFjZWJhY2sYAyABKAkSGAoQZXhjZXB0aW9uX3BpY2tsZRgEIAEoDBIWCg5mb3JlaWduX3BpY2tsZRgFIAEoDCImCgRBY2tzEh4KBWl0ZW1zGAEgAygLMg8udHJlYWRsZS52MS5BY2siOAoDQWNrEiAKBXRva2VuGAEgASgLMhEudHJlYWRsZS52MS5Ub2tlbhIPCgd2ZXJkaWN0GAIgASgJIjYKBEJlYXQSCwoDc2VxGAEgASgEEiEKBGhlbGQYAiADKAsyEy50cmVhZGxlLnYxLkhvbGRpbmciOAoHQmVhdEFjaxILCgNzZXEYASABKAQSIAoFc3RhbGUYAiADKAsyES50cmVhZGxlLnYxLlRva2VuIhEKBFdhbnQSCQoBbhgBIAEoBSIrCgZSZXZva2USIQoGdG9rZW5zGAEgAygLMhEudHJlYWRsZS52MS5Ub2tlbiITCgZSZWNhbGwSCQoBbhgBIAEoBSIcCgxOZWVkRnVuY3Rpb24SDAoEaGFzaBgBIAEoDCJQCg1GdW5jdGlvbkJ5dGVzEgwKBGhhc2gYASABKAwSIAoFYnl0ZXMYAiABKAsyES50cmVhZGxlLnYxLlZhbHVlEg8KB21pc3NpbmcYAyABKAgiOAoGT3V0cHV0EiAKBXRva2VuGAEgASgLMhEudHJlYWRsZS52MS5Ub2tlbhIMCgRkYXRhGAIgASgMIhcKBURyYWluEg4KBnJlYXNvbhgBIAEoCSIkCgNCeWUSDQoFcmV0cnkYASABKAgSDgoGcmVhc29uGAIgASgJMpMBCg1Xb3JrZXJTZXJ2aWNlEkAKBFB1c2gSFy50cmVhZGxlLnYxLldvcmtlckZyYW1lGhsudHJlYWRsZS52MS5EaXNwYXRjaGVyRnJhbWUoATABEkAKBFB1bGwSFy50cmVhZGxlLnYxLldvcmtlckZyYW1lGhsudHJlYWRsZS52MS5EaXNwYXRjaGVyRnJhbWUoATABQjxaOmdpdGh1Yi5jb20vdHJlYWRsZS1kZXYvdHJlYWRsZS9nZW4vZ28vdHJlYWRsZS92MTt0cmVhZGxldjFiBnByb3RvMw", [file_google_protobuf_duration]);
+  fileDesc("Chd0cmVhZGxlL3YxL3dvcmtlci5wcm90bxIKdHJlYWRsZS52MSKQAwoLV29ya2VyRnJhbWUSIgoFaGVsbG8YASABKAsyES50cmVhZGxlLnYxLkhlbGxvSAASJgoHYWNjZXB0cxgCIAEoCzITLnRyZWFkbGUudjEuQWNjZXB0c0gAEigKCG91dGNvbWVzGAMgASgLMhQudHJlYWRsZS52MS5PdXRjb21lc0gAEiAKBGJlYXQYBCABKAsyEC50cmVhZGxlLnYxLkJlYXRIABIgCgR3YW50GAUgASgLMhAudHJlYWRsZS52MS5XYW50SAASMQoNbmVlZF9mdW5jdGlvbhgGIAEoCzIYLnRyZWFkbGUudjEuTmVlZEZ1bmN0aW9uSAASJAoGb3V0cHV0GAcgASgLMhIudHJlYWRsZS52MS5PdXRwdXRIABIiCgVkcmFpbhgIIAEoCzIRLnRyZWFkbGUudjEuRHJhaW5IABIeCgNieWUYCSABKAsyDy50cmVhZGxlLnYxLkJ5ZUgAEiIKBWNodW5rGAogASgLMhEudHJlYWRsZS52MS5DaHVua0gAQgYKBGtpbmQivQMKD0Rpc3BhdGNoZXJGcmFtZRImCgd3ZWxjb21lGAEgASgLMhMudHJlYWRsZS52MS5XZWxjb21lSAASJAoGb2ZmZXJzGAIgASgLMhIudHJlYWRsZS52MS5PZmZlcnNIABIgCgRhY2tzGAMgASgLMhAudHJlYWRsZS52MS5BY2tzSAASJwoIYmVhdF9hY2sYBCABKAsyEy50cmVhZGxlLnYxLkJlYXRBY2tIABIkCgZyZXZva2UYBSABKAsyEi50cmVhZGxlLnYxLlJldm9rZUgAEiQKBnJlY2FsbBgGIAEoCzISLnRyZWFkbGUudjEuUmVjYWxsSAASMwoOZnVuY3Rpb25fYnl0ZXMYByABKAsyGS50cmVhZGxlLnYxLkZ1bmN0aW9uQnl0ZXNIABIiCgVkcmFpbhgIIAEoCzIRLnRyZWFkbGUudjEuRHJhaW5IABIeCgNieWUYCSABKAsyDy50cmVhZGxlLnYxLkJ5ZUgAEiIKBWNodW5rGAogASgLMhEudHJlYWRsZS52MS5DaHVua0gAEiAKBG1vdmUYCyABKAsyEC50cmVhZGxlLnYxLk1vdmVIAEIGCgRraW5kIkoKBVRva2VuEg8KB3Rhc2tfaWQYASABKAwSDQoFZXBvY2gYAiABKAQSEAoIY2xhaW1faWQYAyABKAwSDwoHYXR0ZW1wdBgEIAEoBSI2CgVWYWx1ZRIOCgZpbmxpbmUYASABKAwSDwoHY2h1bmtlZBgCIAEoBBIMCgRzaXplGAMgASgEIjIKBUNodW5rEg0KBXZhbHVlGAEgASgEEgwKBGRhdGEYAiABKAwSDAoEc2l6ZRgDIAEoBCLYAQoFSGVsbG8SDwoHdmVyc2lvbhgBIAEoBRIOCgZ3b3JrZXIYAiABKAkSDAoEbmFtZRgDIAEoCRIMCgRob3N0GAQgASgJEgsKA3BpZBgFIAEoBRIQCghzb2Z0d2FyZRgGIAEoCRIOCgZxdWV1ZXMYByADKAkSEAoIcnVudGltZXMYCCADKAkSEAoIaGFuZGxlcnMYCSADKAkSDQoFc2xvdHMYCiABKAUSIQoEaGVsZBgLIAMoCzITLnRyZWFkbGUudjEuSG9sZGluZxINCgVtb3ZlcxgMIAEoCCJbCgdIb2xkaW5nEiAKBXRva2VuGAEgASgLMhEudHJlYWRsZS52MS5Ub2tlbhIuCgtzdGFydGVkX2FnbxgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiLUAQoHV2VsY29tZRIPCgdzZXNzaW9uGAEgASgMEigKBWxlYXNlGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiwKCWhlYXJ0YmVhdBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgZtYXJnaW4YBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoLbWF4X3BheWxvYWQYBSABKAUSIAoFc3RhbGUYBiADKAsyES50cmVhZGxlLnYxLlRva2VuIioKBk9mZmVycxIgCgVpdGVtcxgBIAMoCzIRLnRyZWFkbGUudjEuT2ZmZXIinQIKBU9mZmVyEiAKBXRva2VuGAEgASgLMhEudHJlYWRsZS52MS5Ub2tlbhITCgtmdW5jdGlvbl9pZBgCIAEoDBIVCg1mdW5jdGlvbl9uYW1lGAMgASgJEg8KB3J1bnRpbWUYBCABKAkSDAoEZm9ybRgFIAEoCRIMCgRoYXNoGAYgASgMEhUKDWFyZ3NfZW5jb2RpbmcYByABKAkSDwoHcmV0dXJucxgIIAEoCRIfCgRhcmdzGAkgASgLMhEudHJlYWRsZS52MS5WYWx1ZRIqCgd0aW1lb3V0GAogASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhQKDG1lbW9yeV9saW1pdBgLIAEoAxIOCgZweXRob24YDCABKAkiLAoHQWNjZXB0cxIhCgVpdGVtcxgBIAMoCzISLnRyZWFkbGUudjEuQWNjZXB0IlIKBkFjY2VwdBIgCgV0b2tlbhgBIAEoCzIRLnRyZWFkbGUudjEuVG9rZW4SJgoDYWdvGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIi0KCE91dGNvbWVzEiEKBWl0ZW1zGAEgAygLMhIudHJlYWRsZS52MS5SZXBvcnQi2gEKBlJlcG9ydBIgCgV0b2tlbhgBIAEoCzIRLnRyZWFkbGUudjEuVG9rZW4SCwoDZW5kGAIgASgJEiEKBnJlc3VsdBgDIAEoCzIRLnRyZWFkbGUudjEuVmFsdWUSEAoIZW5jb2RpbmcYBCABKAkSDAoEcmVwchgFIAEoCRIkCgdmYWlsdXJlGAYgASgLMhMudHJlYWRsZS52MS5GYWlsdXJlEisKCHJ1bl90aW1lGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgsKA2xvZxgIIAEoDCJ3CgdGYWlsdXJlEhYKDmV4Y2VwdGlvbl90eXBlGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSEQoJdHJhY2ViYWNrGAMgASgJEhgKEGV4Y2VwdGlvbl9waWNrbGUYBCABKAwSFgoOZm9yZWlnbl9waWNrbGUYBSABKAwiJgoEQWNrcxIeCgVpdGVtcxgBIAMoCzIPLnRyZWFkbGUudjEuQWNrIjgKA0FjaxIgCgV0b2tlbhgBIAEoCzIRLnRyZWFkbGUudjEuVG9rZW4SDwoHdmVyZGljdBgCIAEoCSI2CgRCZWF0EgsKA3NlcRgBIAEoBBIhCgRoZWxkGAIgAygLMhMudHJlYWRsZS52MS5Ib2xkaW5nIjgKB0JlYXRBY2sSCwoDc2VxGAEgASgEEiAKBXN0YWxlGAIgAygLMhEudHJlYWRsZS52MS5Ub2tlbiIRCgRXYW50EgkKAW4YASABKAUiKwoGUmV2b2tlEiEKBnRva2VucxgBIAMoCzIRLnRyZWFkbGUudjEuVG9rZW4iEwoGUmVjYWxsEgkKAW4YASABKAUiHAoMTmVlZEZ1bmN0aW9uEgwKBGhhc2gYASABKAwiUAoNRnVuY3Rpb25CeXRlcxIMCgRoYXNoGAEgASgMEiAKBWJ5dGVzGAIgASgLMhEudHJlYWRsZS52MS5WYWx1ZRIPCgdtaXNzaW5nGAMgASgIIjgKBk91dHB1dBIgCgV0b2tlbhgBIAEoCzIRLnRyZWFkbGUudjEuVG9rZW4SDAoEZGF0YRgCIAEoDCIXCgVEcmFpbhIOCgZyZWFzb24YASABKAkiKQoETW92ZRIOCgZyZWFzb24YASABKAkSEQoJZWxzZXdoZXJlGAIgASgIIiQKA0J5ZRINCgVyZXRyeRgBIAEoCBIOCgZyZWFzb24YAiABKAkykwEKDVdvcmtlclNlcnZpY2USQAoEUHVzaBIXLnRyZWFkbGUudjEuV29ya2VyRnJhbWUaGy50cmVhZGxlLnYxLkRpc3BhdGNoZXJGcmFtZSgBMAESQAoEUHVsbBIXLnRyZWFkbGUudjEuV29ya2VyRnJhbWUaGy50cmVhZGxlLnYxLkRpc3BhdGNoZXJGcmFtZSgBMAFCPFo6Z2l0aHViLmNvbS90cmVhZGxlLWRldi90cmVhZGxlL2dlbi9nby90cmVhZGxlL3YxO3RyZWFkbGV2MWIGcHJvdG8z", [file_google_protobuf_duration]);
 
 /**
  * WorkerFrame is one message from a worker.
@@ -184,6 +186,14 @@ export type DispatcherFrame = Message<"treadle.v1.DispatcherFrame"> & {
      */
     value: Chunk;
     case: "chunk";
+  } | {
+    /**
+     * Only to workers whose Hello says moves.
+     *
+     * @generated from field: treadle.v1.Move move = 11;
+     */
+    value: Move;
+    case: "move";
   } | { case: undefined; value?: undefined };
 };
 
@@ -369,6 +379,13 @@ export type Hello = Message<"treadle.v1.Hello"> & {
    * @generated from field: repeated treadle.v1.Holding held = 11;
    */
   held: Holding[];
+
+  /**
+   * The worker understands Move.
+   *
+   * @generated from field: bool moves = 12;
+   */
+  moves: boolean;
 };
 
 /**
@@ -954,13 +971,42 @@ export const DrainSchema: GenMessage<Drain> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 25);
 
 /**
+ * Move asks the worker to open its next session now, and to end this one with Bye when
+ * the new link is there. What it holds it keeps and lists in its next Hello. A worker that
+ * reaches no other dispatcher stays and says nothing.
+ *
+ * @generated from message treadle.v1.Move
+ */
+export type Move = Message<"treadle.v1.Move"> & {
+  /**
+   * @generated from field: string reason = 1;
+   */
+  reason: string;
+
+  /**
+   * Only another dispatcher will do; otherwise a new link to this one is as good.
+   *
+   * @generated from field: bool elsewhere = 2;
+   */
+  elsewhere: boolean;
+};
+
+/**
+ * Describes the message treadle.v1.Move.
+ * Use `create(MoveSchema)` to create a new message.
+ */
+export const MoveSchema: GenMessage<Move> = /*@__PURE__*/
+  messageDesc(file_treadle_v1_worker, 26);
+
+/**
  * Bye is the last frame of its sender.
  *
  * @generated from message treadle.v1.Bye
  */
 export type Bye = Message<"treadle.v1.Bye"> & {
   /**
-   * Whether a worker should dial again.
+   * From a dispatcher: whether the worker should dial again. From a worker: that it goes
+   * on in another session.
    *
    * @generated from field: bool retry = 1;
    */
@@ -977,7 +1023,7 @@ export type Bye = Message<"treadle.v1.Bye"> & {
  * Use `create(ByeSchema)` to create a new message.
  */
 export const ByeSchema: GenMessage<Bye> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_worker, 26);
+  messageDesc(file_treadle_v1_worker, 27);
 
 /**
  * WorkerService attaches workers. The two methods carry the same frames; they

@@ -19,6 +19,8 @@ A session
                             <--   BeatAck (renewals are recorded)
   Outcomes                  -->
                             <--   Acks (recorded, or stale: forget it either way)
+                            <--   Move (when another dispatcher has room)
+  Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 
 Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 that names them, and frames without such values may overtake those with them.
@@ -116,6 +118,7 @@ class DispatcherFrame(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     BYE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -136,6 +139,10 @@ class DispatcherFrame(_message.Message):
     def bye(self) -> Global___Bye: ...
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
+    @_builtins.property
+    def move(self) -> Global___Move:
+        """Only to workers whose Hello says moves."""
+
     def __init__(
         self,
         *,
@@ -149,12 +156,13 @@ class DispatcherFrame(_message.Message):
         drain: Global___Drain | None = ...,
         bye: Global___Bye | None = ...,
         chunk: Global___Chunk | None = ...,
+        move: Global___Move | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "beat_ack", b"beat_ack", "bye", b"bye", "chunk", b"chunk", "drain", b"drain", "function_bytes", b"function_bytes", "kind", b"kind", "offers", b"offers", "recall", b"recall", "revoke", b"revoke", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "beat_ack", b"beat_ack", "bye", b"bye", "chunk", b"chunk", "drain", b"drain", "function_bytes", b"function_bytes", "kind", b"kind", "move", b"move", "offers", b"offers", "recall", b"recall", "revoke", b"revoke", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "beat_ack", b"beat_ack", "bye", b"bye", "chunk", b"chunk", "drain", b"drain", "function_bytes", b"function_bytes", "kind", b"kind", "offers", b"offers", "recall", b"recall", "revoke", b"revoke", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "beat_ack", b"beat_ack", "bye", b"bye", "chunk", b"chunk", "drain", b"drain", "function_bytes", b"function_bytes", "kind", b"kind", "move", b"move", "offers", b"offers", "recall", b"recall", "revoke", b"revoke", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "offers", "acks", "beat_ack", "revoke", "recall", "function_bytes", "drain", "bye", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "offers", "acks", "beat_ack", "revoke", "recall", "function_bytes", "drain", "bye", "chunk", "move"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -270,6 +278,7 @@ class Hello(_message.Message):
     HANDLERS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of this protocol: 1."""
     worker: _builtins.str
@@ -279,6 +288,8 @@ class Hello(_message.Message):
     pid: _builtins.int
     software: _builtins.str
     slots: _builtins.int
+    moves: _builtins.bool
+    """The worker understands Move."""
     @_builtins.property
     def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -305,10 +316,11 @@ class Hello(_message.Message):
         handlers: _abc.Iterable[_builtins.str] | None = ...,
         slots: _builtins.int = ...,
         held: _abc.Iterable[Global___Holding] | None = ...,
+        moves: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers", "held", b"held", "host", b"host", "name", b"name", "pid", b"pid", "queues", b"queues", "runtimes", b"runtimes", "slots", b"slots", "software", b"software", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers", "held", b"held", "host", b"host", "moves", b"moves", "name", b"name", "pid", b"pid", "queues", b"queues", "runtimes", b"runtimes", "slots", b"slots", "software", b"software", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -880,6 +892,34 @@ class Drain(_message.Message):
 Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
 @_typing.final
+class Move(_message.Message):
+    """Move asks the worker to open its next session now, and to end this one with Bye when
+    the new link is there. What it holds it keeps and lists in its next Hello. A worker that
+    reaches no other dispatcher stays and says nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    ELSEWHERE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    elsewhere: _builtins.bool
+    """Only another dispatcher will do; otherwise a new link to this one is as good."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        elsewhere: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elsewhere", b"elsewhere", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
+
+@_typing.final
 class Bye(_message.Message):
     """Bye is the last frame of its sender."""
 
@@ -888,7 +928,9 @@ class Bye(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     retry: _builtins.bool
-    """Whether a worker should dial again."""
+    """From a dispatcher: whether the worker should dial again. From a worker: that it goes
+    on in another session.
+    """
     reason: _builtins.str
     def __init__(
         self,

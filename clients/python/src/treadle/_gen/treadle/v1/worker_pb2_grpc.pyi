@@ -19,6 +19,8 @@ A session
                             <--   BeatAck (renewals are recorded)
   Outcomes                  -->
                             <--   Acks (recorded, or stale: forget it either way)
+                            <--   Move (when another dispatcher has room)
+  Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 
 Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 that names them, and frames without such values may overtake those with them.
