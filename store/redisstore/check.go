@@ -90,7 +90,7 @@ func (c *checker) run(ctx context.Context) error {
 		ids = append(ids, id)
 	}
 	delete(c.sets, keyIDs)
-	records, err := c.s.records(ctx, "check", ids)
+	records, err := c.s.records(ctx, "check", ids, c.s.read)
 	if err != nil {
 		return err
 	}

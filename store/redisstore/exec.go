@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -137,7 +138,7 @@ func (s *Store) pipeline(ctx context.Context, op string, node redis.Cmdable, wai
 				return s.failure(op, err)
 			} else if n < 1 && len(unknown) == 0 {
 				return task.Errorf(task.CodeUnavailable, op,
-					"no replica confirmed the change within %s: the outcome is unknown, retry with the same key", s.cfg.waitTimeout)
+					"no replica confirmed it within %s: the outcome is unknown, retry with the same key", s.cfg.waitTimeout)
 			}
 		}
 		if todo = unknown; round == 2 && len(todo) > 0 {
@@ -211,9 +212,33 @@ func (s *Store) read(ctx context.Context, op string, calls ...*call) error {
 	return err
 }
 
-// confirm returns once a replica has everything that was written before it was called,
-// so that what a reader is told of a finished task is durable. It does nothing in the
-// asynchronous mode.
+// sure reads what callers are told of tasks. In the replicated mode it returns once a
+// replica has all that was read, and that over the connection which read it: a primary
+// that was replaced and does not know it yet has changes that nobody will keep, lacks
+// those that others made since, and finds no replica that confirms.
+func (s *Store) sure(ctx context.Context, op string, calls ...*call) error {
+	if !s.cfg.replicated || len(calls) == 0 {
+		return s.read(ctx, op, calls...)
+	}
+	var identity []*call
+	for _, c := range calls {
+		if !slices.ContainsFunc(identity, func(other *call) bool { return other.shard == c.shard }) {
+			identity = append(identity, &call{shard: c.shard, args: []any{"HGET", s.keys(c.shard).named(keyMeta), metaIdentity}})
+		}
+	}
+	if err := s.change(ctx, op, append(identity, calls...)...); err != nil {
+		return err
+	}
+	for _, c := range identity {
+		if have, _ := c.cmd.Val().(string); have != s.identity {
+			return s.replaced(op)
+		}
+	}
+	return nil
+}
+
+// confirm returns once a replica has everything that was written before it was called. It
+// does nothing in the asynchronous mode.
 func (s *Store) confirm(ctx context.Context, op string, shards ...int) error {
 	if !s.cfg.replicated {
 		return nil

@@ -341,6 +341,16 @@ func TestReplicated(t *testing.T) {
 	if got, _, err := s.Result(t.Context(), first.Task.ID); task.CodeOf(err) != task.CodeUnavailable {
 		t.Fatalf("a result that no replica has was shown: %+v, %v", got, err)
 	}
+	// What changes nothing tells of a change that no replica has, too.
+	if got, err := other.Settle(t.Context(), time.Now(), settle); task.CodeOf(err) != task.CodeUnavailable {
+		t.Fatalf("the report again without a replica: %v, %v", got, err)
+	}
+	if got, err := other.Cancel(t.Context(), time.Now(), []task.ID{first.Task.ID}); task.CodeOf(err) != task.CodeUnavailable {
+		t.Fatalf("the cancel of a task whose end no replica has: %+v, %v", got, err)
+	}
+	if got, err := other.Task(t.Context(), task.ID{1}); task.CodeOf(err) != task.CodeUnavailable {
+		t.Fatalf("that there is no such task, without a replica: %+v, %v", got, err)
+	}
 	if err := replica.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -642,13 +652,14 @@ func TestRenewalBeatsReaper(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.clock.Advance(f.opts.Lease)
-	reap := &move{id: it.Task.ID, overdue: true, forced: true, apply: func(rec *record, tk *task.Task, at time.Time) bool {
+	reap := f.s.lapsing(it.Task.ID)
+	reap.apply = func(rec *record, tk *task.Task, at time.Time) bool {
 		got, err := f.s.Renew(t.Context(), f.clock.Now(), []store.Renewal{{Token: claims[0][0].Token, Until: f.clock.Now().Add(f.opts.Lease)}})
 		if err != nil || got[0] != task.VerdictRecorded {
 			t.Errorf("renew: %v, %v", got, err)
 		}
 		return f.s.lapse(rec, tk, at)
-	}}
+	}
 	if err := f.s.perform(t.Context(), "test", f.clock.Now(), []*move{reap}); err != nil {
 		t.Fatal(err)
 	}

@@ -31,15 +31,14 @@ func (s *Store) ListTasks(ctx context.Context, q store.ListQuery) (page []*task.
 		if err != nil {
 			return nil, next, err
 		}
-		records, err := s.records(ctx, op, ids)
+		records, err := s.records(ctx, op, ids, s.sure)
 		if err != nil {
 			return nil, next, err
 		}
 		for i, rec := range records {
 			// The row after a full page says that there is a next one.
 			if len(found) == q.Limit || examined == maxExamined {
-				page, err := s.shown(ctx, op, found)
-				return page, last, err
+				return tasksOf(found), last, nil
 			}
 			examined++
 			last = ids[i]
@@ -48,8 +47,7 @@ func (s *Store) ListTasks(ctx context.Context, q store.ListQuery) (page []*task.
 			}
 		}
 		if len(ids) == 0 {
-			page, err := s.shown(ctx, op, found)
-			return page, task.ID{}, err
+			return tasksOf(found), task.ID{}, nil
 		}
 	}
 }

@@ -30,6 +30,8 @@ type move struct {
 	// missing: there is no such task. changed: the move was made, and after is the task
 	// as it left it; else after is the task as it is.
 	missing, changed bool
+	// answered: the server decided it, changed or not.
+	answered bool
 	after            *task.Task
 }
 
@@ -60,6 +62,11 @@ func (s *Store) perform(ctx context.Context, op string, now time.Time, moves []*
 		if err != nil {
 			return err
 		}
+		idle, err := s.lookAgain(ctx, op, now, round, again)
+		if err != nil {
+			return err
+		}
+		again = append(again, idle...)
 		for _, m := range round {
 			if !m.changed || m.after == nil {
 				continue
@@ -83,6 +90,40 @@ func (s *Store) perform(ctx context.Context, op string, now time.Time, moves []*
 		todo = slices.Concat(again, later)
 	}
 	return nil
+}
+
+// lookAgain has a replica confirm the records of which moves were found to change nothing
+// without asking the server: callers are told of them as of a change. It returns the moves
+// that change something after all.
+func (s *Store) lookAgain(ctx context.Context, op string, now time.Time, moves, again []*move) (stale []*move, err error) {
+	if !s.cfg.replicated {
+		return nil, nil
+	}
+	var ids []task.ID
+	var of []*move
+	for _, m := range moves {
+		// Nobody waits for what becomes of a lease that is not overdue.
+		if !m.answered && !m.overdue && !slices.Contains(again, m) {
+			ids = append(ids, m.id)
+			of = append(of, m)
+		}
+	}
+	records, err := s.records(ctx, op, ids, s.sure)
+	if err != nil {
+		return nil, err
+	}
+	at := s.clock.now(now)
+	for i, m := range of {
+		m.from, m.missing, m.after = records[i], records[i] == nil, nil
+		switch {
+		case m.missing:
+		case m.apply(m.from, m.from.Clone(), at):
+			stale = append(stale, m)
+		default:
+			m.after = m.from.Task
+		}
+	}
+	return stale, nil
 }
 
 // firstOfEach splits off the moves that must wait for one of the same task.
@@ -109,7 +150,7 @@ func (s *Store) load(ctx context.Context, op string, moves []*move) error {
 			of = append(of, m)
 		}
 	}
-	records, err := s.records(ctx, op, ids)
+	records, err := s.records(ctx, op, ids, s.read)
 	if err != nil {
 		return err
 	}
@@ -243,6 +284,7 @@ func (m *move) answer(v any) (conflict bool, err error) {
 		return false, errDamaged
 	}
 	code, _ := list[0].(int64)
+	m.answered = code != moveConflict
 	switch code {
 	case moveMissing:
 		m.missing, m.after = true, nil

@@ -25,15 +25,16 @@ func (s *Store) recordCall(id task.ID, more ...string) *call {
 	return &call{shard: shard, args: args}
 }
 
-// records reads many records; an unknown id gives a nil entry.
-func (s *Store) records(ctx context.Context, op string, ids []task.ID) ([]*record, error) {
+// records reads many records; an unknown id gives a nil entry. What they say is known to
+// last only if read is [Store.sure].
+func (s *Store) records(ctx context.Context, op string, ids []task.ID, read lookup) ([]*record, error) {
 	out := make([]*record, 0, len(ids))
 	for part := range slices.Chunk(ids, 4*maxItems) {
 		calls := make([]*call, len(part))
 		for i, id := range part {
 			calls[i] = s.recordCall(id)
 		}
-		if err := s.read(ctx, op, calls...); err != nil {
+		if err := read(ctx, op, calls...); err != nil {
 			return nil, err
 		}
 		for i, c := range calls {
@@ -47,6 +48,9 @@ func (s *Store) records(ctx context.Context, op string, ids []task.ID) ([]*recor
 	return out, nil
 }
 
+// lookup is [Store.read] or [Store.sure].
+type lookup func(ctx context.Context, op string, calls ...*call) error
+
 func (c *call) record(id task.ID) (*record, error) {
 	v, err := c.cmd.Slice()
 	if err != nil {
@@ -57,33 +61,21 @@ func (c *call) record(id task.ID) (*record, error) {
 
 // record reads one record; nil when there is none.
 func (s *Store) record(ctx context.Context, op string, id task.ID) (*record, error) {
-	all, err := s.records(ctx, op, []task.ID{id})
+	all, err := s.records(ctx, op, []task.ID{id}, s.read)
 	if err != nil {
 		return nil, err
 	}
 	return all[0], nil
 }
 
-// shown is what readers may see of records: in the replicated mode what is told of a
-// finished task must be on a replica.
-func (s *Store) shown(ctx context.Context, op string, records []*record) ([]*task.Task, error) {
+func tasksOf(records []*record) []*task.Task {
 	out := make([]*task.Task, len(records))
-	var shards []int
 	for i, rec := range records {
-		if rec == nil {
-			continue
-		}
-		out[i] = rec.Task
-		if s.cfg.replicated && rec.Status.Terminal() {
-			if shard := s.shardOf(rec.ID); !slices.Contains(shards, shard) {
-				shards = append(shards, shard)
-			}
+		if rec != nil {
+			out[i] = rec.Task
 		}
 	}
-	if len(shards) == 0 {
-		return out, nil
-	}
-	return out, s.confirm(ctx, op, shards...)
+	return out
 }
 
 func notFound(op string, id task.ID) error {
@@ -97,14 +89,14 @@ func (s *Store) Task(ctx context.Context, id task.ID) (*task.Task, error) {
 		return nil, err
 	}
 	defer s.leave()
-	all, err := s.tasksOf(ctx, op, []task.ID{id})
+	all, err := s.records(ctx, op, []task.ID{id}, s.sure)
 	if err != nil {
 		return nil, err
 	}
 	if all[0] == nil {
 		return nil, notFound(op, id)
 	}
-	return all[0], nil
+	return all[0].Task, nil
 }
 
 // Tasks implements [store.Tasks].
@@ -114,15 +106,8 @@ func (s *Store) Tasks(ctx context.Context, ids []task.ID) ([]*task.Task, error) 
 		return nil, err
 	}
 	defer s.leave()
-	return s.tasksOf(ctx, op, ids)
-}
-
-func (s *Store) tasksOf(ctx context.Context, op string, ids []task.ID) ([]*task.Task, error) {
-	records, err := s.records(ctx, op, ids)
-	if err != nil {
-		return nil, err
-	}
-	return s.shown(ctx, op, records)
+	records, err := s.records(ctx, op, ids, s.sure)
+	return tasksOf(records), err
 }
 
 // Result implements [store.Tasks].
@@ -133,7 +118,7 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 	}
 	defer s.leave()
 	c := s.recordCall(id, fieldResult)
-	if err := s.read(ctx, op, c); err != nil {
+	if err := s.sure(ctx, op, c); err != nil {
 		return nil, nil, err
 	}
 	rec, err := c.record(id)
@@ -142,9 +127,6 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 		return nil, nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	case rec == nil:
 		return nil, nil, notFound(op, id)
-	}
-	if _, err := s.shown(ctx, op, []*record{rec}); err != nil {
-		return nil, nil, err
 	}
 	switch {
 	case rec.Status != task.Completed:

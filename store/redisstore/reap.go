@@ -67,7 +67,7 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 	}
 	for _, id := range d.leases {
 		if !slices.Contains(d.deadlines, id) && len(moves) < limit {
-			moves = append(moves, &move{id: id, forced: true, overdue: !seededbug.On(seededbug.DoubleReap), apply: s.lapse})
+			moves = append(moves, s.lapsing(id))
 		}
 	}
 	failpoint.Seen(failpoint.MidReap, len(moves))
@@ -83,6 +83,12 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 	failpoint.Seen(failpoint.MidGC, len(finished))
 	n, err := s.forget(ctx, now, shard, finished)
 	return ended + n, full || len(finished) < len(d.finished), err
+}
+
+// lapsing takes a task from a worker that was silent for too long, unless it has been
+// heard of since somebody looked.
+func (s *Store) lapsing(id task.ID) *move {
+	return &move{id: id, forced: true, overdue: !seededbug.On(seededbug.DoubleReap), apply: s.lapse}
 }
 
 // expire ends a task past its deadline.
@@ -354,7 +360,7 @@ func (s *Store) localLeases(ctx context.Context, shard int, before time.Time) (m
 			}
 			ids = append(ids, id)
 		}
-		records, err := s.records(ctx, op, ids)
+		records, err := s.records(ctx, op, ids, s.read)
 		if err != nil {
 			return nil, err
 		}
