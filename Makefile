@@ -14,8 +14,10 @@ TEST_TIMEOUT ?= 10m
 # How long `make fuzz-short` runs each fuzz target. A count, since a target that is stopped
 # by the clock may be reported as failed when the machine is busy.
 FUZZ_TIME ?= 5000x
-# Arguments of `make run`: make run ARGS="--slots 8".
+# Arguments of `make run` and `make chaos`: make run ARGS="--slots 8".
 ARGS ?=
+# The chaos suite, with the workers' interpreter first on PATH.
+CHAOS := PATH="$(CURDIR)/.tools/python/bin:$$PATH" go run .
 
 .PHONY: build
 build: ## the whole binary, bin/treadle
@@ -39,6 +41,7 @@ test-go: ## Go tests, under the race detector, in random order
 	tools/install.sh cc redis gotools python
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" gotestsum --format pkgname -- \
 		-race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
+	cd chaos && gotestsum --format pkgname -- -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-python
 test-python: build ## the Python client: format, lint, types, tests
@@ -59,6 +62,23 @@ test-e2e: build ## the binary as its users see it: every mode, kills, restarts
 test-deploy: ## deploy/: Dockerfile, compose file and manifests; what they start is started
 	tools/install.sh python redis
 	cd tools/deploy && go vet ./... && PATH="$(CURDIR)/.tools/python/bin:$$PATH" go test -count=1 ./...
+
+.PHONY: chaos-needs
+chaos-needs: # servers, Python, and for root the packet filter that partitions are made with
+	tools/install.sh redis python
+	@if [[ $$(id -u) == 0 ]]; then tools/install.sh nft || echo "chaos: no nft: partitions are made by proxies"; fi
+
+.PHONY: test-chaos
+test-chaos: chaos-needs ## real processes that are killed, frozen and cut off: the short mix (2 minutes)
+	cd chaos && $(CHAOS) mix
+
+.PHONY: chaos
+chaos: chaos-needs ## every fault of docs/faults.md; make chaos ARGS="-stores all -soak" is the whole
+	cd chaos && $(CHAOS) all $(ARGS)
+
+.PHONY: chaos-selftest
+chaos-selftest: chaos-needs ## the tests' test: each seeded bug is found within a minute
+	cd chaos && $(CHAOS) selftest
 
 .PHONY: fuzz-short
 fuzz-short: ## every fuzz target, FUZZ_TIME long
@@ -81,6 +101,7 @@ lint-go: ## gofmt, vet, golangci-lint
 	if [[ -n $$unformatted ]]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	golangci-lint run --allow-serial-runners ./...
+	cd chaos && go vet ./... && golangci-lint run --allow-serial-runners ./...
 
 .PHONY: generate
 generate: ## write all generated code anew

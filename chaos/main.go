@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,8 +25,8 @@ import (
 )
 
 const usage = `usage:
-  chaos run  -faults NAME[,NAME...] [-seed N] [-store S] [-mode M] [-dur D] [-json] [-keep] [-plain]
-  chaos all  [-seed N] [-stores one|all] [-rows 1,2,...] [-dur D] [-json] [-keep]
+  chaos run  -faults NAME[,NAME...] [-seed N] [-runs N] [-store S|all] [-mode M] [-dur D] [-json] [-keep] [-plain]
+  chaos all  [-seed N] [-runs N] [-stores one|all] [-rows 1,2,...] [-dur D] [-soak] [-json] [-keep]
   chaos mix  [-seed N] [-json]
   chaos list
   chaos selftest [-bug NAME] [-json]
@@ -46,6 +47,8 @@ func main() {
 		list()
 	case "selftest":
 		code = testTheTests(args)
+	case "help", "-h", "--help":
+		fmt.Print(usage)
 	case "run", "all", "mix":
 		code = suite(command, args)
 	default:
@@ -74,15 +77,17 @@ func testTheTests(args []string) int {
 type job struct {
 	s           *scenario.Scenario
 	store, mode string
-	dur         time.Duration
+	dur, lease  time.Duration
 }
 
 // settings are the flags of the commands that run scenarios.
 type settings struct {
 	seed                                                  uint64
 	store, mode, faults, stores, rows, python, root, keep string
-	dur                                                   time.Duration
-	json, plain, keepAll                                  bool
+	dur, lease                                            time.Duration
+	runs, tasks                                           int
+	slack                                                 float64
+	json, plain, keepAll, soak                            bool
 	binary                                                string
 	env                                                   string
 }
@@ -96,6 +101,16 @@ func suite(command string, args []string) int {
 	fs.Uint64Var(&f.seed, "seed", 1, "what is drawn by lot follows from it")
 	fs.StringVar(&f.mode, "mode", "mixed", "push, pull or mixed")
 	fs.DurationVar(&f.dur, "dur", 10*time.Second, "how long faults are made")
+	fs.DurationVar(&f.lease, "lease", 0, "how long a silent worker keeps its tasks (default the product's)")
+	fs.IntVar(&f.runs, "runs", 1, "how often each run is made, with a seed more each time")
+	fs.IntVar(&f.tasks, "tasks", scenario.SoakTasks/10, "how many tasks a soak has")
+	fs.BoolVar(&f.soak, "soak", false, fmt.Sprintf("the whole soak: -tasks %d", scenario.SoakTasks))
+	// The mix shares its machine with builds and other tests.
+	slack := 1.0
+	if command == "mix" {
+		slack = 3
+	}
+	fs.Float64Var(&f.slack, "slack", slack, "stretches the bounds of recoveries by that factor")
 	fs.StringVar(&f.python, "python", "", "interpreter of the workers (default python3 on PATH)")
 	fs.StringVar(&f.root, "root", "", "the repository (default found from here)")
 	fs.StringVar(&f.keep, "dir", "", "where runs are kept (default the system's temporary folder)")
@@ -105,13 +120,16 @@ func suite(command string, args []string) int {
 	fs.StringVar(&f.env, "env", "", "NAME=VALUE,... for all processes of Treadle")
 	switch command {
 	case "run":
-		fs.StringVar(&f.store, "store", "", "embedded, redis, replicated, sentinel or cluster (default the scenario's first)")
+		fs.StringVar(&f.store, "store", "", "embedded, redis, replicated, sentinel, cluster, or all of the scenario's (default its first)")
 		fs.StringVar(&f.faults, "faults", "", "scenarios, one after another")
 	case "all":
 		fs.StringVar(&f.stores, "stores", "one", "one store for each scenario, or all")
 		fs.StringVar(&f.rows, "rows", "", "rows of the table, all when empty")
 	}
 	_ = fs.Parse(args) // it exits by itself
+	if f.soak {
+		f.tasks = scenario.SoakTasks
+	}
 	jobs, err := f.jobs(command)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "chaos: %v\n", err)
@@ -129,7 +147,7 @@ func suite(command string, args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return f.runAll(ctx, jobs)
+	return f.runAll(ctx, command, jobs)
 }
 
 // jobs are the runs that a command asks for.
@@ -144,11 +162,13 @@ func (f *settings) jobs(command string) (jobs []job, err error) {
 			if err != nil {
 				return nil, err
 			}
-			store := f.store
-			if store == "" {
-				store = s.Stores[0]
+			stores := []string{cmp.Or(f.store, s.Stores[0])}
+			if f.store == "all" {
+				stores = s.Stores
 			}
-			jobs = append(jobs, job{s, store, f.mode, f.dur})
+			for _, store := range stores {
+				jobs = append(jobs, job{s, store, f.mode, f.dur, f.lease})
+			}
 		}
 	case "mix":
 		for _, m := range scenario.Mix() {
@@ -156,7 +176,7 @@ func (f *settings) jobs(command string) (jobs []job, err error) {
 			if err != nil {
 				return nil, err
 			}
-			jobs = append(jobs, job{s, m.Store, m.Mode, m.Dur})
+			jobs = append(jobs, job{s, m.Store, m.Mode, m.Dur, m.Lease})
 		}
 	default:
 		table := scenario.Table()
@@ -170,7 +190,7 @@ func (f *settings) jobs(command string) (jobs []job, err error) {
 				stores = s.Stores
 			}
 			for _, store := range stores {
-				jobs = append(jobs, job{s, store, f.mode, f.dur})
+				jobs = append(jobs, job{s, store, f.mode, f.dur, f.lease})
 			}
 		}
 	}
@@ -226,13 +246,11 @@ func (f *settings) findRoot() (string, error) {
 }
 
 // runAll makes the runs, one at a time, and prints what came of them.
-func (f *settings) runAll(ctx context.Context, jobs []job) int {
-	python, err := f.python, error(nil)
-	if python == "" {
-		if python, err = exec.LookPath("python3"); err != nil {
-			fmt.Fprintf(os.Stderr, "chaos: the workers need python3: %v\n", err)
-			return 1
-		}
+func (f *settings) runAll(ctx context.Context, command string, jobs []job) int {
+	python, err := exec.LookPath(cmp.Or(f.python, "python3"))
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "chaos: the workers need python3: %v\n", err)
+		return 1
 	}
 	defer f.removeBinary()
 	if f.root, err = f.findRoot(); err != nil {
@@ -241,18 +259,28 @@ func (f *settings) runAll(ctx context.Context, jobs []job) int {
 	}
 	var reports []*scenario.Report
 	failed := 0
+	var left []string
 	for _, j := range jobs {
-		if ctx.Err() != nil {
-			break
+		if j.s.NeedsRoot && !sandbox.Inside() && command != "run" {
+			left = append(left, fmt.Sprintf("row %d %s", j.s.Row, j.s.Name))
+			continue
 		}
-		r := f.one(ctx, j, python)
-		reports = append(reports, r)
-		if !r.OK() {
-			failed++
+		for n := range f.runs {
+			if ctx.Err() != nil {
+				break
+			}
+			r := f.one(ctx, j, f.seed+uint64(n), python)
+			reports = append(reports, r)
+			if !r.OK() {
+				failed++
+			}
 		}
 	}
 	if !f.json {
 		scenario.PrintTable(os.Stdout, reports)
+	}
+	if len(left) > 0 {
+		fmt.Fprintf(os.Stderr, "chaos: NOT RUN, as this needs root: %s\n", strings.Join(left, ", "))
 	}
 	if failed > 0 || ctx.Err() != nil {
 		fmt.Fprintf(os.Stderr, "chaos: %d of %d runs failed\n", failed, len(reports))
@@ -265,13 +293,13 @@ func (f *settings) runAll(ctx context.Context, jobs []job) int {
 func (f *settings) removeBinary() { os.RemoveAll(filepath.Dir(f.binary)) }
 
 // one makes a run and prints its line.
-func (f *settings) one(ctx context.Context, j job, python string) *scenario.Report {
+func (f *settings) one(ctx context.Context, j job, seed uint64, python string) *scenario.Report {
 	dir, err := os.MkdirTemp(f.keep, "treadle-chaos-"+j.s.Name+"-")
 	if err != nil {
 		return &scenario.Report{Name: j.s.Name, Failures: []string{err.Error()}}
 	}
 	o := scenario.Options{
-		Seed: f.seed, Store: j.store, Mode: j.mode, Dur: j.dur, Binary: f.binary, Python: python, Plain: f.plain, Dir: dir, Root: f.root,
+		Seed: seed, Store: j.store, Mode: j.mode, Dur: j.dur, Lease: j.lease, Slack: f.slack, Tasks: f.tasks, Binary: f.binary, Python: python, Plain: f.plain, Dir: dir, Root: f.root,
 	}
 	if f.env != "" {
 		o.Env = strings.Split(f.env, ",")

@@ -3,10 +3,11 @@
 # the pins of this folder. Every part carries a stamp of its pins and is installed again
 # only when they change.
 #
-#   tools/install.sh PART...     parts: gotools lint python pygen node typescript cc redis
+#   tools/install.sh PART...     parts: gotools lint python pygen node typescript cc redis nft
 #
-# Two parts are the system's and not kept in .tools: cc, a C compiler, which
-# `go test -race` needs, and redis, the server that the Redis store is tested on.
+# Three parts are the system's and not kept in .tools: cc, a C compiler, which
+# `go test -race` needs, redis, the server that the Redis store is tested on, and nft,
+# the packet filter that the chaos suite makes partitions with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .tools/bin .tools/stamp
@@ -129,6 +130,11 @@ redis() {
   command -v redis-server >/dev/null || RUNLEVEL=1 apt redis-server
 }
 
+# nft: it is in sbin, which is not on every PATH.
+nft() {
+  PATH=$PATH:/usr/sbin:/sbin type -P nft >/dev/null || apt nftables
+}
+
 for part in "$@"; do
   case $part in
     gotools) go_tools gotools tools ;;
@@ -139,6 +145,7 @@ for part in "$@"; do
     typescript) node && typescript ;;
     cc) cc ;;
     redis) redis ;;
+    nft) nft ;;
     *) die "no such part: $part" ;;
   esac
 done

@@ -39,7 +39,7 @@ func model(expires bool) porcupine.Model {
 			byKey := map[string][]porcupine.Operation{}
 			var keys []string
 			for _, op := range ops {
-				key := op.Input.(input).key //nolint:errcheck // Every input is one.
+				key := op.Input.(input).key
 				if byKey[key] == nil {
 					keys = append(keys, key)
 				}

@@ -89,6 +89,7 @@ type Cluster struct {
 
 // client is a client process.
 type client struct {
+	name string
 	cmd  *exec.Cmd
 	in   io.WriteCloser
 	done chan struct{}
@@ -341,8 +342,14 @@ func (c *Cluster) startWorkers() error {
 		if drain == 0 {
 			drain = 5 * time.Second
 		}
-		p := c.process(RoleWorker, i, "worker", "--dispatcher", strings.Join(addrs, ","), "--mode", mode, "--slots", strconv.Itoa(c.Slots),
-			"--name", fmt.Sprintf("worker-%d", i), "--data-dir", filepath.Join(c.Dir, fmt.Sprintf("worker-%d", i)), "--python", c.Python,
+		name := fmt.Sprintf("%s-%d", RoleWorker, i)
+		_, httpAddr, err := c.address(name, fmt.Sprintf("127.0.1.%d", 20+i))
+		if err != nil {
+			return err
+		}
+		p := c.process(RoleWorker, i, "worker",
+			"--http-addr", httpAddr, "--dispatcher", strings.Join(addrs, ","), "--mode", mode, "--slots", strconv.Itoa(c.Slots),
+			"--name", name, "--data-dir", filepath.Join(c.Dir, name), "--python", c.Python,
 			"--drain-timeout", drain.String(), "--json", "--log-format", "json")
 		c.Workers = append(c.Workers, p)
 	}
@@ -430,9 +437,10 @@ func (c *Cluster) AwaitWorkers(ctx context.Context, n int) error {
 	})
 }
 
-// StartClients starts client processes, each over a link of its own to the server.
-func (c *Cluster) StartClients(n int, seed uint64, function string, shape load.Shape) error {
-	for i := 1; i <= n; i++ {
+// StartClients starts client processes, each over a link of its own to the server; first
+// is the number of the first one.
+func (c *Cluster) StartClients(first, n int, seed uint64, function string, shape load.Shape) error {
+	for i := first; i < first+n; i++ {
 		name := fmt.Sprintf("client-%d", i)
 		link, err := netfault.Listen(fmt.Sprintf("127.0.3.%d", i), c.grpcAddr[c.Front.Name])
 		if err != nil {
@@ -461,7 +469,7 @@ func (c *Cluster) StartClients(n int, seed uint64, function string, shape load.S
 		if err != nil {
 			return fmt.Errorf("start %s: %w", name, err)
 		}
-		cl := &client{cmd: cmd, in: in, done: make(chan struct{})}
+		cl := &client{name: name, cmd: cmd, in: in, done: make(chan struct{})}
 		go func() {
 			defer close(cl.done)
 			cl.err = cmd.Wait()
@@ -482,21 +490,33 @@ func (c *Cluster) StopClients(limit time.Duration) error {
 	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
-	for i, cl := range c.clients {
+	for _, cl := range c.clients {
 		select {
 		case <-cl.done:
 		case <-timer.C:
 			_ = cl.cmd.Process.Kill() // the loop waits for its end below
 			<-cl.done
-			errs = append(errs, fmt.Errorf("client-%d did not end within %s", i+1, limit))
+			errs = append(errs, fmt.Errorf("%s did not end within %s", cl.name, limit))
 			continue
 		}
 		if cl.err != nil {
-			errs = append(errs, fmt.Errorf("client-%d: %w; see its log", i+1, cl.err))
+			errs = append(errs, fmt.Errorf("%s: %w; see its log", cl.name, cl.err))
 		}
 	}
 	c.clients = nil
 	return errors.Join(errs...)
+}
+
+// AwaitClients returns when every client has done what it was told to.
+func (c *Cluster) AwaitClients(ctx context.Context) error {
+	for _, cl := range c.clients {
+		select {
+		case <-cl.done:
+		case <-ctx.Done():
+			return fmt.Errorf("%s has not done its work: %w", cl.name, ctx.Err())
+		}
+	}
+	return nil
 }
 
 // StopAll ends all processes of Treadle, workers first, and says who did not end well.

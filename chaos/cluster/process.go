@@ -235,7 +235,7 @@ func (p *Process) Signal(s syscall.Signal) error {
 }
 
 // Kill ends the process with SIGKILL and waits for its end; it stays down until Start.
-func (p *Process) Kill() { p.end(syscall.SIGKILL, 0) }
+func (p *Process) Kill() { _ = p.end(syscall.SIGKILL, 0) } // it always succeeds
 
 // Stop ends the process with SIGTERM and waits for its drain, at most for that long. It
 // says whether it ended well in time.

@@ -55,6 +55,9 @@ type Shape struct {
 	MaxTasks int `json:"max_tasks"`
 	// ArgBytes makes the arguments larger.
 	ArgBytes int `json:"arg_bytes"`
+	// Batch has a client submit that many tasks at once, wait for their results and end
+	// when MaxTasks were acknowledged.
+	Batch int `json:"batch"`
 }
 
 // DefaultShape suits most scenarios on a small machine.
@@ -138,12 +141,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close() //nolint:errcheck // Every line was written by itself.
+	defer w.Close()
 	api, err := treadle.Dial(cfg.Address, treadle.WithUserAgent("treadle-chaos"))
 	if err != nil {
 		return err
 	}
-	defer api.Close() //nolint:errcheck // Nothing is under way any more.
+	defer api.Close()
 	c := &client{cfg: cfg, api: api, log: w, rng: rand.New(rand.NewPCG(cfg.Seed, 0x6368616f73))}
 	slots := make(chan struct{}, cfg.Shape.Loops)
 	var wg sync.WaitGroup
@@ -170,6 +173,12 @@ func Run(ctx context.Context, cfg Config) error {
 		default:
 			continue // the servers are slow: nobody piles up
 		}
+		if c.done() {
+			wg.Wait()
+			if c.done() { // else what was under way is in doubt
+				return nil
+			}
+		}
 		wg.Go(func() {
 			defer func() { <-slots }()
 			if err := c.step(); err != nil {
@@ -193,11 +202,14 @@ func (c *client) step() error {
 		e = c.tasks[max(0, n-1-int(c.rng.ExpFloat64()*10))]
 	}
 	var again *request
-	if n := len(c.doubtful); n > 0 && dice < 0.2 {
+	if n := len(c.doubtful); n > 0 && dice < 0.2 && s.Batch == 0 {
 		last := c.doubtful[n-1]
 		again, c.doubtful = &last, c.doubtful[:n-1]
 	}
 	c.mu.Unlock()
+	if s.Batch > 0 {
+		return c.batch()
+	}
 	// An operation is not cut off when the run ends: its outcome would be unknown for no
 	// reason.
 	ctx, cancel := context.WithTimeout(context.Background(), s.Patience)

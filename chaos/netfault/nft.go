@@ -21,7 +21,8 @@ const (
 
 // Firewall drops packets. A nil Firewall has the proxies stop instead.
 type Firewall struct {
-	mu sync.Mutex
+	program string
+	mu      sync.Mutex
 	// in and out are rules on what arrives and on what is sent: a packet dropped on its
 	// way in is lost without a word, and only on its way out is it known whose it is.
 	in, out []string
@@ -30,10 +31,15 @@ type Firewall struct {
 // NewFirewall returns a firewall for the network that the process is alone in, or an
 // error that says what is missing.
 func NewFirewall() (*Firewall, error) {
-	f := &Firewall{}
-	if _, err := exec.LookPath("nft"); err != nil {
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		// It is root's, and in a folder that is not on every PATH.
+		program, err = exec.LookPath("/usr/sbin/nft")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("nft is not installed (Debian and Ubuntu: apt-get install nftables): %w", err)
 	}
+	f := &Firewall{program: program}
 	if err := f.load(); err != nil {
 		return nil, err
 	}
@@ -45,7 +51,7 @@ func (f *Firewall) load() error {
 	text := "table inet chaos\ndelete table inet chaos\ntable inet chaos {\n" +
 		"chain in { type filter hook input priority 0; policy accept;\n" + strings.Join(f.in, "\n") + "\n}\n" +
 		"chain out { type filter hook output priority 0; policy accept;\n" + strings.Join(f.out, "\n") + "\n}\n}\n"
-	cmd := exec.Command("nft", "-f", "-")
+	cmd := exec.Command(f.program, "-f", "-")
 	cmd.Stdin = strings.NewReader(text)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("nft: %w: %s\n%s", err, out, text)

@@ -18,18 +18,20 @@ import (
 )
 
 const (
-	// lease is the product's default, beyond is longer than it and the reaper's period.
-	lease  = 10 * time.Second
-	beyond = lease + 3*time.Second
-	// frozenBound is how long a task of a silent worker may wait: its lease, and what the
-	// reaper and the queue add.
-	frozenBound = 12 * time.Second
+	// defaultLease is the product's.
+	defaultLease = 10 * time.Second
+	// frozenBound is how long a task of a silent worker may wait when its lease has ended:
+	// for the reaper, and in the queue.
+	frozenBound = 2 * time.Second
 )
+
+// beyond is longer than a lease and the reaper's period.
+func (e *Env) beyond() time.Duration { return e.Lease + 3*time.Second }
 
 // outlasting has tasks run longer than a silent worker keeps them, and tell all the time
 // that they do.
-func outlasting(s *load.Shape) {
-	s.MinRun, s.MaxRun, s.Tick, s.Rate = 12500*time.Millisecond, 14*time.Second, 50*time.Millisecond, 4
+func outlasting(e *Env, s *load.Shape) {
+	s.MinRun, s.MaxRun, s.Tick, s.Rate = e.Lease+2500*time.Millisecond, e.Lease+4*time.Second, 50*time.Millisecond, 4
 	s.Deadline, s.Cancel, s.Pairs, s.MaxTasks = 0, 0, 0, 2
 }
 
@@ -64,7 +66,7 @@ func cutOff(d netfault.Direction) func(context.Context, *Env) error {
 		if err := netfault.Cut(e.Firewall, d, e.Links(w.Name)...); err != nil {
 			return err
 		}
-		if err := wait(ctx, beyond); err != nil {
+		if err := wait(ctx, e.beyond()); err != nil {
 			return err
 		}
 		return e.Heal()
@@ -146,11 +148,11 @@ func freezeScenarios() []Scenario {
 	return []Scenario{
 		{
 			Row: 3, Name: "worker-freeze", Fault: "worker SIGSTOP longer than its lease, then SIGCONT",
-			Expect: "the new attempt's result is kept, the stale one refused", Stores: all, Bound: frozenBound, Recovery: Restarts,
+			Expect: "the new attempt's result is kept, the stale one refused", Stores: all, Bound: frozenBound, PlusLease: true, Recovery: Restarts,
 			Shape: longRuns, Sometimes: []Condition{Requeued, Refused},
 			Inject: func(ctx context.Context, e *Env) error {
 				w := e.Worker()
-				if err := freeze(ctx, e, w, beyond, w.PID()); err != nil {
+				if err := freeze(ctx, e, w, e.beyond(), w.PID()); err != nil {
 					return err
 				}
 				return wait(ctx, 2*time.Second) // its reports come in
@@ -161,7 +163,7 @@ func freezeScenarios() []Scenario {
 			Expect: "its late reaps and claims are refused by epoch", Stores: []string{"redis", "replicated", "embedded"},
 			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck},
 			Inject: func(ctx context.Context, e *Env) error {
-				if err := freeze(ctx, e, e.Dispatcher(), beyond); err != nil {
+				if err := freeze(ctx, e, e.Dispatcher(), e.beyond()); err != nil {
 					return err
 				}
 				return wait(ctx, 2*time.Second)
@@ -203,17 +205,17 @@ func freezeScenarios() []Scenario {
 		{
 			Row: 20, Name: "worker-blackhole", Fault: "worker and dispatchers do not hear each other (no reset)",
 			Expect: "found within the lease; the worker stops its executor before the task runs elsewhere",
-			Stores: all, Bound: frozenBound, Recovery: Restarts, Shape: outlasting, Inject: cutOff(netfault.Both), After: noOverlap,
+			Stores: all, Bound: frozenBound, PlusLease: true, Recovery: Restarts, Shape: outlasting, Inject: cutOff(netfault.Both), After: noOverlap,
 			Sometimes: []Condition{Requeued}, NoRestart: true,
 		},
 		{
 			Row: 21, Name: "one-way-partition", Fault: "dispatchers do not hear the worker, the worker hears them",
-			Expect: "as row 20", Stores: all, Bound: frozenBound, Recovery: Restarts, Shape: outlasting, Inject: cutOff(netfault.Up),
+			Expect: "as row 20", Stores: all, Bound: frozenBound, PlusLease: true, Recovery: Restarts, Shape: outlasting, Inject: cutOff(netfault.Up),
 			After: noOverlap, Sometimes: []Condition{Requeued}, NoRestart: true,
 		},
 		{
 			Row: 23, Name: "deaf-worker", Fault: "worker alive but deaf: its receive loop is stuck",
-			Expect: "its heartbeat stops, its work is moved", Stores: all, Bound: frozenBound, Recovery: Restarts, Shape: longRuns,
+			Expect: "its heartbeat stops, its work is moved", Stores: all, Bound: frozenBound, PlusLease: true, Recovery: Restarts, Shape: longRuns,
 			Spec: func(e *Env, s *cluster.Spec) {
 				s.Once["worker-1"] = []string{fmt.Sprintf("%s=%s=hang@%d", failpoint.Env, failpoint.WorkerReceive, 12+e.Pick(20))}
 			},
@@ -226,7 +228,7 @@ func freezeScenarios() []Scenario {
 				if err := e.Mark(w.Name+" is deaf", w.PID()); err != nil {
 					return err
 				}
-				if err := wait(ctx, beyond); err != nil {
+				if err := wait(ctx, e.beyond()); err != nil {
 					return err
 				}
 				w.Kill() // it does not hear SIGTERM either

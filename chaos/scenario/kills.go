@@ -14,7 +14,7 @@ import (
 var all = []string{"embedded", "redis", "replicated"}
 
 // longRuns has tasks run long enough to be struck.
-func longRuns(s *load.Shape) {
+func longRuns(_ *Env, s *load.Shape) {
 	s.MinRun, s.MaxRun, s.Rate, s.Deadline = 300*time.Millisecond, 900*time.Millisecond, 6, 0
 }
 

@@ -217,7 +217,7 @@ func raceScenarios() []Scenario {
 		{
 			Row: 31, Name: "cancel-races", Fault: "cancels race with completions, claims and reaps, workers are killed",
 			Expect: "linearizable", Stores: all,
-			Shape: func(s *load.Shape) {
+			Shape: func(_ *Env, s *load.Shape) {
 				s.Cancel, s.MinRun, s.MaxRun, s.Rate, s.Loops = 0.9, 0, 20*time.Millisecond, 120, 16
 			},
 			Inject: func(ctx context.Context, e *Env) error {
@@ -228,7 +228,7 @@ func raceScenarios() []Scenario {
 		{
 			Row: 32, Name: "deadline-races", Fault: "deadlines race with cancels, completions, claims and reaps",
 			Expect: "never early, late by a reap at most", Stores: all,
-			Shape: func(s *load.Shape) {
+			Shape: func(_ *Env, s *load.Shape) {
 				s.Deadline, s.Cancel, s.MaxRun, s.Rate, s.Loops = 0.7, 0.3, 600*time.Millisecond, 50, 12
 			},
 			Inject: func(ctx context.Context, e *Env) error {

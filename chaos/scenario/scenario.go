@@ -28,13 +28,15 @@ type Scenario struct {
 	// Stores are those that it is run on by default, the first one where only one is
 	// asked for; Modes likewise, all when empty.
 	Stores []string
-	// Bound is how long recovery may take; 0 is not measured.
-	Bound time.Duration
+	// Bound is how long recovery may take, beyond the lease where PlusLease; 0 is not
+	// bounded.
+	Bound     time.Duration
+	PlusLease bool
 	// Recovery says what is measured.
 	Recovery Recovery
-	// Clients is their number, four when 0; Shape what they do, the default when nil.
+	// Clients is their number, four when 0, none when negative; Shape what they do, the default when nil.
 	Clients int
-	Shape   func(*load.Shape)
+	Shape   func(*Env, *load.Shape)
 	// Spec changes the cluster before it starts.
 	Spec func(*Env, *cluster.Spec)
 	// Inject makes the faults, from when the load runs until it returns.
@@ -51,6 +53,8 @@ type Scenario struct {
 	Ends bool
 	// Solo runs without a cluster, in place of everything else.
 	Solo func(context.Context, *Env) error
+	// Soak: it is bounded by a number of tasks, not by a time.
+	Soak bool
 	// NoRestart leaves out the restart of everything before the drain.
 	NoRestart bool
 }
@@ -62,8 +66,8 @@ type Recovery int
 const (
 	// None is measured.
 	None Recovery = iota
-	// Restarts: from the fault until each task that the struck worker ran has started
-	// elsewhere.
+	// Restarts: from the fault until a task that the struck worker ran has started
+	// elsewhere, for 99 of 100 of them.
 	Restarts
 	// Gap: the longest time after a fault in which no submission was confirmed, or no
 	// execution began.
@@ -84,12 +88,9 @@ var (
 	Requeued = Condition{"a task was executed again", func(_ *Env, f *check.Findings) bool { return f.Extra > 0 }}
 	// Struck: the kill point was reached, or the fault made.
 	Struck = Condition{"the fault struck", func(e *Env, _ *check.Findings) bool { return len(e.Faults()) > 0 }}
+	// FailedOver: another server took the primary's place.
+	FailedOver = Condition{"a failover happened", func(e *Env, _ *check.Findings) bool { return e.failedOver() }}
 )
-
-// happened makes a condition of a name that Inject reports by [Env.Saw].
-func happened(name string) Condition {
-	return Condition{name, func(e *Env, _ *check.Findings) bool { return e.sawIt(name) }}
-}
 
 // exited is met when a process ended by itself that many times.
 func exited(process string, times int) Condition {
@@ -120,6 +121,10 @@ type Env struct {
 	Store    string
 	Mode     string
 	Dur      time.Duration
+	// Lease is how long a silent worker keeps its tasks.
+	Lease time.Duration
+	// Tasks is how many a soak submits.
+	Tasks    int
 	Rand     *rand.Rand
 	Function string
 	Shape    load.Shape
@@ -129,11 +134,14 @@ type Env struct {
 	log *history.Writer
 	// loadEnd is when the faults were over.
 	loadEnd int64
+	// base and emptyKeys are what a soak is compared with.
+	base      baseline
+	emptyKeys int
 
-	mu     sync.Mutex
-	faults []Fault
-	saw    map[string]bool
-	notes  []string
+	mu        sync.Mutex
+	faults    []Fault
+	failovers int
+	notes     []string
 }
 
 // Mark writes a fault down that is about to be made.
@@ -151,17 +159,17 @@ func (e *Env) Faults() []Fault {
 	return slices.Clone(e.faults)
 }
 
-// Saw reports that something happened that the scenario is about.
-func (e *Env) Saw(name string) {
+// SawFailover reports that another server is the primary.
+func (e *Env) SawFailover() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.saw[name] = true
+	e.failovers++
 }
 
-func (e *Env) sawIt(name string) bool {
+func (e *Env) failedOver() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.saw[name]
+	return e.failovers > 0
 }
 
 // Note adds a number to the record of the run.

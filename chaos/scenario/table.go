@@ -9,7 +9,7 @@ import (
 // Table lists every scenario, by row.
 func Table() []Scenario {
 	var list []Scenario
-	for _, part := range [][]Scenario{killScenarios(), freezeScenarios(), storeScenarios(), diskScenarios(), zooScenarios(), raceScenarios()} {
+	for _, part := range [][]Scenario{killScenarios(), freezeScenarios(), storeScenarios(), diskScenarios(), zooScenarios(), raceScenarios(), soakScenarios()} {
 		list = append(list, part...)
 	}
 	slices.SortStableFunc(list, func(a, b Scenario) int { return a.Row - b.Row })
@@ -30,10 +30,21 @@ func Find(name string) (*Scenario, error) {
 // Short is one run of the short mix.
 type Short struct {
 	Name, Store, Mode string
-	Dur               time.Duration
+	Dur, Lease        time.Duration
 }
 
-// Mix is the short mix that every change is tested with.
+// Mix is the short mix that every change is tested with: each kind of process dies or
+// falls silent once, on each kind of store, with a lease that is short where a run has to
+// wait for it.
 func Mix() []Short {
-	return []Short{{"worker-kill", "embedded", "mixed", 5 * time.Second}}
+	const dur, short = 5 * time.Second, 4 * time.Second
+	return []Short{
+		{"worker-kill", "embedded", "mixed", dur, 0},
+		{"worker-freeze", "redis", "push", dur, short},
+		{"worker-blackhole", "embedded", "pull", dur, short},
+		{"kill-after-report", "replicated", "mixed", dur, 0},
+		{"lost-replies", "replicated", "pull", dur, 0},
+		{"sentinel-failover", "sentinel", "mixed", dur, 0},
+		{"anything", "redis", "mixed", dur, 0},
+	}
 }

@@ -169,7 +169,7 @@ func (a *animal) check(ctx context.Context, e *Env, function string) error {
 
 // noChildren checks that what the functions left behind is gone: a worker has its runners
 // below it and nothing else.
-func noChildren(ctx context.Context, e *Env) error {
+func noChildren(ctx context.Context, _ *Env) error {
 	return cluster.Await(ctx, "I20: what functions started is gone", 5*time.Second, func(context.Context) (bool, error) {
 		var left []string
 		for _, p := range cluster.Strays() {
@@ -206,8 +206,9 @@ func poison(ctx context.Context, e *Env) error {
 		return err
 	}
 	if res.Status != treadle.Failed || res.Error == nil || res.Error.Type != workerLost || t.AttemptCount != 4 || t.LostWorkers != 4 {
-		return fmt.Errorf("I7: the task is %s (%v) after %d attempts and %d lost workers, want FAILED %s after 4 and 4",
-			res.Status, res.Error, t.AttemptCount, t.LostWorkers, workerLost)
+		var failure error = res.Error
+		return fmt.Errorf("I7: the task is %s after %d attempts and %d lost workers, want FAILED %s after 4 and 4: %w",
+			res.Status, t.AttemptCount, t.LostWorkers, workerLost, failure)
 	}
 	if n := e.exits(cluster.RoleWorker); n != 4 {
 		return fmt.Errorf("%d workers died, want 4", n)
@@ -218,7 +219,7 @@ func poison(ctx context.Context, e *Env) error {
 // zooScenarios are rows 2, 24, 25, 27 and 28.
 func zooScenarios() []Scenario {
 	// The clients' tasks beside them must all succeed.
-	quiet := func(s *load.Shape) { s.Rate, s.Deadline = 10, 0 }
+	quiet := func(_ *Env, s *load.Shape) { s.Rate, s.Deadline = 10, 0 }
 	some := []Condition{Struck}
 	return []Scenario{
 		{
