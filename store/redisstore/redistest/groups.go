@@ -27,7 +27,7 @@ func StartReplica(t TB, primary *Server, config ...string) *Server {
 // AwaitReplica returns once a server is a replica in step with its primary.
 func AwaitReplica(s *Server) error {
 	c := s.Client()
-	defer c.Close() //nolint:errcheck // Only used to look.
+	defer c.Close()
 	return Await("the replica is in step", func(ctx context.Context) bool {
 		text, err := c.Info(ctx, "replication").Result()
 		if err != nil || !strings.Contains(text, "master_link_status:up") {
@@ -37,7 +37,7 @@ func AwaitReplica(s *Server) error {
 		_, port, _ := strings.Cut(text, "master_port:")
 		port, _, _ = strings.Cut(port, "\r\n")
 		p := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port, DisableIdentity: true})
-		defer p.Close() //nolint:errcheck // Only used to look.
+		defer p.Close()
 		text, err = p.Info(ctx, "replication").Result()
 		return err == nil && strings.Contains(text, fmt.Sprintf("port=%d,state=online", s.Port))
 	})
@@ -134,7 +134,7 @@ func MoveSlot(ctx context.Context, c *Cluster, key string) error {
 	var primaries []*redis.Client
 	for _, n := range c.Nodes {
 		cl := n.Client()
-		defer cl.Close() //nolint:errcheck // Only used here.
+		defer cl.Close()
 		if text, err := cl.Info(ctx, "replication").Result(); err == nil && strings.Contains(text, "role:master") {
 			primaries = append(primaries, cl)
 		}
@@ -225,7 +225,7 @@ func (g *Group) URL(query string) string {
 func (g *Group) Primary(t TB) *Server {
 	t.Helper()
 	c := redis.NewSentinelClient(&redis.Options{Addr: g.Sentinels[0]})
-	defer c.Close() //nolint:errcheck // Only used to look.
+	defer c.Close()
 	addr, err := c.GetMasterAddrByName(context.Background(), g.Master).Result()
 	if err != nil || len(addr) != 2 {
 		t.Fatalf("sentinel: %v, %v", addr, err)

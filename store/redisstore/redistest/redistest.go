@@ -132,7 +132,7 @@ func (s *Server) await(done <-chan struct{}) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	c := s.Client()
-	defer c.Close() //nolint:errcheck // Only used to look.
+	defer c.Close()
 	for {
 		if c.Ping(ctx).Err() == nil {
 			return nil
@@ -181,7 +181,7 @@ func (s *Server) URL(query string) string {
 func (s *Server) CPU(t TB) time.Duration {
 	t.Helper()
 	c := s.Client()
-	defer c.Close() //nolint:errcheck // Only used to look.
+	defer c.Close()
 	text, err := c.Info(context.Background(), "cpu").Result()
 	if err != nil {
 		t.Fatalf("%v", err)
