@@ -209,6 +209,7 @@ func TestMisuse(t *testing.T) {
 		{"tasks all", "takes no arguments"},
 		{"tasks --limit x", `--limit "x": want a whole number`},
 		{"up --lease 1", `--lease "1": want a duration, for example 500ms, 10s`},
+		{"tasks --status done", `--status "done": want one of QUEUED, RUNNING`},
 		{"up --mode sideways", "unknown flag: --mode"},
 		{"worker --mode sideways", `--mode "sideways": want one of push, pull`},
 		{"up --store x://y", `--store "x://y" is no store URL: want embedded:, memory:, redis://`},
@@ -550,6 +551,9 @@ func TestCompletion(t *testing.T) {
 		t.Error("the names were not asked for")
 	}
 	if out := cli(t, "", "__complete", "worker", "--mode", "").wantOK(t); !strings.HasPrefix(out, "push\npull\n") {
+		t.Errorf("%s", out)
+	}
+	if out := cli(t, "", "__complete", "tasks", "--status", "").wantOK(t); !strings.HasPrefix(out, "QUEUED\nRUNNING\n") {
 		t.Errorf("%s", out)
 	}
 }

@@ -45,6 +45,7 @@ func clientCommand(
 		cmd.Annotations = map[string]string{}
 	}
 	cmd.Annotations[clientMark] = "true"
+	completeChoices(cmd)
 	addJSONFlag(cmd, &o.json, jsonUsage)
 	cmd.Flags().BoolVar(&o.insecure, "insecure", false,
 		"let TREADLE_TOKEN travel without TLS to another machine")

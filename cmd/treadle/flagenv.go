@@ -34,11 +34,8 @@ func bindEnv(cmd *cobra.Command) {
 		if f.Name != "help" {
 			f.Usage += " (env " + envName(f.Name) + ")"
 		}
-		if c, ok := f.Value.(*choice); ok {
-			// It fails only for a flag that the command does not have.
-			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(c.words, cobra.ShellCompDirectiveNoFileComp))
-		}
 	})
+	completeChoices(cmd)
 	next := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if err := readEnv(cmd); err != nil {

@@ -226,7 +226,7 @@ NAME, worker = ID, create_time > T, create_time < T (RFC 3339).`,
 		Args: arguments(0, 0, ""),
 	}
 	cmd.Flags().StringVar(&filter, "filter", "", "which tasks (default all)")
-	cmd.Flags().StringVar(&status, "status", "", "only tasks of that status: QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED")
+	cmd.Flags().Var(newChoice(&status, "", "QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"), "status", "only tasks of that status")
 	cmd.Flags().StringVar(&function, "function", "", "only tasks of that function, by id or name")
 	cmd.Flags().StringVar(&worker, "worker", "", "only tasks whose latest attempt that worker has or had")
 	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most; 0 means all")

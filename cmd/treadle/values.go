@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // byteSize is a flag's value in bytes: "64MiB", "512M", "1.5GiB", "1000", "off". The
@@ -71,7 +74,7 @@ func formatBytes(n int64) string {
 	return strconv.FormatInt(n, 10) + "B"
 }
 
-// choice is a flag's value that is one of a few words.
+// choice is a flag's value that is one of a few words, in any case.
 type choice struct {
 	value *string
 	words []string
@@ -82,12 +85,23 @@ func newChoice(value *string, initial string, words ...string) *choice {
 	return &choice{value, words}
 }
 
+// completeChoices lets shells complete the words of every choice that the command has so far.
+func completeChoices(cmd *cobra.Command) {
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if c, ok := f.Value.(*choice); ok {
+			// It fails only for a flag that the command does not have.
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(c.words, cobra.ShellCompDirectiveNoFileComp))
+		}
+	})
+}
+
 // Set implements pflag.Value.
 func (c *choice) Set(text string) error {
-	if !slices.Contains(c.words, text) {
+	i := slices.IndexFunc(c.words, func(word string) bool { return strings.EqualFold(word, text) })
+	if i < 0 {
 		return fmt.Errorf("want one of %s", strings.Join(c.words, ", "))
 	}
-	*c.value = text
+	*c.value = c.words[i]
 	return nil
 }
 
