@@ -32,7 +32,7 @@ type move struct {
 	missing, changed bool
 	// answered: the server decided it, changed or not.
 	answered bool
-	after            *task.Task
+	after    *task.Task
 }
 
 // Answers of move.lua.
