@@ -271,7 +271,7 @@ func conditions(filter, status, function, worker string) string {
 		}
 	}
 	add("%s", filter)
-	add("status = %s", strings.ToUpper(status))
+	add("status = %s", status)
 	add(`function = "%s"`, quoteFilter.Replace(function))
 	add(`worker = "%s"`, quoteFilter.Replace(worker))
 	return strings.Join(terms, " AND ")
