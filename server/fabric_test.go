@@ -372,32 +372,6 @@ func (e *env) waiting(n int) {
 	}
 }
 
-// A bell that never rings: the safety net finds the end.
-type deafStore struct{ store.Store }
-
-func (d deafStore) Bell() store.Bell { return deafBell{d.Store.Bell()} }
-
-type deafBell struct{ store.Bell }
-
-func (deafBell) Listen(func([]store.Signal)) func() { return func() {} }
-
-func TestSafetyNet(t *testing.T) {
-	e := start(t, func(c *Config) { c.Store, c.SafetyNet = deafStore{c.Store}, 20*time.Millisecond })
-	e.source("f")
-	done := make(chan *treadlev1.TaskResult)
-	go func() {
-		res, err := e.fabric.Call(t.Context(), &treadlev1.CallRequest{Function: "f", Timeout: durationpb.New(time.Minute)})
-		if err != nil {
-			t.Error(err)
-		}
-		done <- res
-	}()
-	e.settle(e.await(), succeed([]byte("1"), task.EncodingJSON))
-	if res := <-done; string(res.GetResult()) != "1" {
-		t.Errorf("%v", res)
-	}
-}
-
 func TestAwaitResults(t *testing.T) {
 	e := start(t)
 	ctx := t.Context()

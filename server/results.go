@@ -79,10 +79,30 @@ func (s *Server) result(ctx context.Context, id task.ID, wait time.Duration) (*t
 	if err != nil || t.Status.Terminal() {
 		return t, result, err
 	}
-	if _, err := w.sleep(ctx, wait, s.closing); err != nil {
-		return nil, nil, err
+	return s.await(ctx, w, id, wait, s.answerNow)
+}
+
+// await looks at a task when it has ended, or when the wait is over. A ring may be false:
+// the sweep rings for what the store does not have, and a task that is just being
+// submitted is not there yet.
+func (s *Server) await(
+	ctx context.Context, w *waiter, id task.ID, wait time.Duration,
+	look func(context.Context, task.ID) (*task.Task, []byte, error),
+) (*task.Task, []byte, error) {
+	for end := time.Now().Add(wait); ; {
+		rung, err := w.sleep(ctx, time.Until(end), s.closing)
+		if err != nil {
+			return nil, nil, err
+		}
+		t, result, err := look(ctx, id)
+		if !rung || err != nil || t.Status.Terminal() {
+			return t, result, err
+		}
+		s.waiters.join(w, id)
+		if t, result, err = look(ctx, id); err != nil || t.Status.Terminal() {
+			return t, result, err
+		}
 	}
-	return s.answerNow(ctx, id)
 }
 
 // answerNow is resultNow for an answer over REST, which holds a share of the budget for
@@ -119,12 +139,7 @@ func (s *Server) call(ctx context.Context, item store.Submission, wait time.Dura
 		}
 		return resultProto(t, result), nil
 	}
-	if wait > 0 {
-		if _, err := w.sleep(ctx, wait, s.closing); err != nil {
-			return nil, err
-		}
-	}
-	t, result, err := s.resultNow(ctx, id)
+	t, result, err := s.await(ctx, w, id, wait, s.resultNow)
 	if err != nil {
 		return nil, err
 	}
