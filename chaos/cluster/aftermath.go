@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -158,4 +159,51 @@ func Descriptors(pid int) int {
 		return 0
 	}
 	return len(list)
+}
+
+// Connections counts the connections of a process to the store, which it keeps in a pool.
+func (c *Cluster) Connections(p *Process) (n int, err error) {
+	ports := map[string]bool{}
+	if c.Redis != nil {
+		for _, s := range c.Redis.Servers {
+			ports[fmt.Sprintf("%04X", s.Port)] = true
+		}
+	}
+	for _, link := range c.Stores {
+		_, port, err := net.SplitHostPort(link.Addr)
+		if err != nil {
+			return 0, err
+		}
+		number, err := strconv.Atoi(port)
+		if err != nil {
+			return 0, err
+		}
+		ports[fmt.Sprintf("%04X", number)] = true
+	}
+	// Columns: number, local and remote address, state, ..., inode; ports are hexadecimal.
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", p.PID()))
+	if err != nil {
+		return 0, err
+	}
+	sockets := map[string]bool{}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 10 {
+			continue
+		}
+		if _, port, ok := strings.Cut(fields[2], ":"); ok && ports[port] {
+			sockets["socket:["+fields[9]+"]"] = true
+		}
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", p.PID())
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, fd := range list {
+		if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && sockets[target] {
+			n++
+		}
+	}
+	return n, nil
 }

@@ -220,7 +220,7 @@ func (c *Cluster) times(role string) (args []string) {
 	if c.Lease != 0 && role != RoleServer {
 		args = append(args, "--lease", c.Lease.String())
 	}
-	if c.Retention != 0 && role != RoleDispatcher {
+	if c.Retention != 0 {
 		args = append(args, "--retention", c.Retention.String())
 	}
 	return args

@@ -31,11 +31,12 @@ func killWorker(e *Env) error {
 // once arms a kill point in processes of a role; the seed decides which hit it is.
 func once(role string, p failpoint.Point, action string, least, most int) func(*Env, *cluster.Spec) {
 	return func(e *Env, s *cluster.Spec) {
+		who := role
 		if e.Embedded() && role != cluster.RoleWorker {
-			role = cluster.RoleUp
+			who = cluster.RoleUp
 		}
 		n := least + e.Pick(most-least+1)
-		s.Once[role] = append(s.Once[role], fmt.Sprintf("%s=%s=%s@%d", failpoint.Env, p, action, n))
+		s.Once[who] = append(s.Once[who], fmt.Sprintf("%s=%s=%s@%d", failpoint.Env, p, action, n))
 	}
 }
 

@@ -23,10 +23,27 @@ const (
 	soakPace = 60
 )
 
-// usage is what a process holds.
-type usage struct{ goroutines, descriptors, children int }
+// usage is what a process holds at rest. Connections to the store are counted apart from
+// the other descriptors: a pool keeps as many as were ever used at once.
+type usage struct{ goroutines, descriptors, connections, children int }
 
-// baseline is what the processes that live through a soak hold at rest.
+func (u usage) String() string {
+	return fmt.Sprintf("%d goroutines, %d descriptors, %d connections to the store, %d children", u.goroutines, u.descriptors, u.connections, u.children)
+}
+
+const (
+	// stray is how many goroutines come and go at rest: a look at the metrics is one.
+	stray = 3
+	// pooled bounds a process's connections to the store: two pools and what listens.
+	pooled = 2*16 + 4
+)
+
+// above says that a process holds more than at another time, beyond what comes and goes.
+func (u usage) above(base usage) bool {
+	return u.goroutines > base.goroutines+stray || u.descriptors > base.descriptors || u.connections > pooled || u.children > base.children
+}
+
+// baseline is what the processes that live through a soak hold.
 type baseline map[string]usage
 
 // survivors are processes that no fault of a soak ends: what they lose, they lose for good.
@@ -38,29 +55,18 @@ func (e *Env) survivors() []*cluster.Process {
 	return list
 }
 
-// measure looks at the survivors.
-func (e *Env) measure(ctx context.Context) (baseline, error) {
-	b := baseline{}
-	for _, p := range e.survivors() {
-		n, err := e.Metric(ctx, p.Name, "go_goroutines")
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.Name, err)
-		}
-		b[p.Name] = usage{int(n), cluster.Descriptors(p.PID()), cluster.Children(p.PID())}
+// measure looks at a process.
+func (e *Env) measure(ctx context.Context, p *cluster.Process) (u usage, err error) {
+	n, err := e.Metric(ctx, p.Name, "go_goroutines")
+	if err != nil {
+		return u, fmt.Errorf("%s: %w", p.Name, err)
 	}
-	return b, nil
-}
-
-// above says what a process holds more of than another time; empty when nothing.
-func (b baseline) above(base baseline) string {
-	var list []string
-	for name, now := range b {
-		was := base[name]
-		if now.goroutines > was.goroutines || now.descriptors > was.descriptors || now.children > was.children {
-			list = append(list, fmt.Sprintf("%s has %+v, had %+v", name, now, was))
-		}
+	if u.connections, err = e.Connections(p); err != nil {
+		return u, err
 	}
-	return strings.Join(list, "; ")
+	u.goroutines, u.children = int(n), cluster.Children(p.PID())
+	u.descriptors = cluster.Descriptors(p.PID()) - u.connections
+	return u, nil
 }
 
 // soak runs a first part, which fills pools and caches, notes what the processes hold, and
@@ -77,10 +83,39 @@ func soak(ctx context.Context, e *Env) error {
 	if err := e.rest(ctx); err != nil {
 		return err
 	}
-	if e.base, err = e.measure(ctx); err != nil {
+	if err := e.gather(ctx); err != nil {
+		return err
+	}
+	// What the processes tidy up by themselves is gone after a while.
+	if err := wait(ctx, 3*time.Second); err != nil {
+		return err
+	}
+	e.base = baseline{}
+	for _, p := range e.survivors() {
+		if e.base[p.Name], err = e.measure(ctx, p); err != nil {
+			return err
+		}
+	}
+	if err := e.reviveAll(); err != nil {
 		return err
 	}
 	return e.soakPart(ctx, 1+soakClients, max(e.Tasks-first, 1000))
+}
+
+// gather has all workers attached to the one dispatcher that is compared, which holds
+// something for each of them.
+func (e *Env) gather(ctx context.Context) error {
+	if e.Embedded() {
+		return nil
+	}
+	if err := e.Dispatchers[1].Stop(stopLimit); err != nil {
+		return err
+	}
+	// A worker is shown as attached for a while when its dispatcher has gone.
+	return cluster.Await(ctx, "all workers are attached to "+e.Dispatchers[0].Name, 25*time.Second, func(ctx context.Context) (bool, error) {
+		n, err := e.Metric(ctx, e.Dispatchers[0].Name, `treadle_connections{listener="grpc"}`)
+		return int(n) >= len(e.Workers), err
+	})
 }
 
 // rest ends the faults and waits until nothing is left to do.
@@ -158,25 +193,24 @@ func (e *Env) killAndStart(p *cluster.Process) error {
 
 // atBaseline checks that what a soak used is given back: I20.
 func atBaseline(ctx context.Context, e *Env) error {
-	var last baseline
-	err := cluster.Await(ctx, "I20: goroutines, descriptors and children are at their baseline", 30*time.Second, func(ctx context.Context) (bool, error) {
-		now, err := e.measure(ctx)
-		if err != nil {
-			return false, err
-		}
-		last = now
-		if above := now.above(e.base); above != "" {
-			return false, errors.New(above)
-		}
-		return true, nil
-	})
-	if err != nil {
+	if err := e.gather(ctx); err != nil {
 		return err
 	}
 	for _, p := range e.survivors() {
-		u := last[p.Name]
-		e.Note("%s: %d goroutines (%d when a twentieth was done), %d descriptors (%d), %d children (%d)", p.Name,
-			u.goroutines, e.base[p.Name].goroutines, u.descriptors, e.base[p.Name].descriptors, u.children, e.base[p.Name].children)
+		base := e.base[p.Name]
+		var now usage
+		err := cluster.Await(ctx, "I20: "+p.Name+" holds what it held", 30*time.Second, func(ctx context.Context) (bool, error) {
+			u, err := e.measure(ctx, p)
+			if err != nil {
+				return false, err
+			}
+			now = u
+			return !u.above(base), nil
+		})
+		if err != nil {
+			return fmt.Errorf("%w: %s; when a twentieth was done: %s", err, now, base)
+		}
+		e.Note("%s: %s; when a twentieth was done: %s", p.Name, now, base)
 	}
 	return e.keysGone(ctx)
 }

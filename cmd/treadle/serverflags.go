@@ -154,9 +154,18 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "name, beside loopback names, that HTTP requests may be sent to; * admits all")
 		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how many lost workers a task survives, unless it says otherwise")
 		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task says otherwise (default none)")
-		fl.DurationVar(&f.Retention, "retention", 24*time.Hour, "how long finished tasks are kept")
 		fl.Var(newChoice(&f.RESTCompat, "course", "course", "seed"), "rest-compat", "how the REST routes at the root wrap results")
 		fl.IntVar(&f.RESTCreatedStatus, "rest-created-status", 200, "HTTP status of accepted registrations and executions at the root, 200 or 201")
+	}
+	retention := "how long finished tasks are kept"
+	switch r {
+	case roleServer:
+		retention += "; dispatchers remove them, so give theirs the same"
+	case roleDispatcher:
+		retention += "; give servers the same, which tell it to people"
+	}
+	if r != roleWorker {
+		fl.DurationVar(&f.Retention, "retention", 24*time.Hour, retention)
 	}
 	f.MaxPayload = 64 << 20
 	fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result")
@@ -304,6 +313,9 @@ func (f *serverFlags) validateAPI(r role) error {
 	if f.MaxPayload < minMaxPayload || f.MaxPayload > maxMaxPayload {
 		return fmt.Errorf("--max-payload %s: want %s to %s", formatBytes(f.MaxPayload), formatBytes(minMaxPayload), formatBytes(maxMaxPayload))
 	}
+	if r != roleWorker && f.Retention < time.Second {
+		return fmt.Errorf("--retention %s: want at least 1s, or nobody could fetch a result", f.Retention)
+	}
 	if r != roleUp && r != roleServer {
 		return nil
 	}
@@ -312,8 +324,6 @@ func (f *serverFlags) validateAPI(r role) error {
 		return fmt.Errorf("--max-retries %d: want 0 to %d", f.MaxRetries, maxRetriesCap)
 	case f.TaskTimeout < 0:
 		return fmt.Errorf("--task-timeout %s: want 0 (none) or more", f.TaskTimeout)
-	case f.Retention < time.Second:
-		return fmt.Errorf("--retention %s: want at least 1s, or nobody could fetch a result", f.Retention)
 	case f.RESTCreatedStatus != 200 && f.RESTCreatedStatus != 201:
 		return fmt.Errorf("--rest-created-status %d: want 200 or 201", f.RESTCreatedStatus)
 	}
