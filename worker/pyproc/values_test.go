@@ -5,6 +5,7 @@ package pyproc
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +91,31 @@ func TestJSONResults(t *testing.T) {
 	out = runJSON(t, e, "class C:\n    def __repr__(self): raise ValueError\n    def __reduce__(self): return (int, (3,))\ndef f(): return C()", "")
 	if out.Repr != "<C object>" || string(out.Result) == "" {
 		t.Fatalf("%s with repr %q", describe(out), out.Repr)
+	}
+}
+
+// TestDeepResults: what servers do not read as JSON is a pickle, where Python can pickle it.
+func TestDeepResults(t *testing.T) {
+	e := start(t, 1)
+	const nest = "def f():\n x = 1\n for _ in range(%d): x = [x]\n return %s"
+	const ladder = "def f():\n steps = [[1]]\n for _ in range(%d): steps.append([steps[-1]])\n return steps"
+	for source, ends := range map[string][]task.Encoding{
+		fmt.Sprintf(nest, 512, "x"):        {task.EncodingJSON},
+		fmt.Sprintf(nest, 513, "x"):        {task.EncodingPickle, ""},
+		fmt.Sprintf(nest, 511, `{"a": x}`): {task.EncodingJSON},
+		fmt.Sprintf(nest, 512, `{"a": x}`): {task.EncodingPickle, ""},
+		// Each step is held by the list, too, one level down.
+		fmt.Sprintf(ladder, 510): {task.EncodingJSON},
+		fmt.Sprintf(ladder, 511): {task.EncodingPickle},
+	} {
+		out := runJSON(t, e, source, "")
+		got := out.Encoding
+		if out.End == task.EndUnreadable && strings.Contains(out.Failure.Message, "cannot be pickled") {
+			got = "" // older interpreters stop at about 500 levels
+		}
+		if !slices.Contains(ends, got) || (out.Repr != "") != (got == task.EncodingPickle) {
+			t.Errorf("%s: %.200s, want it as one of %q", source, describe(out), ends)
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ from typing import Any, Callable
 from . import failures, functions, pickling, wire
 
 REPR_LIMIT = 4096
+# Servers read JSON that nests no deeper than this.
+MAX_DEPTH = 512
 
 # Bound at start, see functions.pickle_loads.
 _pickle_loads = pickle.loads
@@ -123,40 +125,67 @@ def _check(data: bytes, limit: int) -> None:
 
 def _to_json(value: Any) -> bytes | None:
     """The value as JSON, or None where JSON would refuse or silently change it."""
+    shared = False
     try:
-        if type(value) not in _SCALARS and not _keys_are_text(value):
-            return None
+        if type(value) not in _SCALARS:
+            depth, shared = _nesting(value)
+            if depth is None or depth > MAX_DEPTH:
+                return None
         try:
             text: str = _json_encode(value)
         except ValueError:  # a long integer, or one of those that there is no JSON for
             text = _any_digits(lambda: _json_encode(value))
+        if shared and _is_deeper(value, MAX_DEPTH):
+            return None
         # A lone surrogate is no character: the strict encoder refuses it.
         return text.encode("utf-8")
     except (TypeError, ValueError, RecursionError):
         return None
 
 
-def _keys_are_text(value: Any) -> bool:
-    """Whether all mappings inside have string keys: JSON would turn others into strings."""
-    seen = set()
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if id(item) in seen:
-            continue
-        if isinstance(item, dict):
-            if not set(map(type, item)) <= _TEXT and not all(isinstance(key, str) for key in item):
-                return False
-            children: Any = item.values()
-        elif isinstance(item, (list, tuple)):
-            children = item
-        else:
-            continue
-        seen.add(id(item))
-        # The set of types is made at C speed; long flat lists are the usual large value.
-        if set(map(type, children)) <= _SCALARS:
-            continue
-        todo.extend(child for child in children if isinstance(child, (dict, list, tuple)))
+def _nesting(value: Any) -> tuple[int | None, bool]:
+    """How deep a value nests, and whether it holds something twice: then it may nest deeper.
+
+    The depth is None where a mapping has keys that are no text: JSON would turn them into strings.
+    """
+    seen: set[int] = set()
+    depth, shared = 0, False
+    level = [value]
+    while level:
+        depth += 1
+        below: list[Any] = []
+        for item in level:
+            if id(item) in seen:
+                shared = True
+                continue
+            if isinstance(item, dict):
+                if not set(map(type, item)) <= _TEXT and not all(isinstance(key, str) for key in item):
+                    return None, shared
+                children: Any = item.values()
+            elif isinstance(item, (list, tuple)):
+                children = item
+            else:
+                continue
+            seen.add(id(item))
+            # The set of types is made at C speed; long flat lists are the usual large value.
+            if set(map(type, children)) <= _SCALARS:
+                continue
+            below.extend(child for child in children if isinstance(child, (dict, list, tuple)))
+        level = below
+    return depth, shared
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether a value without cycles nests deeper, by every way through what it holds twice."""
+    level = [value]
+    for _ in range(limit):
+        below: dict[int, Any] = {}
+        for item in level:
+            children = item.values() if isinstance(item, dict) else item
+            below.update((id(child), child) for child in children if isinstance(child, (dict, list, tuple)))
+        if not below:
+            return False
+        level = list(below.values())
     return True
 
 
