@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -195,29 +196,49 @@ func (s *Server) sendResults(ctx context.Context, w *waiter, ended []task.ID, op
 		out, size = &treadlev1.AwaitResultsResponse{}, 0
 		return err
 	}
-	for _, id := range ended {
-		if !open[id] {
-			continue // rung and found, or rung twice
-		}
-		t, result, err := s.resultNow(ctx, id)
+	for chunk := range slices.Chunk(ended, resultsAtOnce) {
+		found, err := s.resultsNow(ctx, chunk)
 		if err != nil {
 			return err
 		}
-		if !t.Status.Terminal() {
-			s.waiters.join(w, id) // a false ring: wait for the next one
-			continue
-		}
-		delete(open, id)
-		m := resultProto(t, result)
-		n := proto.Size(m)
-		if size+n > maxBytesPerMessage || len(out.Results) == maxResultsPerMessage {
-			if err := flush(); err != nil {
-				return err
+		for i, id := range chunk {
+			if !open[id] {
+				continue // rung and found, or rung twice
 			}
+			t, result := found[i].Task, found[i].Result
+			if t == nil {
+				if t, result, err = s.resultNow(ctx, id); err != nil {
+					return err
+				}
+			}
+			if !t.Status.Terminal() {
+				s.waiters.join(w, id) // a false ring: wait for the next one
+				continue
+			}
+			delete(open, id)
+			m := resultProto(t, result)
+			n := proto.Size(m)
+			if size+n > maxBytesPerMessage || len(out.Results) == maxResultsPerMessage {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			out.Results, size = append(out.Results, m), size+n
 		}
-		out.Results, size = append(out.Results, m), size+n
 	}
 	return flush()
+}
+
+// resultsAtOnce is how many results are read in one call, where the store has one for it.
+const resultsAtOnce = 128
+
+// resultsNow reads the results of tasks that have ended; an entry without a task has to
+// be read by itself.
+func (s *Server) resultsNow(ctx context.Context, ids []task.ID) ([]store.Read, error) {
+	if many, ok := s.cfg.Store.(store.Results); ok && len(ids) > 1 {
+		return many.Results(ctx, ids)
+	}
+	return make([]store.Read, len(ids)), nil
 }
 
 // watch sends a task's record now and after each change of its status.

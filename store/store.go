@@ -268,6 +268,20 @@ type Presence struct {
 	Gone        bool
 }
 
+// Results is what a store has whose answers take a way: it reads many results in one.
+type Results interface {
+	// Results reads records and results like Result. An entry without a task is to be
+	// asked for by Result: there is none, or its result is too large to be read with others.
+	Results(ctx context.Context, ids []task.ID) ([]Read, error)
+}
+
+// Read is one answer of Results.
+type Read struct {
+	Task *task.Task
+	// Result is nil unless the task is COMPLETED.
+	Result []byte
+}
+
 // Bell tells processes on one store that something happened. A ring may be missed
 // or doubled (a network, a full buffer): it says where to look, never what is true,
 // so every listener also looks by itself now and then.

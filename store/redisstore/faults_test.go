@@ -619,6 +619,14 @@ func TestLargeValues(t *testing.T) {
 		if _, got, err := s.Result(t.Context(), it.Task.ID); err != nil || !bytes.Equal(got, result) {
 			t.Fatalf("size %d: result of %d bytes, %v", size, len(got), err)
 		}
+		// Read with others, it comes where it stands in the record.
+		many, err := s.Results(t.Context(), []task.ID{it.Task.ID, randomID()})
+		if err != nil || len(many) != 2 || many[1].Task != nil {
+			t.Fatalf("size %d: %d answers of which one has no task, %v", size, len(many), err)
+		}
+		if small := size <= maxInline; small != (many[0].Task != nil) || small && !bytes.Equal(many[0].Result, result) {
+			t.Fatalf("size %d: read with others: %v, %d bytes", size, many[0].Task, len(many[0].Result))
+		}
 	}
 	clock.Advance(f.opts.Retention + time.Second)
 	if _, err := s.Reap(t.Context(), clock.Now(), 1000); err != nil {

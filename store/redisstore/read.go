@@ -128,14 +128,8 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 	case rec == nil:
 		return nil, nil, notFound(op, id)
 	}
-	switch {
-	case rec.Status != task.Completed:
-		return rec.Task, nil, nil
-	case rec.ResultSize == 0:
-		return rec.Task, []byte{}, nil
-	}
-	if inline, ok := c.cmd.Val().([]any)[len(recordFields)].(string); ok && len(inline) == rec.ResultSize {
-		return rec.Task, []byte(inline), nil
+	if result, ok := c.inline(rec); ok {
+		return rec.Task, result, nil
 	}
 	result, err := s.fetch(ctx, op, keyResult, id, rec.head.resultIn, rec.ResultSize)
 	if err != nil {
@@ -146,6 +140,54 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 		return nil, nil, notFound(op, id)
 	}
 	return rec.Task, result, nil
+}
+
+// inline is the result that was read with a record; false when it stands apart.
+func (c *call) inline(rec *record) ([]byte, bool) {
+	switch {
+	case rec.Status != task.Completed:
+		return nil, true
+	case rec.ResultSize == 0:
+		return []byte{}, true
+	}
+	text, ok := c.cmd.Val().([]any)[len(recordFields)].(string)
+	if !ok || len(text) != rec.ResultSize {
+		return nil, false
+	}
+	return []byte(text), true
+}
+
+// Results implements [store.Results].
+func (s *Store) Results(ctx context.Context, ids []task.ID) ([]store.Read, error) {
+	const op = "get results"
+	if err := s.enter(ctx, op); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	out := make([]store.Read, 0, len(ids))
+	for part := range slices.Chunk(ids, maxItems) {
+		calls := make([]*call, len(part))
+		for i, id := range part {
+			calls[i] = s.recordCall(id, fieldResult)
+		}
+		if err := s.sure(ctx, op, calls...); err != nil {
+			return nil, err
+		}
+		for i, c := range calls {
+			rec, err := c.record(part[i])
+			if err != nil {
+				return nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
+			}
+			var r store.Read
+			if rec != nil {
+				if result, ok := c.inline(rec); ok {
+					r = store.Read{Task: rec.Task, Result: result}
+				}
+			}
+			out = append(out, r)
+		}
+	}
+	return out, nil
 }
 
 // Log implements [store.Tasks].

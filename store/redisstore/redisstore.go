@@ -155,7 +155,10 @@ type Store struct {
 	tasks sync.WaitGroup
 }
 
-var _ store.Store = (*Store)(nil)
+var (
+	_ store.Store   = (*Store)(nil)
+	_ store.Results = (*Store)(nil)
+)
 
 // keys are the names of a shard's keys, or of those in common.
 func (s *Store) keys(shard int) keys {
