@@ -170,7 +170,7 @@ func TestRootShapes(t *testing.T) {
 		{reg, "\xff\xfe", "", "json_invalid"}, {reg, "{\"name\":\"\xff\",\"payload\":\"" + good + `"}`, "", "json_invalid"},
 		{reg, "\ufeff" + `{"name":"f","payload":"` + good + `"}`, "", "json_invalid"}, {reg, `{"name":"f","payload":NaN}`, "", "json_invalid"},
 		{reg, strings.Repeat("[", 100_000), "", "json_invalid"}, {reg, `{"x":` + strings.Repeat("[", 100_000), "", "json_invalid"},
-		{exe, ``, "function_id", "missing"}, {exe, `{"function_id":"` + fn + `"}`, "payload", "missing"}, {exe, `{"payload":"` + good + `"}`, "function_id", "missing"},
+		{exe, `{"functionId":"` + fn + `","payload":"` + good + `"}`, "function_id", "missing"}, {exe, ``, "function_id", "missing"}, {exe, `{"function_id":"` + fn + `"}`, "payload", "missing"}, {exe, `{"payload":"` + good + `"}`, "function_id", "missing"},
 		{exe, `{"function_id":5,"payload":"` + good + `"}`, "function_id", "string_type"},
 		{exe, `{"function_id":"` + fn + `","payload":7}`, "payload", "string_type"},
 		{exe, `{"function_id":"","payload":"` + good + `"}`, "function_id", "uuid_parsing"},

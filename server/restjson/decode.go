@@ -115,7 +115,7 @@ func (d decoder) message(m protoreflect.Message) error {
 	return d.s.Object(func(raw []byte) error {
 		key, _ := jsonscan.Unquote(scratch[:0], raw)
 		f := fields.ByName(protoreflect.Name(key))
-		if f == nil {
+		if f == nil && !snakeCaseOnly[m.Descriptor().ParentFile().Path()] {
 			f = fields.ByJSONName(string(key))
 		}
 		if f == nil {

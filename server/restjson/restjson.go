@@ -25,6 +25,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
+// snakeCaseOnly are the files whose messages know one spelling of each field: what else a
+// client of the root routes sends is an unknown field.
+var snakeCaseOnly = map[string]bool{"treadle/v1/root.proto": true}
+
 // rawFields are the bytes fields that hold JSON.
 var rawFields = map[protoreflect.FullName]bool{
 	"treadle.v1.ExecuteRequest.args":   true,

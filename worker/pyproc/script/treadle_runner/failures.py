@@ -171,7 +171,7 @@ def _pickle_original(exc: BaseException, attributes: dict[str, str]) -> tuple[by
         _restore(exc, own)
         return b"", pickling.dump(exc)
     # A reader may raise what it reads: what ends an interpreter is never handed out.
-    if type(loaded) is not type(exc) or not isinstance(exc, Exception):
+    if type(loaded) is not type(exc) or isinstance(exc, (SystemExit, KeyboardInterrupt, GeneratorExit)):
         return b"", b""
     return data, b""
 
