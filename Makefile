@@ -33,7 +33,7 @@ run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-deploy fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 .PHONY: test-go

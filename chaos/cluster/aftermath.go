@@ -161,7 +161,8 @@ func Descriptors(pid int) int {
 	return len(list)
 }
 
-// Connections counts the connections of a process to the store, which it keeps in a pool.
+// Connections counts the descriptors that a process holds for its store: connections of a
+// pool, or the open files of the embedded one, which are as many as there is data.
 func (c *Cluster) Connections(p *Process) (n int, err error) {
 	ports := map[string]bool{}
 	if c.Redis != nil {
@@ -201,7 +202,8 @@ func (c *Cluster) Connections(p *Process) (n int, err error) {
 		return 0, err
 	}
 	for _, fd := range list {
-		if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && sockets[target] {
+		target, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err == nil && (sockets[target] || strings.HasPrefix(target, filepath.Join(c.Dir, "data")+"/")) {
 			n++
 		}
 	}

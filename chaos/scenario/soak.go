@@ -23,24 +23,26 @@ const (
 	soakPace = 60
 )
 
-// usage is what a process holds at rest. Connections to the store are counted apart from
-// the other descriptors: a pool keeps as many as were ever used at once.
-type usage struct{ goroutines, descriptors, connections, children int }
+// usage is what a process holds at rest. What it holds for the store is counted apart from
+// the other descriptors: a pool keeps as many connections as were ever used at once, and
+// the embedded store has as many open files as it has data, up to a limit.
+type usage struct{ goroutines, descriptors, store, children int }
 
 func (u usage) String() string {
-	return fmt.Sprintf("%d goroutines, %d descriptors, %d connections to the store, %d children", u.goroutines, u.descriptors, u.connections, u.children)
+	return fmt.Sprintf("%d goroutines, %d descriptors, %d more for the store, %d children", u.goroutines, u.descriptors, u.store, u.children)
 }
 
 const (
 	// stray is how many goroutines come and go at rest: a look at the metrics is one.
 	stray = 3
-	// pooled bounds a process's connections to the store: two pools and what listens.
+	// pooled bounds what a process holds for the store: two pools and what listens, or the
+	// files of some hundred thousand tasks.
 	pooled = 2*16 + 4
 )
 
 // above says that a process holds more than at another time, beyond what comes and goes.
 func (u usage) above(base usage) bool {
-	return u.goroutines > base.goroutines+stray || u.descriptors > base.descriptors || u.connections > pooled || u.children > base.children
+	return u.goroutines > base.goroutines+stray || u.descriptors > base.descriptors || u.store > pooled || u.children > base.children
 }
 
 // baseline is what the processes that live through a soak hold.
@@ -61,11 +63,11 @@ func (e *Env) measure(ctx context.Context, p *cluster.Process) (u usage, err err
 	if err != nil {
 		return u, fmt.Errorf("%s: %w", p.Name, err)
 	}
-	if u.connections, err = e.Connections(p); err != nil {
+	if u.store, err = e.Connections(p); err != nil {
 		return u, err
 	}
 	u.goroutines, u.children = int(n), cluster.Children(p.PID())
-	u.descriptors = cluster.Descriptors(p.PID()) - u.connections
+	u.descriptors = cluster.Descriptors(p.PID()) - u.store
 	return u, nil
 }
 

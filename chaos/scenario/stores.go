@@ -38,17 +38,28 @@ func just(ctx context.Context, e *Env) error {
 	return wait(ctx, e.Dur)
 }
 
-// lostReplies checks that the methods that matter were struck.
-func lostReplies(methods ...string) Condition {
-	return Condition{fmt.Sprintf("a reply of each of %v was lost", methods), func(e *Env, _ *check.Findings) bool {
-		lost := map[string]bool{}
-		for _, entry := range e.storeHistory() {
-			if entry.Lost {
-				lost[entry.Op] = true
-			}
+// vital are the methods of the store whose lost replies could cost or double a task.
+var vital = []string{"submit", "claim", "settle", "cancel"}
+
+// lostReplies is met when the methods that matter were struck.
+var lostReplies = Condition{fmt.Sprintf("a reply of each of %v was lost", vital), func(e *Env, _ *check.Findings) bool {
+	lost := map[string]bool{}
+	for _, entry := range e.storeHistory() {
+		if entry.Lost {
+			lost[entry.Op] = true
 		}
-		return !slices.ContainsFunc(methods, func(m string) bool { return !lost[m] })
-	}}
+	}
+	return !slices.ContainsFunc(vital, func(m string) bool { return !lost[m] })
+}}
+
+// untilAllLost lets the load run until each method has had its turn, and something to do in it.
+func untilAllLost(ctx context.Context, e *Env) error {
+	if err := just(ctx, e); err != nil {
+		return err
+	}
+	return cluster.Await(ctx, lostReplies.Name, time.Minute, func(ctx context.Context) (bool, error) {
+		return lostReplies.Met(e, nil), wait(ctx, time.Second/2)
+	})
 }
 
 // killRedis ends a server with SIGKILL and starts it again after a while.
@@ -207,8 +218,8 @@ func storeScenarios() []Scenario {
 	return []Scenario{
 		{
 			Row: 10, Name: "lost-replies", Fault: "the store executes, the reply is lost: every method in turn",
-			Expect: "no double effect", Stores: all, Spec: faultyStore("lose-reply"), Inject: just,
-			Sometimes: []Condition{Struck, lostReplies("submit", "claim", "settle", "cancel")},
+			Expect: "no double effect", Stores: all, Spec: faultyStore("lose-reply"), Inject: untilAllLost,
+			Sometimes: []Condition{Struck, lostReplies},
 			Shape:     func(_ *Env, s *load.Shape) { s.Cancel = 0.2 },
 		},
 		{
