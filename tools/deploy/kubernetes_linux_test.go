@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
@@ -96,7 +98,15 @@ func render(t *testing.T) *manifest {
 
 // add decodes one object strictly: no field that is unknown, none twice.
 func (m *manifest) add(kind string, text []byte) error {
-	decode := func(into any) error { return yaml.UnmarshalStrict(text, into) }
+	decode := func(into any) error {
+		text, err := yaml.YAMLToJSONStrict(text)
+		if err != nil {
+			return err
+		}
+		// As the API server reads it: names of fields in their own case.
+		strict, err := kjson.UnmarshalStrict(text, into)
+		return errors.Join(append(strict, err)...)
+	}
 	switch kind {
 	case "v1 Namespace":
 		var o corev1.Namespace
@@ -152,6 +162,7 @@ func TestStrictDecoding(t *testing.T) {
 	for _, text := range []string{
 		"metadata: {name: x}\nspec: {selectors: {a: b}}",
 		"metadata: {name: x}\nspec: {ports: [{port: many}]}",
+		"metadata: {name: x}\nspec: {Selector: {a: b}}",
 	} {
 		if err := m.add("v1 Service", []byte(text)); err == nil {
 			t.Errorf("%q is accepted", text)
