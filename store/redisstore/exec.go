@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -269,7 +271,23 @@ func (s *Store) failure(op string, err error) error {
 	case redis.HasErrorPrefix(err, "MISCONF"), strings.Contains(err.Error(), "MISCONF"):
 		return task.Errorf(task.CodeExhausted, op, "Redis cannot write to its disk: %w", err)
 	}
+	s.lookForPrimaries(err)
 	return task.Errorf(task.CodeUnavailable, op, "Redis does not answer as it should: %w", err)
+}
+
+// lookForPrimaries lets both pools ask a Cluster who its primaries are when one of them
+// cannot be reached. By itself the client library asks once a minute, and when a node says
+// that it has become a replica, which a dead one does not.
+func (s *Store) lookForPrimaries(err error) {
+	var broken net.Error
+	if s.cluster == nil || !errors.As(err, &broken) && !errors.Is(err, io.EOF) {
+		return
+	}
+	for _, pool := range []redis.UniversalClient{s.reads, s.writes} {
+		if c, ok := pool.(*redis.ClusterClient); ok {
+			c.ReloadState(context.Background()) // in the background, at most five times a second
+		}
+	}
 }
 
 // scriptCall makes a call of a script at the caller's time.

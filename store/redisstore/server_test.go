@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/redisstore/redistest"
 	"github.com/treadle-dev/treadle/store/storetest"
@@ -600,10 +602,16 @@ func killPrimary(t *testing.T, c *redistest.Cluster, mode string) {
 	submitMany(t, s, func() {
 		node.Kill()
 		wg.Go(func() {
-			err := redistest.Await("a replica has taken over", func(ctx context.Context) bool {
-				s.cluster.ReloadState(ctx)
-				now, err := s.cluster.MasterForKey(ctx, key)
-				return err == nil && now.Options().Addr != node.Addr && now.Ping(ctx).Err() == nil
+			err := redistest.Await("both pools have found the replica that took over", func(ctx context.Context) bool {
+				// Of themselves: whoever asked for it here would hide that nobody else does.
+				for _, pool := range []redis.UniversalClient{s.reads, s.writes} {
+					now, err := pool.(*redis.ClusterClient).MasterForKey(ctx, key)
+					if err != nil || now.Options().Addr == node.Addr {
+						_, _ = s.Function(ctx, task.ID{}) // what servers ask all the time
+						return false
+					}
+				}
+				return true
 			})
 			if err == nil {
 				err = node.Run()
