@@ -248,6 +248,9 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	case *link.Outcomes:
 		e.outcomes(s, f.Items)
 	case *link.Beat:
+		if f.Slots != 0 && !e.resize(s, f.Slots) {
+			return
+		}
 		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})
 	case *link.Want:
 		if s.mode != link.Pull || f.N < 1 {
@@ -278,6 +281,19 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	default:
 		e.refuse(s, fmt.Sprintf("a frame of type %T, which a worker does not send", f))
 	}
+}
+
+// resize takes the number of slots that the worker has now; credit follows it.
+func (e *Engine) resize(s *session, slots int) bool {
+	if slots < 1 || slots > s.maxSlots {
+		e.refuse(s, fmt.Sprintf("%d slots: want 1 to %d, as Hello said", slots, s.maxSlots))
+		return false
+	}
+	if slots != s.slots {
+		s.slots = slots
+		e.show(s, false)
+	}
+	return true
 }
 
 // renewals lists everything that the session holds: what the worker names, and
@@ -325,11 +341,15 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 	case h.Slots < 1 || h.Slots > maxSlots:
 		e.refuse(s, fmt.Sprintf("%d slots: want 1 to %d", h.Slots, maxSlots))
 		return
+	case h.MaxSlots != 0 && (h.MaxSlots < h.Slots || h.MaxSlots > maxSlots):
+		e.refuse(s, fmt.Sprintf("%d slots at most: want %d, the slots that there are, to %d", h.MaxSlots, h.Slots, maxSlots))
+		return
 	case len(h.Queues) > maxListed || len(h.Runtimes) > maxListed || len(h.Handlers) > maxListed:
 		e.refuse(s, fmt.Sprintf("more than %d queues, runtimes or handlers", maxListed))
 		return
 	}
 	s.hello = h
+	s.slots, s.maxSlots = h.Slots, max(h.MaxSlots, h.Slots)
 	s.queues, s.runtimes = set(h.Queues), set(h.Runtimes)
 	for _, id := range slices.Clone(e.order) {
 		if old := e.sessions[id]; old != s && old.hello != nil && old.hello.Worker == h.Worker {
@@ -453,7 +473,7 @@ func (e *Engine) claimed(ev claimed) {
 // want says that s has idle slots and found nothing: offers that wait at other
 // workers are asked back, here and at the other dispatchers of the store.
 func (e *Engine) want(s *session) {
-	slots, _ := s.credit()
+	slots := s.credit().free
 	s.wanting = slots > 0
 	if slots == 0 || e.now.Sub(s.wantedAt) < wantEvery {
 		return
@@ -504,7 +524,7 @@ func (e *Engine) surplus(s *session, w *wanted) int {
 	if s.id == w.from || s.hello == nil || s.state == lost || !s.serves(w.queue, w.runtime) {
 		return 0
 	}
-	return max(len(s.held)-s.hello.Slots, 0)
+	return max(len(s.held)-s.slots, 0)
 }
 
 // remember follows words of idle slots that could not be followed before, and forgets

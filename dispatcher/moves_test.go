@@ -69,7 +69,7 @@ func holding(runs *atomic.Int64, started chan<- struct{}, release <-chan struct{
 // not end, when its grace is over, what the other one has taken over.
 func TestBrokenLinkComesBackElsewhere(t *testing.T) {
 	onEachStore(t, func(t *testing.T, f *fabric) {
-		quick := func(c *dispatcher.Config) { c.Grace = 50 * time.Millisecond }
+		quick := func(c *dispatcher.Config) { c.Grace = time.Second }
 		d1, _ := f.dispatcher(quick)
 		d2, _ := f.dispatcher(quick)
 		var runs, dials atomic.Int64

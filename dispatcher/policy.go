@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"slices"
 	"sort"
 
 	"github.com/treadle-dev/treadle/link"
@@ -9,40 +10,49 @@ import (
 )
 
 // plan turns the credit of all sessions into claim requests. The order is the
-// policy: requests for free slots come before any that fill a window, and among
-// equals the emptiest worker comes first, so that work spreads. Which task is next
-// is the store's answer alone.
+// policy: requests for free slots come before those for slots that are still to be opened,
+// and these before any that fill a window; among equals the emptiest worker comes first, so
+// that work spreads. Which task is next is the store's answer alone.
 func (e *Engine) plan() []store.ClaimRequest {
+	const (
+		free = iota
+		grow
+		ahead
+	)
 	type want struct {
 		s     *session
 		n     int
-		ahead bool
+		class int
 		load  float64
 	}
 	var wants []want
+	filling := e.filling()
 	for _, id := range e.order {
 		s := e.sessions[id]
 		if s.idle {
 			continue
 		}
-		slots, ahead := s.credit()
-		switch {
-		case slots > 0:
-			wants = append(wants, want{s, slots, false, float64(len(s.held)) / float64(s.hello.Slots)})
-		case ahead > 0:
-			wants = append(wants, want{s, ahead, true, float64(len(s.held)) / float64(s.hello.Slots)})
+		c := s.credit()
+		if c.grow > 0 && slices.ContainsFunc(filling, func(o *session) bool { return o != s && o.shares(s) }) {
+			c.grow = 0 // first see what is left when the free slots are filled
+		}
+		for class, n := range []int{free: c.free, grow: c.grow, ahead: c.ahead} {
+			if n > 0 {
+				wants = append(wants, want{s, n, class, float64(len(s.held)) / float64(s.slots)})
+				break
+			}
 		}
 	}
 	sort.SliceStable(wants, func(i, j int) bool {
-		if wants[i].ahead != wants[j].ahead {
-			return wants[j].ahead
+		if wants[i].class != wants[j].class {
+			return wants[i].class < wants[j].class
 		}
 		return wants[i].load < wants[j].load
 	})
-	several := len(wants) > 1 && !wants[1].ahead
+	several := len(wants) > 1 && wants[1].class != ahead
 	reqs := make([]store.ClaimRequest, len(wants))
 	for i, w := range wants {
-		if several && !w.ahead {
+		if several && w.class != ahead {
 			// Half of its room at a time: the first of several idle workers must not take
 			// everything. Who got all that it asked for claims again at once.
 			w.n = (w.n + 1) / 2
@@ -51,6 +61,17 @@ func (e *Engine) plan() []store.ClaimRequest {
 		reqs[i] = e.request(w.s, w.n)
 	}
 	return reqs
+}
+
+// filling lists the sessions whose free slots are about to be claimed for.
+func (e *Engine) filling() (out []*session) {
+	for _, id := range e.order {
+		s := e.sessions[id]
+		if !s.idle && (s.credit().free > 0 || s.claiming && s.state == active && len(s.held) < s.slots) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func (e *Engine) request(s *session, n int) store.ClaimRequest {
@@ -72,7 +93,7 @@ func (e *Engine) stand() {
 			e.out.withdraws = append(e.out.withdraws, s.standing)
 			s.standing = task.ID{}
 		case s.standing.IsZero() && s.idle && !e.stopping:
-			if slots, _ := s.credit(); slots > 0 {
+			if s.credit().free > 0 {
 				r := e.request(s, 1)
 				s.standing = r.Claim
 				e.out.stands = append(e.out.stands, r)

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"slices"
 	"time"
 
 	"github.com/treadle-dev/treadle/internal/window"
@@ -38,6 +39,8 @@ type session struct {
 	hello    *link.Hello
 	queues   map[string]bool
 	runtimes map[string]bool
+	// slots is how many the worker has now, maxSlots how many it may come to have.
+	slots, maxSlots int
 
 	state     state
 	lastHeard time.Time
@@ -71,40 +74,64 @@ type session struct {
 	recalledAt time.Time
 }
 
-// credit returns how many tasks may be claimed for the session now: for free slots,
-// which are filled first everywhere, and ahead of them. The window is refilled by
-// halves: one claim for many tasks costs the store what one task costs.
-func (s *session) credit() (slots, ahead int) {
+// credit is how many tasks may be claimed for a session now.
+type credit struct {
+	// free slots are filled first everywhere, then come tasks for slots that a worker opens
+	// when something waits there, and at last what is claimed ahead.
+	free, grow, ahead int
+}
+
+// room is how many tasks may be at the worker that are not ahead: one for each slot, and
+// as many again while it may open more. A worker that is growing gets no more before it
+// has said so.
+func (s *session) room() int { return min(s.maxSlots, 2*s.slots) }
+
+// credit returns what may be claimed for the session. The window is refilled by halves:
+// one claim for many tasks costs the store what one task costs.
+func (s *session) credit() (c credit) {
 	if s.state != active || s.claiming {
-		return 0, 0
+		return c
 	}
-	taken := len(s.held)
+	taken, room := len(s.held), s.room()
 	asked := s.asked
 	if !s.standing.IsZero() {
 		taken++
 		asked--
 	}
-	slots = max(s.hello.Slots-taken, 0)
+	c.free = max(s.slots-taken, 0)
+	c.grow = max(room-max(taken, s.slots), 0)
+	size := s.window.Size()
 	if s.mode == link.Pull {
-		slots = min(slots, asked)
-		if s.window.Size() > 0 {
+		c.free = min(c.free, max(asked, 0))
+		c.grow = min(c.grow, max(asked-c.free, 0))
+		if size > 0 {
 			// What was asked for while tasks were short is not used after they were found not to be.
-			ahead = asked - slots
+			c.ahead = asked - c.free - c.grow
+			if s.maxSlots > s.hello.Slots {
+				// Nor what was asked for while there were more slots.
+				c.ahead = min(c.ahead, max(room+size-taken, 0))
+			}
 		}
-		return slots, ahead
+		return c
 	}
-	if size := s.window.Size(); size > 0 {
-		ahead = min(size, s.hello.Slots+size-taken)
-		if 2*ahead < size {
-			ahead = 0
+	if size > 0 {
+		c.ahead = min(size, room+size-taken)
+		if 2*c.ahead < size {
+			c.ahead = 0
 		}
 	}
-	return slots, ahead
+	return c
 }
 
 // serves reports whether the session takes tasks of that queue and runtime.
 func (s *session) serves(queue, runtime string) bool {
 	return s.queues[queue] && s.runtimes[runtime]
+}
+
+// shares reports whether there may be tasks that both could take.
+func (s *session) shares(o *session) bool {
+	return slices.ContainsFunc(s.hello.Queues, func(q string) bool { return o.queues[q] }) &&
+		slices.ContainsFunc(s.hello.Runtimes, func(r string) bool { return o.runtimes[r] })
 }
 
 func (s *session) waiting() int { return len(s.held) - s.started }
@@ -140,6 +167,6 @@ func (s *session) presence() store.Presence {
 	return store.Presence{
 		Worker: s.hello.Worker, Name: s.hello.Name, Host: s.hello.Host, PID: s.hello.PID, Mode: string(s.mode),
 		State: string(s.state), Queues: s.hello.Queues, Runtimes: s.hello.Runtimes, Version: s.hello.Software,
-		Slots: s.hello.Slots, Running: s.started, Offered: s.waiting(), ConnectedAt: s.openedAt, LastSeen: s.lastHeard,
+		Slots: s.slots, Running: s.started, Offered: s.waiting(), ConnectedAt: s.openedAt, LastSeen: s.lastHeard,
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/treadle-dev/treadle/internal/window"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/pebblestore"
@@ -51,14 +52,14 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 	t.Logf("%+v", total)
-	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0 || total.Moved == 0) {
+	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0 || total.Moved == 0 || total.Grown == 0 || total.Shrunk == 0) {
 		t.Errorf("a fault that must be seen was not: %+v", total)
 	}
 }
 
 // simStats counts what happened, so that a run without faults cannot pass for one.
 type simStats struct {
-	Tasks, Steps, Claims, Stood, Recorded, Stale, Duplicate, Lost, Lapsed, Resumed, Expired, Cancelled, Moved, Faults int
+	Tasks, Steps, Claims, Stood, Recorded, Stale, Duplicate, Lost, Lapsed, Resumed, Expired, Cancelled, Moved, Grown, Shrunk, Faults int
 }
 
 func (a *simStats) add(b simStats) {
@@ -75,6 +76,8 @@ func (a *simStats) add(b simStats) {
 	a.Expired += b.Expired
 	a.Cancelled += b.Cancelled
 	a.Moved += b.Moved
+	a.Grown += b.Grown
+	a.Shrunk += b.Shrunk
 	a.Faults += b.Faults
 }
 
@@ -241,6 +244,7 @@ func (s *sim) step(e *simEngine, ev event) {
 		s.call(e, func() event { return s.resume(x) })
 	}
 	for _, x := range r.claims {
+		s.credit(e, x)
 		s.call(e, func() event { return s.claim(x) })
 	}
 	for _, claim := range r.withdraws {
@@ -270,6 +274,18 @@ func (s *sim) step(e *simEngine, ev event) {
 				s.step(e, ticked{})
 			}
 		})
+	}
+}
+
+// credit checks a claim before it is made: with it the worker has no more than its slots
+// as it told them last, as many again while it may open more, and a window.
+func (s *sim) credit(e *simEngine, req store.ClaimRequest) {
+	x := e.sessions[req.Session]
+	if has := len(x.held) + req.Max; has > min(x.maxSlots, 2*x.slots)+window.Max {
+		s.t.Errorf("I16: %d claims for a worker with %d of %d slots", has, x.slots, x.maxSlots)
+	}
+	if x.window.Size() == 0 && len(x.held)+req.Max > min(x.maxSlots, 2*x.slots) {
+		s.t.Errorf("I16: %d and %d claims for a worker with %d of %d slots and no window", len(x.held), req.Max, x.slots, x.maxSlots)
 	}
 }
 

@@ -17,8 +17,12 @@ type simWorker struct {
 	n    int
 	mode link.Mode
 
-	id    string
-	slots int
+	id string
+	// slots follow the work between least and most, as the agent's do; growing is set while
+	// more are opened.
+	slots, least, most int
+	growing            bool
+	idleSince          time.Time
 	// life changes with every crash: what was planned before is forgotten.
 	life    int
 	engine  *simEngine
@@ -52,7 +56,8 @@ func (s *sim) newWorker(n int) *simWorker {
 func (w *simWorker) born() {
 	w.life++
 	w.id = fmt.Sprintf("w%d-%d", w.n, w.life)
-	w.slots = 1 + w.s.rng.IntN(4)
+	w.least = 1 + w.s.rng.IntN(4)
+	w.slots, w.most, w.growing = w.least, w.least+w.s.rng.IntN(6), false
 	w.claims, w.queue, w.busy, w.asked = map[task.Token]*simClaim{}, nil, 0, 0
 	w.window = window.Window{}
 	w.engine, w.session, w.ready = nil, task.ID{}, false
@@ -60,6 +65,7 @@ func (w *simWorker) born() {
 	life := w.life
 	w.every(life, time.Second, w.beat)
 	w.every(life, 250*time.Millisecond, w.guard)
+	w.every(life, 500*time.Millisecond, w.shrink)
 }
 
 // later plans something for this life of the worker; a freeze delays it.
@@ -116,6 +122,9 @@ func (w *simWorker) attach(e *simEngine) {
 	h := &link.Hello{
 		Version: link.Version, Worker: w.id, Slots: w.slots, Queues: []string{task.DefaultQueue}, Runtimes: []string{task.RuntimePython},
 		Moves: true,
+	}
+	if w.most > w.least {
+		h.MaxSlots = w.most
 	}
 	for _, tok := range w.tokens() {
 		h.Held = append(h.Held, link.Holding{Token: tok, StartedAt: w.claims[tok].startedAt})
@@ -243,10 +252,47 @@ func (w *simWorker) offers(f *link.Offers) {
 		w.queue = append(w.queue, o.Token)
 	}
 	open := w.busy + len(w.queue)
-	if open > w.slots+window.Max {
-		w.s.t.Errorf("I16: worker %s has %d claims for %d slots", w.id, open, w.slots)
+	// An offer may pass the word of slots that were shut.
+	if open > w.most+window.Max {
+		w.s.t.Errorf("I16: worker %s has %d claims for at most %d slots", w.id, open, w.most)
 	}
 	w.fill()
+	w.grow()
+}
+
+// grow opens slots for what waits, a moment later and at most as many as there are.
+func (w *simWorker) grow() {
+	if w.growing || len(w.queue) == 0 || w.slots == w.most {
+		return
+	}
+	w.growing = true
+	w.later(w.s.upTo(200*time.Millisecond), func() {
+		w.growing = false
+		if n := min(len(w.queue), w.slots, w.most-w.slots); n > 0 {
+			w.slots += n
+			w.s.stats.Grown += n
+			w.resized()
+			w.fill()
+			w.grow()
+		}
+	})
+}
+
+// shrink shuts a slot that had nothing to do for a while.
+func (w *simWorker) shrink() {
+	switch {
+	case w.busy+len(w.queue) >= w.slots:
+		w.idleSince = w.s.now
+	case w.slots > w.least && w.s.now.Sub(w.idleSince) > time.Second:
+		w.slots--
+		w.s.stats.Shrunk++
+		w.resized()
+	}
+}
+
+func (w *simWorker) resized() {
+	w.beat()
+	w.want()
 }
 
 // fill starts waiting claims in free slots.
@@ -319,7 +365,7 @@ func (w *simWorker) want() {
 	if w.mode != link.Pull || !w.ready {
 		return
 	}
-	if n := w.slots + w.window.Size() - w.busy - len(w.queue) - w.asked; n > 0 {
+	if n := min(w.most, 2*w.slots) + w.window.Size() - w.busy - len(w.queue) - w.asked; n > 0 {
 		w.asked += n
 		w.send(&link.Want{N: n})
 	}
@@ -330,7 +376,7 @@ func (w *simWorker) beat() {
 		return
 	}
 	w.seq++
-	b := &link.Beat{Seq: w.seq}
+	b := &link.Beat{Seq: w.seq, Slots: w.slots}
 	for _, tok := range w.tokens() {
 		b.Held = append(b.Held, link.Holding{Token: tok, StartedAt: w.claims[tok].startedAt})
 		// The acknowledgement is taken for granted here; guard is about lost links.

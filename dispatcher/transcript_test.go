@@ -147,7 +147,7 @@ func (s *story) event(t *testing.T, d *datadriven.TestData, a args) event {
 		return opened{session: session, mode: link.Mode(a.words[1])}
 	case "hello":
 		h := &link.Hello{
-			Version: a.int("version", link.Version), Worker: a.pairs["worker"], Slots: a.int("slots", 1),
+			Version: a.int("version", link.Version), Worker: a.pairs["worker"], Slots: a.int("slots", 1), MaxSlots: a.int("most", 0),
 			Queues: []string{"default"}, Runtimes: []string{"python"}, Moves: a.pairs["moves"] != "",
 		}
 		for _, w := range a.words[1:] {
@@ -204,7 +204,7 @@ func (s *story) event(t *testing.T, d *datadriven.TestData, a args) event {
 	case "settled":
 		return settled{session: session, token: s.token(a.words[1]), verdict: task.Verdict(a.words[2])}
 	case "beat":
-		f := &link.Beat{Seq: uint64(a.int("seq", 1))}
+		f := &link.Beat{Seq: uint64(a.int("seq", 1)), Slots: a.int("slots", 0)}
 		for _, tok := range tokens() {
 			f.Held = append(f.Held, link.Holding{Token: tok, StartedAt: s.now})
 		}

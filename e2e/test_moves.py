@@ -1,4 +1,4 @@
-"""Workers spread over the dispatchers of one store, and follow them when they come and go."""
+"""Workers spread over the dispatchers of one store and follow them; pools grow and shrink with the work."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from harness.fabric import PYTHON
+from conftest import Own
+from harness.fabric import PYTHON, Mode
 from harness.functions import starts, wait_starts
 from harness.process import Process
 from harness.v1 import V1
@@ -134,3 +135,29 @@ def test_workers_follow_dispatchers(deployment: Deployment, tmp_path: Path) -> N
         assert [a["end"] for a in record["attempts"]] == ["succeeded"], record
         assert record["lost_workers"] == 0, record
         assert len(starts(path)) == 1, "a task ran twice"
+
+
+def test_pool_follows_the_work(own: Own, mode: Mode, tmp_path: Path) -> None:
+    """--slots MIN-MAX: runners are started while work waits, and end when they are idle."""
+    elastic = ["--slots", "1-3", "--idle-after", "1s"]
+    fabric = own.up(*elastic) if mode == "local" else own.up()
+    if mode != "local":
+        fabric.worker(mode, *elastic, wait=False)
+
+    def slots() -> int:
+        return sum(w["slots"] for w in fabric.v1.get("/v1/workers")["workers"])
+
+    until(lambda: slots() == 1, "the pool to be there with one slot")
+    gate = tmp_path / "gate"
+    notes = [tmp_path / f"notes-{n}" for n in range(5)]
+    tasks = [fabric.v1.submit(note_and_wait, str(path), str(gate), path.name) for path in notes]
+    until(lambda: sum(map(len, map(starts, notes))) == 3, "three tasks to run side by side")
+    until(lambda: slots() == 3, "three slots among the workers")
+    gate.touch()
+    for path, task_id in zip(notes, tasks):
+        assert fabric.v1.value(task_id) == path.name
+        assert len(starts(path)) == 1
+        record = fabric.v1.task(task_id)
+        assert [a["end"] for a in record["attempts"]] == ["succeeded"], record
+    until(lambda: slots() == 1, "the pool to shrink")
+    assert fabric.v1.call(note_and_wait, str(tmp_path / "after"), str(gate), 1)["result"] == 1

@@ -68,7 +68,10 @@ type Hello struct {
 	Runtimes []string
 	// Handlers are Go handlers to be known as functions of that name.
 	Handlers []string
+	// Slots is how many attempts run at once at present. MaxSlots is how many slots the
+	// worker opens when offers wait for one; 0 when their number is fixed.
 	Slots    int
+	MaxSlots int
 	// Held is every claim that the worker still has, finished but unreported ones included.
 	Held []Holding
 	// Moves says that the worker understands [Move].
@@ -153,6 +156,8 @@ type Ack struct {
 type Beat struct {
 	Seq  uint64
 	Held []Holding
+	// Slots is how many there are now; 0 when it is as many as Hello says.
+	Slots int
 }
 
 // BeatAck says that the renewals of that beat are recorded (from the dispatcher).

@@ -40,6 +40,7 @@ type Agent struct {
 	queue  []*claim
 	// takenAt is when a slot last took a claim from the queue.
 	takenAt time.Time
+	pool    pool
 	active  int // waiting and running claims
 	window  window.Window
 	// terms are those of the last Welcome.
@@ -67,7 +68,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, executors: map[string]Executor{}, code: newCodeCache(cfg.CacheBytes),
-		kick: make(chan struct{}, 1), claims: map[task.Token]*claim{},
+		kick: make(chan struct{}, 1), claims: map[task.Token]*claim{}, pool: newPool(cfg.Slots, cfg.MaxSlots),
 	}
 	for _, ex := range cfg.Executors {
 		for _, key := range ex.Runtimes() {
@@ -101,13 +102,19 @@ func (a *Agent) Run(ctx context.Context) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var slots, helpers sync.WaitGroup
 	for i := range a.cfg.Slots {
-		slots.Go(func() { a.slot(base, i) })
+		slots.Go(func() { a.slot(base, i, false) })
 	}
+	growing, stopGrowing := context.WithCancel(base)
+	defer stopGrowing()
+	var grower sync.WaitGroup
+	grower.Go(func() { a.grow(growing, func(n int) { slots.Go(func() { a.slot(base, n, true) }) }) })
 	helpers.Go(func() { a.guard(base) })
 	gone := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { a.drain(gone) })
 	err := a.sessions(base, gone)
 	stop()
+	stopGrowing()
+	grower.Wait()
 
 	a.mu.Lock()
 	a.ending = true
@@ -132,11 +139,16 @@ func (a *Agent) closeExecutors() error {
 	return errors.Join(errs...)
 }
 
-// slot runs claims one after another until the agent ends.
-func (a *Agent) slot(ctx context.Context, n int) {
+// slot runs claims one after another until the agent ends. One that was opened for a claim
+// that waits is on its way to it, as one that was woken is.
+func (a *Agent) slot(ctx context.Context, n int, woken bool) {
 	wake := make(chan struct{}, 1)
 	for {
-		c := a.next(wake)
+		c, retired := a.next(wake, woken)
+		woken = false
+		if retired {
+			a.shut(n)
+		}
 		if c == nil {
 			return
 		}
@@ -152,20 +164,24 @@ func (a *Agent) slot(ctx context.Context, n int) {
 	}
 }
 
-// next waits for a claim and takes it from the queue.
-func (a *Agent) next(wake chan struct{}) *claim {
+// next waits for a claim and takes it from the queue. There is none for a slot that
+// ends with the agent, or retires before it.
+func (a *Agent) next(wake chan struct{}, woken bool) (c *claim, retired bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if woken {
+		a.pool.woken--
+	}
 	for len(a.queue) == 0 {
 		if a.ending {
-			return nil
+			return nil, false
 		}
 		a.idle = append(a.idle, wake)
-		a.mu.Unlock()
-		<-wake
-		a.mu.Lock()
+		if !a.awaitLocked(wake) {
+			return nil, true
+		}
 	}
-	return a.takeLocked()
+	return a.takeLocked(), false
 }
 
 // takeLocked takes the first claim that waits; who calls decides what becomes of it.
@@ -200,6 +216,7 @@ func (a *Agent) wakeSlot() {
 	if n := len(a.idle); n > 0 {
 		a.idle[n-1] <- struct{}{}
 		a.idle = a.idle[:n-1]
+		a.pool.woken++
 	}
 }
 
@@ -306,6 +323,7 @@ func (a *Agent) offered(items []link.Offer) {
 		}
 		a.wakeSlot()
 	}
+	a.crowdLocked()
 }
 
 // revoked stops claims that are no longer in force.
@@ -378,11 +396,12 @@ const stuck = 100 * time.Millisecond
 // them. It was claimed ahead: in the store it would make way for what is more urgent, and
 // any worker could have it.
 func (a *Agent) unstickLocked(now time.Time) {
-	if len(a.queue) == 0 || now.Sub(a.takenAt) < stuck || now.Sub(a.queue[0].queuedAt) < stuck {
+	n := len(a.queue) - a.comingLocked() // the others get slots that are opened for them
+	if n <= 0 || now.Sub(a.takenAt) < stuck || now.Sub(a.queue[0].queuedAt) < stuck {
 		return
 	}
 	a.window.Close()
-	a.giveBackLocked(len(a.queue), "returned by a worker whose slots are busy for longer than was expected")
+	a.giveBackLocked(n, "returned by a worker whose slots are busy for longer than was expected")
 }
 
 // takeBackLocked asks the executors for everything that they have not started.

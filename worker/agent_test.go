@@ -24,6 +24,7 @@ const patience = 10 * time.Second
 type bench struct {
 	t     *testing.T
 	links chan link.Conn
+	pull  bool
 	// nowhere fails the agent's dials to another dispatcher.
 	nowhere atomic.Bool
 	stop    func()
@@ -37,9 +38,15 @@ var terms = link.Welcome{
 
 func newBench(t *testing.T, mode link.Mode, slots int, ex worker.Executor) *bench {
 	t.Helper()
-	b := &bench{t: t, links: make(chan link.Conn, 16), ended: make(chan error, 1)}
+	return newElasticBench(t, mode, slots, 0, 0, ex)
+}
+
+func newElasticBench(t *testing.T, mode link.Mode, slots, most int, idleAfter time.Duration, ex worker.Executor) *bench {
+	t.Helper()
+	b := &bench{pull: mode == link.Pull, t: t, links: make(chan link.Conn, 16), ended: make(chan error, 1)}
 	a, err := worker.New(worker.Config{
-		ID: "w", Mode: mode, Slots: slots, Executors: []worker.Executor{ex}, DrainTimeout: 2 * time.Second,
+		ID: "w", Mode: mode, Slots: slots, MaxSlots: most, IdleAfter: idleAfter,
+		Executors: []worker.Executor{ex}, DrainTimeout: 2 * time.Second,
 		ReconnectFirst: time.Millisecond, ReconnectLast: 5 * time.Millisecond,
 		Dial: func(context.Context) (link.Conn, error) {
 			there, here := link.Pipe()

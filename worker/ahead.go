@@ -45,7 +45,7 @@ func (f *feed) Next(n int, fits func(*Attempt) bool) []*Attempt {
 	if len(a.idle) > 0 || a.window.Size() == 0 || a.draining || a.ending {
 		return nil
 	}
-	n = min(n, (len(a.queue)+a.cfg.Slots-1)/a.cfg.Slots)
+	n = min(n, (len(a.queue)+a.pool.slots-1)/a.pool.slots)
 	var out []*Attempt
 	for range n {
 		c := a.queue[0]
@@ -129,5 +129,6 @@ func (f *feed) Back(attempts []*Attempt) {
 	for range min(len(back), len(a.queue)) {
 		a.wakeSlot()
 	}
+	a.crowdLocked()
 	a.nudge()
 }

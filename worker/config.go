@@ -33,6 +33,12 @@ type Config struct {
 	Move func(ctx context.Context, elsewhere bool) (link.Conn, error)
 	// Slots is how many attempts run at once. Required, 1 to 4096.
 	Slots int
+	// MaxSlots, where it is more than Slots, makes their number follow the work: up to so many
+	// are opened while claims wait for one, and those above Slots shut again. Default Slots.
+	MaxSlots int
+	// IdleAfter is how long a slot above Slots must be idle before it shuts: longer than the
+	// pauses of work that comes in waves, as a runner starts in a tenth of a second. Default 30 s.
+	IdleAfter time.Duration
 	// Queues that the agent serves. Default the queue "default".
 	Queues []string
 	// Executors run the attempts; their runtime keys must not overlap. Required.
@@ -58,6 +64,12 @@ func (c Config) withDefaults() (Config, error) {
 	if len(c.Queues) == 0 {
 		c.Queues = []string{task.DefaultQueue}
 	}
+	if c.MaxSlots == 0 {
+		c.MaxSlots = c.Slots
+	}
+	if c.IdleAfter == 0 {
+		c.IdleAfter = 30 * time.Second
+	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 25 * time.Second
 	}
@@ -80,6 +92,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("worker: Dial is required")
 	case c.Slots < 1 || c.Slots > 4096:
 		return c, fmt.Errorf("worker: %d slots: want 1 to 4096", c.Slots)
+	case c.MaxSlots < c.Slots || c.MaxSlots > 4096:
+		return c, fmt.Errorf("worker: %d slots at most: want %d, the least, to 4096", c.MaxSlots, c.Slots)
 	case len(c.Executors) == 0:
 		return c, fmt.Errorf("worker: at least one executor is required")
 	}

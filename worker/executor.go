@@ -40,7 +40,7 @@ type Attempt struct {
 // returns [task.EndCancelled]; the caller knows why it stopped. When Run has
 // returned nothing of the attempt is left: no process, no thread, no open file.
 // Run is called by at most as many goroutines as the agent has slots; slot, from 0,
-// tells them apart, so that an executor can keep one process for each.
+// tells them apart, so that an executor can keep one process for each; see [Elastic].
 type Executor interface {
 	// Runtimes lists the runtime keys that this executor runs.
 	Runtimes() []string
@@ -49,6 +49,17 @@ type Executor interface {
 	Run(ctx context.Context, slot int, a *Attempt) task.Outcome
 	// Close stops everything that is left and waits for it.
 	Close() error
+}
+
+// Elastic is an [Executor] that keeps something for each slot and can be told when their
+// number changes. Others need not know: they are run in more slots than they were started for.
+type Elastic interface {
+	Executor
+	// Open gets one more slot ready and returns when Run may be called in it. Slots are
+	// opened side by side.
+	Open(ctx context.Context, slot int) error
+	// Shut lets go of what is kept for a slot, whose last Run has returned, and waits for it.
+	Shut(slot int)
 }
 
 // Pipeliner is an [Executor] that can be handed attempts ahead of their turn, so that

@@ -127,7 +127,9 @@ type session struct {
 
 	welcomed  bool
 	drainSent bool
-	seq       uint64
+	// slots is how many the dispatcher knows of.
+	slots int
+	seq   uint64
 	// beats remembers what unacknowledged beats renewed, oldest first.
 	beats []beat
 
@@ -280,11 +282,16 @@ func (s *session) hello(ctx context.Context) error {
 	a.mu.Lock()
 	held := a.heldLocked()
 	a.asked = 0
+	slots, most := a.pool.slots, 0
+	if a.pool.most > a.pool.least {
+		most = a.pool.most
+	}
+	s.slots = slots
 	a.mu.Unlock()
 	sentAt := time.Now()
 	err := s.conn.Send(&link.Hello{
 		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: hostname(), PID: os.Getpid(), Software: a.cfg.Software,
-		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: a.cfg.Slots, Held: held,
+		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: slots, MaxSlots: most, Held: held,
 		Moves: a.cfg.Move != nil,
 	})
 	if err != nil {
@@ -408,6 +415,11 @@ func (s *session) beat() error {
 		}
 	}
 	needs := a.code.unknown()
+	s.slots = a.pool.slots
+	told := 0
+	if a.pool.most > a.pool.least {
+		told = s.slots
+	}
 	a.mu.Unlock()
 	s.seq++
 	b := beat{seq: s.seq, sentAt: time.Now()}
@@ -418,7 +430,7 @@ func (s *session) beat() error {
 	if len(s.beats) > maxBeats {
 		s.beats = s.beats[1:]
 	}
-	frames := []link.Frame{&link.Beat{Seq: s.seq, Held: held}}
+	frames := []link.Frame{&link.Beat{Seq: s.seq, Held: held, Slots: told}}
 	for _, o := range outputs {
 		frames = append(frames, o)
 	}
@@ -453,6 +465,15 @@ func (s *session) flush() error {
 	a := s.agent
 	var frames []link.Frame
 	a.mu.Lock()
+	if a.pool.slots != s.slots {
+		// The dispatcher's credit follows the slots: it is told at once, and before more is
+		// asked for.
+		a.mu.Unlock()
+		if err := s.beat(); err != nil {
+			return err
+		}
+		a.mu.Lock()
+	}
 	if a.draining && !s.drainSent {
 		s.drainSent = true
 		frames = append(frames, &link.Drain{Reason: "the worker shuts down"})
@@ -498,8 +519,9 @@ func (a *Agent) wantLocked() int {
 	}
 	open := a.active + a.asked
 	size := a.window.Size()
-	room := a.cfg.Slots + size - open
-	if open >= a.cfg.Slots && 2*room < size {
+	slots := a.pool.roomLocked()
+	room := slots + size - open
+	if open >= slots && 2*room < size {
 		return 0
 	}
 	return max(room, 0)

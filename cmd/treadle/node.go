@@ -232,7 +232,7 @@ func (n *node) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.Log.Info("worker starts", "worker", id, "dispatchers", strings.Join(n.Dispatchers, ","), "mode", n.Mode, "slots", n.Slots)
+	n.Log.Info("worker starts", "worker", id, "dispatchers", strings.Join(n.Dispatchers, ","), "mode", n.Mode, "slots", slotRange{&n.serverFlags})
 	if n.Ready != nil {
 		n.Ready(id, n.HTTPAddr)
 	}
@@ -256,7 +256,8 @@ func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link
 		return nil, err
 	}
 	return worker.New(worker.Config{
-		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Move: move, Slots: n.Slots, Queues: n.Queues,
+		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Move: move, Slots: n.Slots,
+		MaxSlots: n.MaxSlots, IdleAfter: n.IdleAfter, Queues: n.Queues,
 		Executors: []worker.Executor{python}, DrainTimeout: orNone(n.DrainTimeout), Logger: n.Log,
 	})
 }

@@ -40,9 +40,12 @@ type serverFlags struct {
 	Store    string
 	DataDir  string
 
-	Slots      int
-	Python     string
-	PythonPath []string
+	// Slots is the size of the pool; where MaxSlots is more, the pool grows to that while
+	// work waits, and slots that were idle for IdleAfter shut.
+	Slots, MaxSlots int
+	IdleAfter       time.Duration
+	Python          string
+	PythonPath      []string
 	// MaxRetries, TaskTimeout (0 for none) and MemoryLimit (in bytes, 0 for none) are
 	// the defaults of tasks that do not say.
 	MaxRetries  int
@@ -133,11 +136,13 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 	}
 	fl.StringVar(&f.DataDir, "data-dir", defaultDataDir(), "where state is kept")
 	if r != roleServer {
-		slots := "how many attempts run at once"
+		slots := "how many attempts run at once; MIN-MAX for a pool that grows while work waits"
 		if r != roleWorker {
 			slots += "; 0 means no local pool"
 		}
-		fl.IntVar(&f.Slots, "slots", defaultSlots(), slots)
+		f.Slots, f.MaxSlots = defaultSlots(), defaultSlots()
+		fl.Var(slotRange{f}, "slots", slots)
+		fl.DurationVar(&f.IdleAfter, "idle-after", 30*time.Second, "when an idle slot above MIN shuts, with --slots MIN-MAX")
 		fl.StringVar(&f.Python, "python", "python3", "Python interpreter, a path or a name on PATH")
 		fl.Var((*pathList)(&f.PythonPath), "python-path", "folder added to the runners' sys.path; may be repeated")
 		fl.Var((*byteSize)(&f.MemoryLimit), "memory-limit", "memory of one attempt, for example 512MiB (default off)")
@@ -179,6 +184,41 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 
 // defaultSlots is one for each core, and at least four.
 func defaultSlots() int { return max(4, runtime.NumCPU()) }
+
+// slotRange is the value of --slots: N or MIN-MAX.
+type slotRange struct{ f *serverFlags }
+
+// String implements pflag.Value.
+func (s slotRange) String() string {
+	switch {
+	case s.f == nil:
+		return ""
+	case s.f.MaxSlots != s.f.Slots:
+		return fmt.Sprintf("%d-%d", s.f.Slots, s.f.MaxSlots)
+	}
+	return strconv.Itoa(s.f.Slots)
+}
+
+// Set implements pflag.Value.
+func (s slotRange) Set(text string) error {
+	low, high, isRange := strings.Cut(text, "-")
+	if !isRange || low == "" {
+		low, high = text, text
+	}
+	least, err := strconv.Atoi(low)
+	if err != nil {
+		return fmt.Errorf("want a whole number, or MIN-MAX as in 2-8")
+	}
+	most, err := strconv.Atoi(high)
+	if err != nil {
+		return fmt.Errorf("want a whole number, or MIN-MAX as in 2-8")
+	}
+	s.f.Slots, s.f.MaxSlots = least, most
+	return nil
+}
+
+// Type implements pflag.Value.
+func (slotRange) Type() string { return "N|MIN-MAX" }
 
 // defaultDataDir is $XDG_DATA_HOME/treadle, else ~/.local/share/treadle, and empty
 // where there is no home.
@@ -278,8 +318,14 @@ func (f *serverFlags) validatePool(r role) error {
 	switch {
 	case r == roleServer:
 		return nil
-	case f.Slots < least || f.Slots > maxSlots:
-		return fmt.Errorf("--slots %d: want %d to %d", f.Slots, least, maxSlots)
+	case f.MaxSlots != f.Slots && f.Slots < 1:
+		return fmt.Errorf("--slots %d-%d: a pool that grows has at least one slot", f.Slots, f.MaxSlots)
+	case f.Slots < least || f.MaxSlots > maxSlots:
+		return fmt.Errorf("--slots %s: want %d to %d", slotRange{f}, least, maxSlots)
+	case f.MaxSlots < f.Slots:
+		return fmt.Errorf("--slots %d-%d: the least comes first, as in %[2]d-%[1]d", f.Slots, f.MaxSlots)
+	case f.IdleAfter < time.Second:
+		return fmt.Errorf("--idle-after %s: want at least 1s, or runners are started and ended all the time", f.IdleAfter)
 	case f.Python == "":
 		return fmt.Errorf("--python is empty: want an interpreter, for example python3")
 	case f.MemoryLimit != 0 && f.MemoryLimit < minMemoryLimit:

@@ -21,6 +21,7 @@ installed; state survives restarts.
 SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, queued ones stay queued.`,
 		Example: `  treadle up
   treadle up --slots 16 --memory-limit 512MiB
+  treadle up --slots 2-16                   # the local pool grows while work waits
   treadle up --slots 0                      # no local pool: start 'treadle worker' beside it
   treadle up --store memory: --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --json`,
 		GroupID: groupServe,
@@ -106,6 +107,7 @@ workers, and takes along what it runs.
 
 SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, then they are handed back.`,
 		Example: `  treadle worker --slots 8
+  treadle worker --slots 1-8                                   # grows while work waits, shrinks when idle
   treadle worker --mode pull --dispatcher 127.0.0.1:50051
   treadle worker --dispatcher 10.0.0.5:50051,10.0.0.6:50051    # spreads, and moves when one leaves
   treadle worker --dispatcher dispatchers.internal:50051       # a name that stands for several

@@ -72,7 +72,7 @@ func decodeWorker(m *treadlev1.WorkerFrame, a *assembler) (link.Frame, error) {
 			Version: int(k.Hello.GetVersion()), Worker: k.Hello.GetWorker(), Name: k.Hello.GetName(), Host: k.Hello.GetHost(),
 			PID: int(k.Hello.GetPid()), Software: k.Hello.GetSoftware(), Queues: k.Hello.GetQueues(),
 			Runtimes: k.Hello.GetRuntimes(), Handlers: k.Hello.GetHandlers(), Slots: int(k.Hello.GetSlots()), Held: held,
-			Moves: k.Hello.GetMoves(),
+			Moves: k.Hello.GetMoves(), MaxSlots: int(k.Hello.GetMaxSlots()),
 		}, err
 	case *treadlev1.WorkerFrame_Accepts:
 		items, err := eachErr(k.Accepts.GetItems(), func(p *treadlev1.Accept) (link.Accept, error) {
@@ -85,7 +85,7 @@ func decodeWorker(m *treadlev1.WorkerFrame, a *assembler) (link.Frame, error) {
 		return &link.Outcomes{Items: items}, err
 	case *treadlev1.WorkerFrame_Beat:
 		held, err := eachErr(k.Beat.GetHeld(), holdingIn)
-		return &link.Beat{Seq: k.Beat.GetSeq(), Held: held}, err
+		return &link.Beat{Seq: k.Beat.GetSeq(), Held: held, Slots: int(k.Beat.GetSlots())}, err
 	case *treadlev1.WorkerFrame_Want:
 		return &link.Want{N: int(k.Want.GetN())}, nil
 	case *treadlev1.WorkerFrame_NeedFunction:

@@ -123,7 +123,7 @@ func TestFramesRoundTrip(t *testing.T) {
 				Class: task.ClassFunction, Type: "ValueError", Message: "m", Traceback: "t", Pickle: []byte("p"), ForeignPickle: []byte("f"),
 			}}},
 		}},
-		&link.Beat{Seq: 8, Held: []link.Holding{{Token: token(4)}}},
+		&link.Beat{Seq: 8, Held: []link.Holding{{Token: token(4)}}, Slots: 3},
 		&link.Want{N: 5},
 		&link.NeedFunction{Hash: [32]byte{7}},
 		&link.Output{Token: token(5), Bytes: []byte("out")},

@@ -26,7 +26,7 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Hello{Hello: &treadlev1.Hello{
 			Version: int32(f.Version), Worker: f.Worker, Name: f.Name, Host: f.Host, Pid: int32(f.PID), Software: f.Software,
 			Queues: f.Queues, Runtimes: f.Runtimes, Handlers: f.Handlers, Slots: int32(f.Slots), Held: each(f.Held, holdingOut),
-			Moves: f.Moves,
+			Moves: f.Moves, MaxSlots: int32(f.MaxSlots),
 		}}}), nil
 	case *link.Accepts:
 		items := each(f.Items, func(a link.Accept) *treadlev1.Accept {
@@ -40,7 +40,8 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 		}
 		return out, nil
 	case *link.Beat:
-		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Beat{Beat: &treadlev1.Beat{Seq: f.Seq, Held: each(f.Held, holdingOut)}}}), nil
+		beat := &treadlev1.Beat{Seq: f.Seq, Held: each(f.Held, holdingOut), Slots: int32(f.Slots)}
+		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Beat{Beat: beat}}), nil
 	case *link.Want:
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Want{Want: &treadlev1.Want{N: int32(f.N)}}}), nil
 	case *link.NeedFunction:

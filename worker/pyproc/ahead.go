@@ -35,10 +35,10 @@ var _ worker.Pipeliner = (*Executor)(nil)
 // RunAhead implements [worker.Pipeliner]. It takes small calls of functions that the
 // slot's runner has loaded.
 func (e *Executor) RunAhead(slot int, first *worker.Attempt, feed worker.Feed) bool {
-	if slot < 0 || slot >= len(e.slots) {
+	s := e.slotAt(slot)
+	if s == nil {
 		return false
 	}
-	s := e.slots[slot]
 	s.mu.Lock()
 	r := s.cur
 	s.mu.Unlock()

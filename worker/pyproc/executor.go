@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,6 @@ type Executor struct {
 	env       []string
 	libs      string
 	libsFirst bool
-	slots     []*slot
 	mark      mark
 	guard     *guard
 
@@ -48,11 +48,14 @@ type Executor struct {
 	mu      sync.Mutex
 	started bool
 	closed  bool
+	// slots may have gaps; slotsMu guards them, and is held for a moment only.
+	slotsMu sync.RWMutex
+	slots   []*slot
 	// runnerSeq numbers runners, for their marks.
 	runnerSeq atomic.Uint64
 }
 
-var _ worker.Executor = (*Executor)(nil)
+var _ worker.Elastic = (*Executor)(nil)
 
 // New checks the configuration and finds the interpreter; it starts nothing.
 func New(cfg Config) (*Executor, error) {
@@ -139,20 +142,71 @@ func (e *Executor) Start(ctx context.Context, slots int) error {
 	if err := e.prepare(ctx); err != nil {
 		return err
 	}
-	e.slots = make([]*slot, slots)
-	for i := range e.slots {
-		s := newSlot(e, i)
-		e.slots[i] = s
-		e.keepers.Go(s.keep)
+	opened := make([]*slot, slots)
+	for i := range opened {
+		opened[i] = e.openSlot(i)
 	}
 	wait, cancel := context.WithTimeout(ctx, e.cfg.StartTimeout)
 	defer cancel()
-	for _, s := range e.slots {
+	for _, s := range opened {
 		if _, err := s.wait(wait, false); err != nil {
 			return fmt.Errorf("start Python runners with %s: %w", e.python, err)
 		}
 	}
 	return nil
+}
+
+// openSlot starts the keeper of a slot. Its caller holds e.mu, and the executor is not closed.
+func (e *Executor) openSlot(i int) *slot {
+	s := newSlot(e, i)
+	e.slotsMu.Lock()
+	for len(e.slots) <= i {
+		e.slots = append(e.slots, nil)
+	}
+	e.slots[i] = s
+	e.slotsMu.Unlock()
+	e.keepers.Go(s.keep)
+	return s
+}
+
+// slotAt returns nil for a slot that is not open.
+func (e *Executor) slotAt(i int) *slot {
+	e.slotsMu.RLock()
+	defer e.slotsMu.RUnlock()
+	if i < 0 || i >= len(e.slots) {
+		return nil
+	}
+	return e.slots[i]
+}
+
+// Open implements [worker.Elastic]: it starts one more runner.
+func (e *Executor) Open(ctx context.Context, slot int) error {
+	e.mu.Lock()
+	if !e.started || e.closed {
+		e.mu.Unlock()
+		return errClosed
+	}
+	s := e.openSlot(slot)
+	e.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.StartTimeout)
+	defer cancel()
+	if _, err := s.wait(ctx, false); err != nil {
+		e.Shut(slot)
+		return fmt.Errorf("start one more Python runner with %s: %w", e.python, err)
+	}
+	return nil
+}
+
+// Shut implements [worker.Elastic]: it ends the runner of a slot.
+func (e *Executor) Shut(slot int) {
+	s := e.slotAt(slot)
+	if s == nil {
+		return
+	}
+	s.shut()
+	e.slotsMu.Lock()
+	e.slots[slot] = nil
+	e.slotsMu.Unlock()
 }
 
 // prepare makes everything that runners share.
@@ -193,11 +247,12 @@ func (e *Executor) prepare(ctx context.Context) error {
 // Run runs one attempt in a slot. Its timeout counts from the moment when a runner has
 // the call, not while a runner starts or the function's bytes are fetched.
 func (e *Executor) Run(ctx context.Context, slot int, a *worker.Attempt) task.Outcome {
-	if slot < 0 || slot >= len(e.slots) {
+	s := e.slotAt(slot)
+	if s == nil {
 		return task.Fail(task.EndLost, fmt.Sprintf("there is no slot %d", slot))
 	}
 	start := time.Now()
-	out := e.slots[slot].run(ctx, a)
+	out := s.run(ctx, a)
 	if out.RunTime == 0 {
 		out.RunTime = time.Since(start)
 	}
@@ -214,7 +269,10 @@ func (e *Executor) Close() error {
 	}
 	e.closed = true
 	e.cancel()
-	for _, s := range e.slots {
+	e.slotsMu.RLock()
+	open := slices.DeleteFunc(slices.Clone(e.slots), func(s *slot) bool { return s == nil })
+	e.slotsMu.RUnlock()
+	for _, s := range open {
 		s.killCurrent()
 	}
 	e.keepers.Wait()

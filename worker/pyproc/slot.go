@@ -26,6 +26,11 @@ const (
 type slot struct {
 	e     *Executor
 	index int
+	// ctx ends with the executor or when the slot is shut, done is closed when its keeper has
+	// ended.
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
 
 	mu  sync.Mutex
 	cur *runner
@@ -35,30 +40,41 @@ type slot struct {
 }
 
 func newSlot(e *Executor, index int) *slot {
-	return &slot{e: e, index: index, changed: make(chan struct{})}
+	ctx, cancel := context.WithCancel(e.ctx)
+	return &slot{e: e, index: index, ctx: ctx, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
 }
 
-// keep spawns a runner, waits for its end, and again, until the executor is closed.
+// shut ends the runner and waits for its keeper.
+func (s *slot) shut() {
+	s.cancel()
+	s.killCurrent()
+	<-s.done
+}
+
+// keep spawns a runner, waits for its end, and again, until the slot is shut or the
+// executor closed.
 func (s *slot) keep() {
+	defer close(s.done)
+	defer s.cancel()
 	delay := respawnFirst
-	for s.e.ctx.Err() == nil {
+	for s.ctx.Err() == nil {
 		r, err := s.e.spawn(s.index)
 		if err != nil {
-			if s.e.ctx.Err() != nil {
+			if s.ctx.Err() != nil {
 				return
 			}
 			s.e.log.Error("a Python runner did not start", "slot", s.index, "error", err, "retry_in", delay)
 			s.set(nil, err)
 			select {
 			case <-time.After(delay):
-			case <-s.e.ctx.Done():
+			case <-s.ctx.Done():
 			}
 			delay = min(2*delay, respawnMost)
 			continue
 		}
 		delay = respawnFirst
 		s.set(r, nil)
-		if s.e.ctx.Err() != nil {
+		if s.ctx.Err() != nil {
 			r.kill()
 		}
 		<-r.gone
@@ -103,7 +119,7 @@ func (s *slot) wait(ctx context.Context, patient bool) (*runner, error) {
 				return nil, err
 			}
 			return nil, ctx.Err()
-		case <-s.e.ctx.Done():
+		case <-s.ctx.Done():
 			return nil, errClosed
 		}
 	}

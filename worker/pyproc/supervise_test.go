@@ -117,6 +117,63 @@ func TestIdleDeathIsInvisible(t *testing.T) {
 	noStrays(t, e, 1)
 }
 
+// TestSlotsOpenAndShut: a slot that is shut takes its runner along, and can be opened again;
+// the others go on.
+func TestSlotsOpenAndShut(t *testing.T) {
+	e := start(t, 1)
+	a := fromSource("import os\ndef f(): return os.getpid()", "")
+	first := run(t, e, 0, a)
+	seen := map[string]bool{string(first.Result): true}
+	for range 2 {
+		var opening sync.WaitGroup
+		for slot := 1; slot <= 2; slot++ {
+			opening.Go(func() {
+				if err := e.Open(t.Context(), slot); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		opening.Wait()
+		for slot := 1; slot <= 2; slot++ {
+			out := run(t, e, slot, a)
+			if out.End != task.EndSucceeded || seen[string(out.Result)] {
+				t.Fatalf("slot %d: %s; runners seen: %v", slot, describe(out), seen)
+			}
+			seen[string(out.Result)] = true
+		}
+		noStrays(t, e, 3)
+		for slot := 1; slot <= 2; slot++ {
+			r := e.slots[slot].cur
+			e.Shut(slot)
+			select {
+			case <-r.gone:
+			default:
+				t.Errorf("slot %d was shut and its runner is there", slot)
+			}
+			if out := e.Run(t.Context(), slot, a); out.End != task.EndLost {
+				t.Errorf("a slot that is shut ran an attempt: %s", describe(out))
+			}
+			e.Shut(slot) // nothing is left to be done
+		}
+		noStrays(t, e, 1)
+	}
+	if again := run(t, e, 0, a); string(again.Result) != string(first.Result) {
+		t.Errorf("slot 0 has another runner: %s", describe(again))
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.Open(ended, 1); err == nil {
+		t.Error("a slot was opened though nobody waits for it")
+	}
+	noStrays(t, e, 1)
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Open(t.Context(), 1); err == nil {
+		t.Error("a closed executor opened a slot")
+	}
+}
+
 // TestInterruptBetweenAttempts: a stray SIGINT does not end an idle runner.
 func TestInterruptBetweenAttempts(t *testing.T) {
 	e := start(t, 1)

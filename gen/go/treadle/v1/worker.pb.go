@@ -699,11 +699,15 @@ type Hello struct {
 	Runtimes []string `protobuf:"bytes,8,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
 	// Go handlers, to be known as functions of that name.
 	Handlers []string `protobuf:"bytes,9,rep,name=handlers,proto3" json:"handlers,omitempty"`
-	Slots    int32    `protobuf:"varint,10,opt,name=slots,proto3" json:"slots,omitempty"`
+	// How many attempts run at once at present.
+	Slots int32 `protobuf:"varint,10,opt,name=slots,proto3" json:"slots,omitempty"`
 	// Every claim that the worker still has, unreported outcomes included.
 	Held []*Holding `protobuf:"bytes,11,rep,name=held,proto3" json:"held,omitempty"`
 	// The worker understands Move.
-	Moves         bool `protobuf:"varint,12,opt,name=moves,proto3" json:"moves,omitempty"`
+	Moves bool `protobuf:"varint,12,opt,name=moves,proto3" json:"moves,omitempty"`
+	// How many slots the worker opens when offers wait for one; absent when it does not.
+	// Up to twice the slots that it has, and this many, are offered to it.
+	MaxSlots      int32 `protobuf:"varint,13,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -820,6 +824,13 @@ func (x *Hello) GetMoves() bool {
 		return x.Moves
 	}
 	return false
+}
+
+func (x *Hello) GetMaxSlots() int32 {
+	if x != nil {
+		return x.MaxSlots
+	}
+	return 0
 }
 
 // Holding is one claim that a worker has.
@@ -1570,9 +1581,12 @@ func (x *Ack) GetVerdict() string {
 
 // Beat is the heartbeat and the renewal of everything that it lists.
 type Beat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Held          []*Holding             `protobuf:"bytes,2,rep,name=held,proto3" json:"held,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Held  []*Holding             `protobuf:"bytes,2,rep,name=held,proto3" json:"held,omitempty"`
+	// How many slots the worker has now; absent when it is as many as Hello says. A change
+	// is told by a beat at once.
+	Slots         int32 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1619,6 +1633,13 @@ func (x *Beat) GetHeld() []*Holding {
 		return x.Held
 	}
 	return nil
+}
+
+func (x *Beat) GetSlots() int32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
 }
 
 // BeatAck says that the renewals of that beat are recorded.
@@ -2169,7 +2190,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\x04R\x05value\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xb4\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xd1\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x12\x12\n" +
@@ -2183,7 +2204,8 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05slots\x18\n" +
 	" \x01(\x05R\x05slots\x12'\n" +
 	"\x04held\x18\v \x03(\v2\x13.treadle.v1.HoldingR\x04held\x12\x14\n" +
-	"\x05moves\x18\f \x01(\bR\x05moves\"n\n" +
+	"\x05moves\x18\f \x01(\bR\x05moves\x12\x1b\n" +
+	"\tmax_slots\x18\r \x01(\x05R\bmaxSlots\"n\n" +
 	"\aHolding\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12:\n" +
 	"\vstarted_ago\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -2239,10 +2261,11 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05items\x18\x01 \x03(\v2\x0f.treadle.v1.AckR\x05items\"H\n" +
 	"\x03Ack\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x18\n" +
-	"\averdict\x18\x02 \x01(\tR\averdict\"A\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\"W\n" +
 	"\x04Beat\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
-	"\x04held\x18\x02 \x03(\v2\x13.treadle.v1.HoldingR\x04held\"D\n" +
+	"\x04held\x18\x02 \x03(\v2\x13.treadle.v1.HoldingR\x04held\x12\x14\n" +
+	"\x05slots\x18\x03 \x01(\x05R\x05slots\"D\n" +
 	"\aBeatAck\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
 	"\x05stale\x18\x02 \x03(\v2\x11.treadle.v1.TokenR\x05stale\"\x14\n" +

@@ -279,6 +279,7 @@ class Hello(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    MAX_SLOTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of this protocol: 1."""
     worker: _builtins.str
@@ -288,8 +289,13 @@ class Hello(_message.Message):
     pid: _builtins.int
     software: _builtins.str
     slots: _builtins.int
+    """How many attempts run at once at present."""
     moves: _builtins.bool
     """The worker understands Move."""
+    max_slots: _builtins.int
+    """How many slots the worker opens when offers wait for one; absent when it does not.
+    Up to twice the slots that it has, and this many, are offered to it.
+    """
     @_builtins.property
     def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -317,10 +323,11 @@ class Hello(_message.Message):
         slots: _builtins.int = ...,
         held: _abc.Iterable[Global___Holding] | None = ...,
         moves: _builtins.bool = ...,
+        max_slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers", "held", b"held", "host", b"host", "moves", b"moves", "name", b"name", "pid", b"pid", "queues", b"queues", "runtimes", b"runtimes", "slots", b"slots", "software", b"software", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers", "held", b"held", "host", b"host", "max_slots", b"max_slots", "moves", b"moves", "name", b"name", "pid", b"pid", "queues", b"queues", "runtimes", b"runtimes", "slots", b"slots", "software", b"software", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,7 +697,12 @@ class Beat(_message.Message):
 
     SEQ_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
+    slots: _builtins.int
+    """How many slots the worker has now; absent when it is as many as Hello says. A change
+    is told by a beat at once.
+    """
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]: ...
     def __init__(
@@ -698,10 +710,11 @@ class Beat(_message.Message):
         *,
         seq: _builtins.int = ...,
         held: _abc.Iterable[Global___Holding] | None = ...,
+        slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "seq", b"seq", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
