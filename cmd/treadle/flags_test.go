@@ -142,7 +142,7 @@ func TestValidation(t *testing.T) {
 		{roleUp, "--memory-limit 1MiB", "--memory-limit 1MiB"},
 		{roleUp, "--max-retries -1", "--max-retries -1: want 0 to 1000"},
 		{roleUp, "--retention 0s", "--retention"},
-		{roleDispatcher, "--retention 0s", "--retention"},
+		{roleDispatcher, "--store redis://h --retention 0s", "--retention"},
 		{roleUp, "--rest-created-status 204", "want 200 or 201"},
 		{roleUp, "--task-timeout -1s", "--task-timeout"},
 		{roleUp, "--store nowhere", `--store "nowhere"`},
