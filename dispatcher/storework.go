@@ -169,6 +169,8 @@ func (d *Dispatcher) reap(ctx context.Context) {
 		if now := time.Now(); now.After(notBefore) {
 			next, err := d.store.Reap(ctx, now, reapLimit)
 			switch {
+			case ctx.Err() != nil:
+				return // it says nothing of the store
 			case err != nil && !away:
 				away = true
 				d.log.Error("the store does not answer; nothing is reaped until it has been back for a lease", "error", err)

@@ -3,6 +3,7 @@ package task
 import (
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 )
 
 // ID is a UUID (RFC 9562) in its binary form. Function and task ids are version
@@ -13,6 +14,9 @@ type ID [16]byte
 
 // IsZero reports whether the id is the zero value.
 func (id ID) IsZero() bool { return id == ID{} }
+
+// LogValue is the text of String: a JSON log would hold the bytes as numbers.
+func (id ID) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
 // String returns the canonical lower-case form, for example
 // "0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11".
