@@ -72,8 +72,9 @@ func (a *adapter) TempDir() string {
 	return dir
 }
 
-// aof is how the servers keep their data: what was answered is with the kernel.
-var aof = []string{"--appendonly", "yes", "--appendfsync", "everysec"}
+// aof is how the servers keep their data: what was answered is on the disk. With a sync each
+// second Redis may hold back for two seconds what it has answered, while the disk is busy.
+var aof = []string{"--appendonly", "yes", "--appendfsync", "always"}
 
 // StartRedis starts servers of that kind; Close ends them.
 func StartRedis(kind, dir string, s *spawner, config ...string) (r *Redis, err error) {

@@ -21,6 +21,8 @@ const (
 	soakClients = 4
 	// soakPace is the slowest that a soak may be, in tasks a second.
 	soakPace = 60
+	// soakPause is the shortest time between two faults.
+	soakPause = 200 * time.Millisecond
 )
 
 // usage is what a process holds at rest. What it holds for the store is counted apart from
@@ -140,7 +142,8 @@ func (e *Env) soakPart(ctx context.Context, number, tasks int) error {
 	}
 	done := make(chan error, 1)
 	go func() { done <- e.AwaitClients(ctx) }()
-	timer := time.NewTimer(time.Second)
+	// Often enough that a small soak, which lasts some seconds, has its dozen.
+	timer := time.NewTimer(soakPause)
 	defer timer.Stop()
 	for {
 		select {
@@ -152,7 +155,7 @@ func (e *Env) soakPart(ctx context.Context, number, tasks int) error {
 			cancel()
 			return errors.Join(err, <-done)
 		}
-		timer.Reset(time.Second + time.Duration(e.Pick(2000))*time.Millisecond)
+		timer.Reset(soakPause + time.Duration(e.Pick(800))*time.Millisecond)
 	}
 }
 

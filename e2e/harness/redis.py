@@ -26,7 +26,11 @@ def free_port() -> int:
 
 
 class Redis:
-    """A redis-server on a free port that keeps an append-only file, synced each second."""
+    """A redis-server on a free port that keeps an append-only file and syncs it before it answers.
+
+    With a sync each second it may hold back for two seconds what it has answered, while
+    the disk is busy: a kill would then lose what was acknowledged.
+    """
 
     def __init__(self, folder: Path, *config: str) -> None:
         self.folder = folder
@@ -40,7 +44,7 @@ class Redis:
 
     def _start(self) -> Process:
         args = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
-        args += ["--appendonly", "yes", "--appendfsync", "everysec", "--loglevel", "warning", *self._config]
+        args += ["--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning", *self._config]
         self.process = Process("redis", args, self.folder, program=program("redis-server"))
         return self.process
 
