@@ -19,12 +19,15 @@ const (
 // process with a few megabytes a tenth of its time. It holds for the rest of the process, and is to be
 // called once. A GOGC that the user set stays in force, and so does any memory limit.
 func KeepFloor(floor uint64) {
-	if os.Getenv("GOGC") != "" {
+	if chosen() {
 		return
 	}
 	tune(floor)
 	afterCollection(floor)
 }
+
+// chosen says that the user has set how often the collector runs.
+func chosen() bool { return os.Getenv("GOGC") != "" }
 
 // afterCollection tunes anew whenever the collector has run: it has then found a value that
 // nobody holds.
