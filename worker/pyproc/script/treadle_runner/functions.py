@@ -28,13 +28,13 @@ class UnreadableError(Exception):
 class Entry:
     """One loaded function."""
 
-    __slots__ = ("by_cloudpickle", "fn", "runs", "size")
+    __slots__ = ("fn", "origin", "runs", "size")
 
-    def __init__(self, fn: Callable[..., Any], size: int, by_cloudpickle: bool) -> None:
+    def __init__(self, fn: Callable[..., Any], size: int, origin: pickling.Origin) -> None:
         self.fn = fn
         self.size = size
         self.runs = 0
-        self.by_cloudpickle = by_cloudpickle
+        self.origin = origin
 
 
 class Cache:
@@ -51,9 +51,9 @@ class Cache:
             self._entries.move_to_end(digest)
         return entry
 
-    def put(self, digest: bytes, fn: Callable[..., Any], code: bytes) -> Entry:
+    def put(self, digest: bytes, fn: Callable[..., Any], code: bytes, source: bool) -> Entry:
         """Keep a function, dropping others when there are too many or they are too large."""
-        entry = self._entries[digest] = Entry(fn, len(code), b"cloudpickle" in code)
+        entry = self._entries[digest] = Entry(fn, len(code), pickling.Origin(code, source))
         self._bytes += len(code)
         while len(self._entries) > 1 and (len(self._entries) > _MAX_FUNCTIONS or self._bytes > _MAX_BYTES):
             _, dropped = self._entries.popitem(last=False)
@@ -63,29 +63,40 @@ class Cache:
 
 # The agent puts the Python whose bytecode a pickle holds before it, where the registration said it.
 _FOR_PYTHON = b"#python="
-# The names by which cloudpickle and dill make code objects, as opcodes of protocol 4.
-_MAKES_CODE = (b"\x8c\x08CodeType", b"\x8c\x0c_create_code")
 
 
 def _for_this_python(code: bytes) -> bytes:
     """The pickle itself; bytecode of another Python is refused, as it may end this one."""
-    if not code.startswith(_FOR_PYTHON):
-        return code
-    line, _, pickled = code.partition(b"\n")
-    theirs = line[len(_FOR_PYTHON) :].decode("ascii", "replace")
-    ours = ".".join(str(part) for part in sys.version_info[:2])
-    if theirs != ours:
+    theirs = ""
+    if code.startswith(_FOR_PYTHON):
+        line, _, code = code.partition(b"\n")
+        theirs = line[len(_FOR_PYTHON) :].decode("ascii", "replace")
+    theirs = theirs or pickling.python_of(code)
+    ours = pickling.PYTHON
+    if theirs and theirs != ours:
         raise UnreadableError(
             f"the function was pickled by value under Python {theirs}, whose bytecode the worker's Python {ours} "
             f"({sys.executable}) cannot run. Three ways out: register it from Python {ours}; start a worker with "
             f"--python PATH of a Python {theirs}; or register the function as source text"
         )
-    return pickled
+    return code
+
+
+def check_arguments(data: Any) -> None:
+    """Refuse arguments that hold bytecode of another Python, before any of it is loaded."""
+    theirs = pickling.python_of(data)
+    if theirs and theirs != pickling.PYTHON:
+        raise UnreadableError(
+            f"the arguments hold a function, or an object of a class, that was pickled by value under Python {theirs}, "
+            f"whose bytecode the worker's Python {pickling.PYTHON} ({sys.executable}) cannot run. Three ways out: call "
+            f"from Python {pickling.PYTHON}; start a worker with --python PATH of a Python {theirs}; or pass plain "
+            "data to a function that is registered as source text, or that the worker can import"
+        )
 
 
 def _foreign(form: int, code: bytes) -> str:
     """What a pickle that holds code and cannot be loaded may suffer from."""
-    if form == wire.FORM_SOURCE or not any(mark in code for mark in _MAKES_CODE):
+    if form == wire.FORM_SOURCE or not any(mark in code for mark in pickling.MAKES_CODE):
         return ""
     return (
         "; it holds bytecode, which only the Python version that wrote it can run: if that is another one, register "

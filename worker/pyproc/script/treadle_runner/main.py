@@ -133,8 +133,11 @@ class Runner:
             self._reply_flags = wire.REPLY_CACHED
             self._watch = entry.runs < _WATCHED_RUNS
             entry.runs += 1
-            pickling.cloudpickle_first = entry.by_cloudpickle
-            return self._call(entry.fn, body[args:], flags, max_result, task, limit)
+            origin = pickling.origin = entry.origin
+            data = body[args:]
+            if not flags & wire.CALL_ARGS_JSON:
+                origin.args = data
+            return self._call(entry.fn, data, flags, max_result, task, limit)
         except functions.UnreadableError as exc:
             return _unreadable(exc)
         except MemoryError as exc:
@@ -143,6 +146,7 @@ class Runner:
             return _raised(exc, task)
         finally:
             self._in_function = False
+            pickling.origin.args = b""
             if limit is not None:
                 limit.lift()
 
@@ -154,7 +158,7 @@ class Runner:
             self._in_function = False
             self._leave_if_forked()
         self._process.note()
-        return self._cache.put(digest, fn, code)
+        return self._cache.put(digest, fn, code, form == wire.FORM_SOURCE)
 
     def _call(
         self,

@@ -13,12 +13,67 @@ PROTOCOL = 4
 SOURCE_PREFIX = "treadle_source_"
 
 _SOURCE_MARK = SOURCE_PREFIX.encode()
-# Whether the function that runs came by cloudpickle. It follows the classes that it carries in
-# both directions, so that what goes back by it is of the caller's own class.
-cloudpickle_first = False
+# How numpy writes an array: plain pickle drops the attributes of a subclass's instance.
+_ARRAY_MARK = b"_reconstruct"
+# What the modules of the two picklers are called in what they wrote.
+_CLOUDPICKLE_MARK, _DILL_MARK = b"cloudpickle.cloudpickle", b"dill._dill"
 
 # Bound at start: a function that patches the pickle module changes nothing for the next one.
 _dumps = pickle.dumps
+_modules = sys.modules
+
+# Bytecode belongs to the minor version that wrote it, and may end another one by SIGSEGV. So a
+# pickle that holds some says which it is, right behind its PROTOCOL opcode, in opcodes that
+# every unpickler takes and that leave nothing on the stack: SHORT_BINUNICODE, POP.
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_NAMES_PYTHON = b"treadle/python="
+_MARK = b"\x8c" + bytes([len(_NAMES_PYTHON) + len(PYTHON)]) + _NAMES_PYTHON + PYTHON.encode() + b"0"
+# The names by which cloudpickle and dill make code objects, as opcodes of protocol 4.
+MAKES_CODE = (b"\x8c\x08CodeType", b"\x8c\x0c_create_code")
+
+
+def mark(data: bytes) -> bytes:
+    """Say in a pickle which Python it is for, where it holds bytecode."""
+    if any(name in data for name in MAKES_CODE) and not python_of(data):
+        return data[:2] + _MARK + data[2:]
+    return data
+
+
+def python_of(data: Any) -> str:
+    """The version that a pickle says it is for, as in "3.12"; empty where it says nothing."""
+    if len(data) < 20 or data[2] != 0x8C or data[4:19] != _NAMES_PYTHON:
+        return ""
+    return bytes(data[19 : 4 + data[3]]).decode("ascii", "replace")
+
+
+class Origin:
+    """How the attempt that runs came: what goes back by value goes back the same way.
+
+    cloudpickle follows the classes that it carries in both directions, so that what goes back
+    by it is of the caller's own class; and a caller need not have the other package.
+    """
+
+    __slots__ = ("args", "cloudpickle", "dill")
+
+    def __init__(self, data: bytes, source: bool) -> None:
+        # Source text says nothing, only the arguments of its call may; callers of the routes that
+        # promise dill cannot send it. A reference says nothing either, and may be theirs.
+        self.cloudpickle = not source and _CLOUDPICKLE_MARK in data
+        self.dill = not source and not self.cloudpickle
+        self.args: Any = b""
+
+    def cloudpickle_first(self) -> bool:
+        """Asked only when something has to go by value: it looks through the arguments."""
+        if self.cloudpickle:
+            return True
+        args = bytes(self.args)
+        if _CLOUDPICKLE_MARK in args:
+            return True
+        return not self.dill and _DILL_MARK not in args
+
+
+# That of the attempt that runs.
+origin = Origin(b"", False)
 
 
 def dump(value: Any) -> bytes:
@@ -35,13 +90,27 @@ def dump(value: Any) -> bytes:
     if _SOURCE_MARK in data:
         # By reference it would mean something to this process only.
         return by_value(value) or data
+    if "numpy" in _modules and _ARRAY_MARK in data and not origin.cloudpickle_first():
+        return _with_attributes(value) or data
     return data
+
+
+def _with_attributes(value: Any) -> bytes | None:
+    """What dill writes of arrays, whose attributes it keeps; None where that cannot be had."""
+    try:
+        data = _dump_dill(value)
+    except MemoryError:
+        raise
+    except BaseException:
+        return None
+    return data if data is None else mark(data)
 
 
 def by_value(value: Any) -> bytes | None:
     """Pickle a value with the code that it needs, or None where that cannot be done."""
     kept = None
-    for dumper in (_dump_cloudpickle, _dump_dill) if cloudpickle_first else (_dump_dill, _dump_cloudpickle):
+    dumpers = (_dump_cloudpickle, _dump_dill) if origin.cloudpickle_first() else (_dump_dill, _dump_cloudpickle)
+    for dumper in dumpers:
         try:
             data = dumper(value)
         except MemoryError:
@@ -51,8 +120,8 @@ def by_value(value: Any) -> bytes | None:
         if data is None:
             continue
         if dumper is _dump_cloudpickle or _SOURCE_MARK not in data:
-            return data
-        kept = data  # dill took the module for one that can be imported
+            return mark(data)
+        kept = mark(data)  # dill took the module for one that can be imported
     return kept
 
 

@@ -36,6 +36,7 @@ def decode_args(data: Any, as_json: bool) -> tuple[Any, Any]:
         return (), _NO_KEYWORDS
     if as_json:
         return _decode_json(data)
+    functions.check_arguments(data)
     try:
         value = _pickle_loads(data)
     except MemoryError:
