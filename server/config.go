@@ -65,9 +65,14 @@ type Config struct {
 	Insecure bool
 	// MaxConnections bounds the open connections of each listener. Default 4096.
 	MaxConnections int
-	// RateLimit bounds what one token may register and submit, in items a second; as much
-	// may come at once. 0 is no limit.
+	// RateLimit bounds the calls of one token a second, by cost; as much may come at once.
+	// 0 is no limit.
 	RateLimit float64
+	// QuotaWaited bounds the tasks that the calls of one token wait for, where there are
+	// tokens. Default [DefaultQuotaWaited]; negative is no limit.
+	QuotaWaited int
+	// MaxWaited bounds the tasks that all calls wait for. Default [DefaultMaxWaited].
+	MaxWaited int
 
 	// Logger defaults to a logger that drops everything.
 	Logger *slog.Logger
@@ -120,6 +125,8 @@ func (c *Config) fill() error {
 	fallback(&c.RESTCreatedStatus, http.StatusOK)
 	fallback(&c.SafetyNet, 2*time.Second)
 	fallback(&c.MaxConnections, DefaultMaxConnections)
+	fallback(&c.QuotaWaited, DefaultQuotaWaited)
+	fallback(&c.MaxWaited, DefaultMaxWaited)
 	fallback(&c.ShutdownTimeout, 10*time.Second)
 	c.MaxRetries = max(c.MaxRetries, 0)
 	if c.Logger == nil {

@@ -108,6 +108,8 @@ func (f fabric) GetResult(ctx context.Context, req *treadlev1.GetResultRequest) 
 func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.ServerStreamingServer[treadlev1.AwaitResultsResponse]) error {
 	if n := len(req.GetTaskIds()); n > maxBatch {
 		return invalid("task_ids", "%d task ids: want at most %d", n, maxBatch)
+	} else if err := f.s.guard.limits.charge(stream.Context(), costOfIDs(n)); err != nil {
+		return err
 	}
 	ids := make([]task.ID, 0, len(req.GetTaskIds()))
 	seen := make(map[task.ID]bool, len(req.GetTaskIds()))

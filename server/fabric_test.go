@@ -356,9 +356,19 @@ func (e *env) await() store.Claimed {
 
 // waiters counts the tasks that are waited for.
 func (e *env) waiters() int {
-	e.srv.waiters.mu.Lock()
-	defer e.srv.waiters.mu.Unlock()
-	return len(e.srv.waiters.byTask)
+	tasks, _, _ := e.srv.waiters.count()
+	return tasks
+}
+
+// count returns how many tasks are waited for, how many are watched, and by how many waiters in all.
+func (ws *waiters) count() (tasks, watched, waiters int) {
+	for i := range ws.shards {
+		s := &ws.shards[i]
+		s.mu.Lock()
+		tasks, watched = tasks+len(s.byTask), watched+len(s.watchers)
+		s.mu.Unlock()
+	}
+	return tasks, watched, int(ws.linked.Load())
 }
 
 // waiting returns when n tasks are waited for.
@@ -462,9 +472,8 @@ func TestWatchIsRung(t *testing.T) {
 		t.Error("the watch goes on after the end")
 	}
 	e.eventually("nobody watches any more", func() bool {
-		e.srv.waiters.mu.Lock()
-		defer e.srv.waiters.mu.Unlock()
-		return len(e.srv.waiters.watchers) == 0
+		_, watched, _ := e.srv.waiters.count()
+		return watched == 0
 	})
 }
 
@@ -691,12 +700,8 @@ func TestClosingEndsWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.eventually("two calls wait", func() bool {
-		e.srv.waiters.mu.Lock()
-		defer e.srv.waiters.mu.Unlock()
-		for _, list := range e.srv.waiters.byTask {
-			return len(list) == 2
-		}
-		return false
+		tasks, _, waiters := e.srv.waiters.count()
+		return tasks == 1 && waiters == 2
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -218,9 +217,7 @@ func (s *Server) callFailed(ctx context.Context, _ *runtime.ServeMux, _ runtime.
 		return
 	}
 	st := status.Convert(err)
-	if wait := retryAfter(st); wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-	}
+	setRetryAfter(w, st)
 	writeError(w, r, s.restErrorOf(ctx, r, st))
 }
 

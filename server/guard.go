@@ -4,20 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"math"
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
-	"google.golang.org/protobuf/types/known/durationpb"
 
-	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/task"
@@ -145,19 +139,7 @@ func (s *Server) check(ctx context.Context, method string, req any) error {
 	if err := s.guard.permit(ctx, method); err != nil {
 		return err
 	}
-	if rule, _ := auth.RuleOf(method); rule.Metered && s.guard.limits != nil {
-		p, _ := auth.From(ctx)
-		return s.guard.limits.take(p.ID, cost(req))
-	}
-	return nil
-}
-
-// cost is how many registrations or submissions a request asks for.
-func cost(req any) int {
-	if batch, ok := req.(*treadlev1.ExecuteBatchRequest); ok {
-		return max(1, len(batch.GetRequests()))
-	}
-	return 1
+	return s.guard.meter(ctx, method, req)
 }
 
 // watch ends the returned context when the token or the certificate that opened a stream
@@ -203,97 +185,13 @@ func (g *guard) sweep(now time.Time) {
 // checkMethods says which registered method has no rule: a server must not start with one.
 func checkMethods(registered []string) error {
 	for _, m := range registered {
-		if _, ok := auth.RuleOf(m); !ok {
+		rule, ok := auth.RuleOf(m)
+		if !ok {
 			return fmt.Errorf("server: %s has no entry in the table of server/auth that says who may call it", m)
 		}
-	}
-	return nil
-}
-
-// rateLimits are token buckets, one for each principal, that hold what may come in one
-// second. A nil rateLimits limits nothing.
-type rateLimits struct {
-	perSecond float64
-	burst     int
-	now       func() time.Time
-
-	mu      sync.Mutex
-	buckets map[string]*rate.Limiter
-}
-
-func newRateLimits(perSecond float64, now func() time.Time) *rateLimits {
-	if perSecond <= 0 {
-		return nil
-	}
-	return &rateLimits{perSecond: perSecond, burst: int(math.Ceil(perSecond)), now: now, buckets: make(map[string]*rate.Limiter)}
-}
-
-// take lets n through or refuses them with when to come back. A request for more than a
-// bucket holds passes when the bucket is full and leaves a debt behind it, so that the
-// rate holds over time.
-func (l *rateLimits) take(id string, n int) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := l.buckets[id]
-	if b == nil {
-		b = rate.NewLimiter(rate.Limit(l.perSecond), l.burst)
-		l.buckets[id] = b
-	}
-	now, first := l.now(), min(n, l.burst)
-	if !b.AllowN(now, first) {
-		missing := float64(first) - b.TokensAt(now)
-		wait := time.Duration(math.Ceil(missing / l.perSecond * float64(time.Second)))
-		return &limited{wait: wait, perSecond: l.perSecond}
-	}
-	for n -= first; n > 0; n -= l.burst {
-		b.ReserveN(now, min(n, l.burst))
-	}
-	return nil
-}
-
-// forget drops full buckets: one made anew would be full as well.
-func (l *rateLimits) forget() {
-	if l == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := l.now()
-	for id, b := range l.buckets {
-		if b.TokensAt(now) >= float64(l.burst) {
-			delete(l.buckets, id)
+		if rule.Cost == 0 {
+			return fmt.Errorf("server: %s has no cost in the table of server/auth", m)
 		}
 	}
-}
-
-// limited is a call over the rate limit.
-type limited struct {
-	wait      time.Duration
-	perSecond float64
-}
-
-func (e *limited) Error() string {
-	return fmt.Sprintf("over the limit of %g registrations and submissions a second (--rate-limit): come back in %s",
-		e.perSecond, e.wait.Round(time.Millisecond))
-}
-
-// GRPCStatus is the error as a status, with ErrorInfo and RetryInfo.
-func (e *limited) GRPCStatus() *status.Status {
-	st, err := status.New(codes.ResourceExhausted, e.Error()).WithDetails(
-		&errdetails.ErrorInfo{Reason: reasonRate, Domain: errorDomain},
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(e.wait)})
-	if err != nil {
-		return status.New(codes.Internal, "an error could not be described: "+err.Error())
-	}
-	return st
-}
-
-// retryAfter is the wait that a status asks for; 0 when it asks for none.
-func retryAfter(st *status.Status) time.Duration {
-	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.RetryInfo); ok {
-			return info.GetRetryDelay().AsDuration()
-		}
-	}
-	return 0
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,11 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -336,80 +333,6 @@ func TestMethodsWithoutAnEntry(t *testing.T) {
 	err := checkMethods([]string{treadlev1.FabricService_Call_FullMethodName, "/treadle.v1.FabricService/Forgotten"})
 	if err == nil || !strings.Contains(err.Error(), "/treadle.v1.FabricService/Forgotten") {
 		t.Errorf("%v", err)
-	}
-}
-
-func TestRateLimit(t *testing.T) {
-	var mu sync.Mutex
-	at := time.Now()
-	pass := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); at = at.Add(d) }
-	l := newRateLimits(10, func() time.Time { mu.Lock(); defer mu.Unlock(); return at })
-	take := func(who string, n int, wantWait time.Duration) {
-		t.Helper()
-		var over *limited
-		err := l.take(who, n)
-		if errors.As(err, &over) && over.wait == 0 || (err == nil) != (wantWait == 0) || err != nil && (over.wait-wantWait).Abs() > time.Millisecond {
-			t.Errorf("%d by %s: %v, want a wait of %s", n, who, err, wantWait)
-		}
-	}
-	for range 10 {
-		take("a", 1, 0)
-	}
-	take("a", 1, 100*time.Millisecond)
-	take("b", 10, 0) // each has a bucket of his own
-	pass(99 * time.Millisecond)
-	take("a", 1, time.Millisecond)
-	pass(time.Millisecond)
-	take("a", 1, 0)
-	// A batch of more than a second's worth passes a full bucket, and is paid off.
-	pass(time.Second)
-	take("a", 35, 0)
-	take("a", 1, 2600*time.Millisecond)
-	pass(2600 * time.Millisecond)
-	take("a", 1, 0)
-	l.forget()
-	if len(l.buckets) != 1 { // b's is full again
-		t.Errorf("%d buckets are kept, want that of a alone", len(l.buckets))
-	}
-}
-
-// TestRateLimitInTheAPI: submissions and registrations count, reading does not.
-func TestRateLimitInTheAPI(t *testing.T) {
-	ring := newRing(t)
-	e := start(t, ring.use(t), func(c *Config) { c.RateLimit = 0.002 })
-	register := []byte(`{"name": "f", "source": "def f(): pass"}`)
-	e.must(e.do(http.MethodPost, "/v1/functions", register, ring.header(auth.Client)), 200)
-	a := e.must(e.do(http.MethodPost, "/v1/functions", register, ring.header(auth.Client)), 429)
-	if obj, _ := a.json["error"].(map[string]any); a.header.Get("Retry-After") != "500" || obj["reason"] != reasonRate || obj["status"] != "RESOURCE_EXHAUSTED" {
-		t.Errorf("Retry-After %q: %s", a.header.Get("Retry-After"), a.raw)
-	}
-	_, err := e.fabric.ExecuteBatch(ring.as(t.Context(), auth.Client), &treadlev1.ExecuteBatchRequest{})
-	st := status.Convert(err)
-	if st.Code() != codes.ResourceExhausted || infoOf(st).GetReason() != reasonRate || retryAfter(st) < 400*time.Second {
-		t.Errorf("%v", err)
-	}
-	for _, d := range st.Details() {
-		if _, ok := d.(*errdetails.ErrorInfo); ok {
-			continue
-		}
-		if _, ok := d.(*errdetails.RetryInfo); !ok {
-			t.Errorf("a detail of type %T", d)
-		}
-	}
-	e.must(e.do(http.MethodGet, "/v1/functions/f", nil, ring.header(auth.Client)), 200)
-	e.must(e.do(http.MethodPost, "/v1/functions", register, ring.header(auth.Admin)), 200)
-}
-
-func TestCost(t *testing.T) {
-	for want, req := range map[int]any{
-		1: &treadlev1.ExecuteRequest{}, 3: &treadlev1.ExecuteBatchRequest{Requests: make([]*treadlev1.ExecuteRequest, 3)},
-	} {
-		if got := cost(req); got != want {
-			t.Errorf("%T costs %d, want %d", req, got, want)
-		}
-	}
-	if cost(&treadlev1.ExecuteBatchRequest{}) != 1 {
-		t.Error("an empty batch is free")
 	}
 }
 

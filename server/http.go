@@ -123,6 +123,10 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			writeMethodNotAllowed(w, r, []string{http.MethodGet, http.MethodHead})
 			return
 		}
+		if err := h.s.guard.meter(ctx, "GET "+r.URL.Path, nil); err != nil {
+			h.refuse(w, r, err)
+			return
+		}
 		page(w, r)
 		return
 	}
@@ -167,7 +171,9 @@ func (h *httpHandler) admit(r *http.Request, isPage bool) (context.Context, erro
 
 // refuse answers a request that may not be made.
 func (h *httpHandler) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	e := h.s.restErrorOf(r.Context(), r, status.Convert(toStatus(r.Context(), h.s.log, r.URL.Path, err)))
+	st := status.Convert(toStatus(r.Context(), h.s.log, r.URL.Path, err))
+	setRetryAfter(w, st)
+	e := h.s.restErrorOf(r.Context(), r, st)
 	if e.http == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="treadle"`)
 	}

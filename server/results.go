@@ -74,8 +74,11 @@ func (s *Server) result(ctx context.Context, id task.ID, wait time.Duration) (*t
 	if wait <= 0 {
 		return s.answerNow(ctx, id)
 	}
-	w := s.waiters.add(id)
-	defer s.waiters.remove(w, id)
+	w, err := s.waiters.add(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.waiters.remove(w)
 	t, result, err := s.answerNow(ctx, id)
 	if err != nil || t.Status.Terminal() {
 		return t, result, err
@@ -99,7 +102,7 @@ func (s *Server) await(
 		if !rung || err != nil || t.Status.Terminal() {
 			return t, result, err
 		}
-		s.waiters.join(w, id)
+		s.waiters.join(&w.nodes[0])
 		if t, result, err = look(ctx, id); err != nil || t.Status.Terminal() {
 			return t, result, err
 		}
@@ -126,14 +129,18 @@ func (s *Server) resultNow(ctx context.Context, id task.ID) (*task.Task, []byte,
 // call submits one task and waits for its result.
 func (s *Server) call(ctx context.Context, item store.Submission, wait time.Duration) (*treadlev1.TaskResult, error) {
 	id := item.Task.ID
-	w := s.waiters.add(id)
-	defer func() { s.waiters.remove(w, id) }()
+	w, err := s.waiters.add(ctx, id) // before anything is recorded: a refusal leaves nothing behind
+	if err != nil {
+		return nil, err
+	}
+	defer s.waiters.remove(w)
 	answer, err := s.submit(ctx, s.cfg.Now(), item)
 	if err != nil {
 		return nil, err
 	}
 	if answer.ID != id {
 		// A repeated request: the task that it made the first time may have ended.
+		s.waiters.remove(w)
 		t, result, err := s.result(ctx, answer.ID, wait)
 		if err != nil {
 			return nil, err
@@ -149,10 +156,16 @@ func (s *Server) call(ctx context.Context, item store.Submission, wait time.Dura
 
 // awaitResults sends the results of tasks as they end.
 func (s *Server) awaitResults(ctx context.Context, ids []task.ID, send func(*treadlev1.AwaitResultsResponse) error) error {
-	w := s.waiters.add(ids...)
-	defer s.waiters.remove(w, ids...)
-	open := make(map[task.ID]bool, len(ids))
-	var ended []task.ID
+	w, err := s.waiters.add(ctx, ids...)
+	if err != nil {
+		return err
+	}
+	defer s.waiters.remove(w)
+	open := make(map[task.ID]*waitNode, len(ids))
+	for i := range w.nodes {
+		open[w.nodes[i].id] = &w.nodes[i]
+	}
+	var ended []*waitNode
 	for rest := ids; len(rest) > 0; {
 		chunk := rest[:min(len(rest), 1000)]
 		rest = rest[len(chunk):]
@@ -165,13 +178,12 @@ func (s *Server) awaitResults(ctx context.Context, ids []task.ID, send func(*tre
 			case t == nil:
 				return noTask(chunk[i].String())
 			case t.Status.Terminal():
-				ended = append(ended, chunk[i])
+				ended = append(ended, open[chunk[i]])
 			}
-			open[chunk[i]] = true
 		}
 	}
 	for {
-		if err := s.sendResults(ctx, w, ended, open, send); err != nil || len(open) == 0 {
+		if err := s.sendResults(ctx, ended, open, send); err != nil || len(open) == 0 {
 			return err
 		}
 		// The sweep is the safety net, so this wait needs no end of its own.
@@ -185,7 +197,7 @@ func (s *Server) awaitResults(ctx context.Context, ids []task.ID, send func(*tre
 }
 
 // sendResults sends what has ended and strikes it from open.
-func (s *Server) sendResults(ctx context.Context, w *waiter, ended []task.ID, open map[task.ID]bool, send func(*treadlev1.AwaitResultsResponse) error) error {
+func (s *Server) sendResults(ctx context.Context, ended []*waitNode, open map[task.ID]*waitNode, send func(*treadlev1.AwaitResultsResponse) error) error {
 	out := &treadlev1.AwaitResultsResponse{}
 	size := 0
 	flush := func() error {
@@ -197,12 +209,16 @@ func (s *Server) sendResults(ctx context.Context, w *waiter, ended []task.ID, op
 		return err
 	}
 	for chunk := range slices.Chunk(ended, resultsAtOnce) {
-		found, err := s.resultsNow(ctx, chunk)
+		ids := make([]task.ID, len(chunk))
+		for i, n := range chunk {
+			ids[i] = n.id
+		}
+		found, err := s.resultsNow(ctx, ids)
 		if err != nil {
 			return err
 		}
-		for i, id := range chunk {
-			if !open[id] {
+		for i, id := range ids {
+			if open[id] == nil {
 				continue // rung and found, or rung twice
 			}
 			t, result := found[i].Task, found[i].Result
@@ -212,7 +228,7 @@ func (s *Server) sendResults(ctx context.Context, w *waiter, ended []task.ID, op
 				}
 			}
 			if !t.Status.Terminal() {
-				s.waiters.join(w, id) // a false ring: wait for the next one
+				s.waiters.join(chunk[i]) // a false ring: wait for the next one
 				continue
 			}
 			delete(open, id)
@@ -243,8 +259,11 @@ func (s *Server) resultsNow(ctx context.Context, ids []task.ID) ([]store.Read, e
 
 // watch sends a task's record now and after each change of its status.
 func (s *Server) watch(ctx context.Context, id task.ID, send func(*treadlev1.Task) error) error {
-	w := s.waiters.watch(id)
-	defer s.waiters.unwatch(w, id)
+	w, err := s.waiters.watch(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer s.waiters.remove(w)
 	var status task.Status
 	attempts := -1
 	bell := s.cfg.Store.Bell()

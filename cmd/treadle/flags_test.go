@@ -113,6 +113,8 @@ func TestValidation(t *testing.T) {
 		{roleUp, "--rate-limit -1", "want a number a second"},
 		{roleUp, "--rate-limit 1x", "want a number a second"},
 		{roleUp, "--rate-limit 0.5", ""},
+		{roleUp, "--quota-waited -1", "--quota-waited -1: want 0 (no limit) or more"},
+		{roleServer, "--store redis://x --quota-waited 0", ""},
 		{roleWorker, "--http-addr 0.0.0.0:1", "--http-addr 0.0.0.0:1 is not loopback: health and metrics of a worker"},
 		{roleWorker, "--http-addr 0.0.0.0:1 --insecure", ""},
 		{roleWorker, "--tls-cert c --tls-key k", "--tls-cert without --tls-ca"},

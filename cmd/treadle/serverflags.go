@@ -74,8 +74,10 @@ type serverFlags struct {
 	// what a worker trusts.
 	TLSCert, TLSKey, TLSClientCA, TLSCA string
 	MaxConnections                      int
-	// RateLimit is in registrations and submissions of one token a second; 0 is none.
+	// RateLimit is in calls of one token a second, by cost; 0 is none.
 	RateLimit float64
+	// QuotaWaited is how many tasks the calls of one token wait for; 0 is no limit.
+	QuotaWaited int
 	// Insecure lets a server listen on addresses that are not loopback without TLS and
 	// tokens, and a worker's token travel without TLS.
 	Insecure  bool

@@ -46,7 +46,8 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 	if r != roleDispatcher {
 		f.RateLimit = -1
 		fl.Var((*ratePerSecond)(&f.RateLimit), "rate-limit",
-			fmt.Sprintf("registrations and submissions of one token a second, or off (default off on loopback, else %d)", networkRate))
+			fmt.Sprintf("calls of one token a second, by cost, or off (default off on loopback, else %d)", networkRate))
+		fl.IntVar(&f.QuotaWaited, "quota-waited", server.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
 	}
 	fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach without TLS or tokens")
 }
@@ -62,6 +63,8 @@ func (f *serverFlags) validateSecurity(r role) error {
 		return errors.New("--tls-cert without --tls-ca: name the CA of the dispatchers (or 'system')")
 	case r != roleWorker && f.MaxConnections < 1:
 		return fmt.Errorf("--max-connections %d: want at least 1", f.MaxConnections)
+	case f.QuotaWaited < 0:
+		return fmt.Errorf("--quota-waited %d: want 0 (no limit) or more", f.QuotaWaited)
 	}
 	if r == roleWorker {
 		return f.validateWorkerSecurity()
@@ -121,7 +124,7 @@ func (n *node) secure(cfg *server.Config) (reload func() error, err error) {
 		n.Log.Warn("INSECURE: other machines reach this process and whoever reaches it runs code here",
 			"flag", flag, "address", addr, "tls", cfg.TLS != nil, "tokens", cfg.Tokens != nil)
 	}
-	cfg.MaxConnections, cfg.RateLimit = n.MaxConnections, n.RateLimit
+	cfg.MaxConnections, cfg.RateLimit, cfg.QuotaWaited = n.MaxConnections, n.RateLimit, orNone(n.QuotaWaited)
 	if n.RateLimit < 0 { // nobody said
 		cfg.RateLimit = 0
 		if addr != "" {

@@ -294,6 +294,9 @@ func TestRolesOfTheTable(t *testing.T) {
 		if rule.Public && len(rule.Roles) > 0 {
 			t.Errorf("%s is public and has roles", method)
 		}
+		if rule.Cost == 0 {
+			t.Errorf("%s has no cost: what does a call count against --rate-limit?", method)
+		}
 		if err := Authorize(method, Principal{ID: "x", Role: Admin}); err != nil {
 			t.Errorf("an admin may do everything: %v", err)
 		}

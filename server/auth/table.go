@@ -19,16 +19,35 @@ type Rule struct {
 	// Certificate asks for a verified client certificate as well, on a server that was
 	// given a CA for them.
 	Certificate bool
-	// Metered methods count against the rate limit of the caller.
-	Metered bool
+	// Cost is what a call counts against the rate limit of the caller. Every rule has one.
+	Cost Cost
 }
 
+// Cost says how the cost of a call is found: what it counts against --rate-limit.
+type Cost int
+
+// Costs. The zero value is none of them, so that nobody forgets to choose.
+const (
+	// CostNothing: the method has limits of its own, or is for probes.
+	CostNothing Cost = iota + 1
+	// CostOne: 1 a call.
+	CostOne
+	// CostItems: 1 for each registration or submission.
+	CostItems
+	// CostPage: 1, and 1 more for each 100 rows that are asked for.
+	CostPage
+	// CostIDs: 1, and 1 more for each 100 ids that are waited for.
+	CostIDs
+)
+
 var (
-	forClients  = Rule{Roles: []Role{Client, Admin}}
-	forSubmits  = Rule{Roles: []Role{Client, Admin}, Metered: true}
-	forWorkers  = Rule{Roles: []Role{Worker, Admin}, Certificate: true}
-	forAnyToken = Rule{Roles: Roles()}
-	forAll      = Rule{Public: true}
+	forClients  = Rule{Roles: []Role{Client, Admin}, Cost: CostOne}
+	forLists    = Rule{Roles: []Role{Client, Admin}, Cost: CostPage}
+	forWaits    = Rule{Roles: []Role{Client, Admin}, Cost: CostIDs}
+	forSubmits  = Rule{Roles: []Role{Client, Admin}, Cost: CostItems}
+	forWorkers  = Rule{Roles: []Role{Worker, Admin}, Certificate: true, Cost: CostNothing}
+	forAnyToken = Rule{Roles: Roles(), Cost: CostOne}
+	forAll      = Rule{Public: true, Cost: CostNothing}
 )
 
 // table has every method of every service that a server registers, the health of the
@@ -37,19 +56,19 @@ var (
 var table = map[string]Rule{
 	treadlev1.FabricService_RegisterFunction_FullMethodName: forSubmits,
 	treadlev1.FabricService_GetFunction_FullMethodName:      forClients,
-	treadlev1.FabricService_ListFunctions_FullMethodName:    forClients,
+	treadlev1.FabricService_ListFunctions_FullMethodName:    forLists,
 	treadlev1.FabricService_Execute_FullMethodName:          forSubmits,
 	treadlev1.FabricService_ExecuteBatch_FullMethodName:     forSubmits,
 	treadlev1.FabricService_Call_FullMethodName:             forSubmits,
 	treadlev1.FabricService_GetTask_FullMethodName:          forClients,
 	treadlev1.FabricService_GetResult_FullMethodName:        forClients,
-	treadlev1.FabricService_AwaitResults_FullMethodName:     forClients,
-	treadlev1.FabricService_ListTasks_FullMethodName:        forClients,
+	treadlev1.FabricService_AwaitResults_FullMethodName:     forWaits,
+	treadlev1.FabricService_ListTasks_FullMethodName:        forLists,
 	treadlev1.FabricService_WatchTask_FullMethodName:        forClients,
 	treadlev1.FabricService_CancelTask_FullMethodName:       forClients,
 	treadlev1.FabricService_GetLogs_FullMethodName:          forClients,
-	treadlev1.FabricService_ListWorkers_FullMethodName:      forClients,
-	treadlev1.FabricService_ListQueues_FullMethodName:       forClients,
+	treadlev1.FabricService_ListWorkers_FullMethodName:      forLists,
+	treadlev1.FabricService_ListQueues_FullMethodName:       forLists,
 	treadlev1.FabricService_GetServerInfo_FullMethodName:    forClients,
 
 	treadlev1.RootService_RegisterRoot_FullMethodName:  forSubmits,
