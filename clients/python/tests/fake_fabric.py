@@ -171,11 +171,30 @@ class FakeFabric(fabric_pb2_grpc.FabricServiceServicer):
         self.requests[id] = request
         self.results[id] = pb.TaskResult(task_id=id, status=pb.Task.QUEUED)
         if self.auto:
-            fn = pickle.loads(self.functions[request.function].payload)
-            args, kwargs = pickle.loads(request.payload)
-            value = pickle.dumps(fn(*args, **kwargs))
-            self.results[id] = pb.TaskResult(task_id=id, status=pb.Task.COMPLETED, result_pickle=value)
+            self.results[id] = self._run(id, request)
         return pb.ExecuteBatchItem(task_id=id)
+
+    def _run(self, id: str, request: pb.ExecuteRequest) -> pb.TaskResult:
+        function = self.functions[request.function]
+        if function.source:
+            names: dict[str, Any] = {}
+            exec(function.source, names)
+            fn = names["run"]
+        else:
+            fn = pickle.loads(function.payload)
+        args, kwargs = pickle.loads(request.payload)
+        try:
+            value = pickle.dumps(fn(*args, **kwargs))
+        except Exception as exc:
+            error = pb.TaskError(
+                task_id=id,
+                error_type="FunctionExecutionFailure",
+                exception_type=type(exc).__name__,
+                traceback="Traceback: of the task",
+                foreign_pickle=pickle.dumps(exc),
+            )
+            return pb.TaskResult(task_id=id, status=pb.Task.FAILED, error=error)
+        return pb.TaskResult(task_id=id, status=pb.Task.COMPLETED, result_pickle=value)
 
     def GetTask(self, request: Any, context: Any) -> Any:
         self._enter("GetTask", context)

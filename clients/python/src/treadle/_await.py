@@ -166,9 +166,10 @@ class Awaiter:
                 group = self._ready.popleft()
             try:
                 self._serve(group)
-            except Exception as exc:  # a fault of this package must not leave futures waiting for ever
+            except BaseException as exc:  # a fault of this package must not leave futures waiting for ever
                 log.exception("waiting for results failed")
-                self._give_up(group, TreadleError(f"AwaitResults: {exc!r}"))
+                self._give_up(group, TreadleError(f"AwaitResults: {type(exc).__name__}"))
+            del group  # while the thread waits for the next one
 
     def _serve(self, group: _Group) -> None:
         """Keep a stream open until every future of the group is settled."""
@@ -207,6 +208,7 @@ class Awaiter:
             for message in call:
                 progress = True
                 self._deliver(group, message.results)
+                del message  # the bytes of its results, while the thread waits for the next one
         except grpc.RpcError as err:
             return progress, _status.from_rpc("AwaitResults", err)
         except TreadleError as exc:
@@ -228,10 +230,9 @@ class Awaiter:
             with self._changed:
                 futures = group.futures.pop(result.task_id, None)
             # None: the group was merged into another, whose stream brings the result again.
-            if futures:
-                end = outcome(result, self._load)
-                for future in futures:
-                    future._settle(end)
+            for future in futures or ():
+                # Each its own: futures of one task may be in hands that know nothing of each other.
+                future._settle(outcome(result, self._load))
 
     def _sift(self, group: _Group, ids: list[str]) -> bool:
         """Fail the futures of tasks that the server does not know, so that they do not take the
@@ -265,4 +266,12 @@ def _fail(futures: dict[str, list[TaskFuture[Any]]], exc: TreadleError) -> None:
     for waiting in futures.values():
         for future in waiting:
             # Each its own: raising an exception writes to it.
-            future._settle(Outcome(error=copy.copy(exc)))
+            future._settle(Outcome(error=copied(exc)))
+
+
+def copied(exc: Exception) -> Exception:
+    """A copy of an exception, or the exception where it cannot be copied."""
+    try:
+        return copy.copy(exc)
+    except Exception:
+        return exc

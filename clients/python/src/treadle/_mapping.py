@@ -27,21 +27,44 @@ def ordered(
     """Submit the first buffersize calls now, each other one when a result was taken."""
     end = None if timeout is None else time.monotonic() + timeout
     waiting = iter(calls)
-    window = deque(submit(args) for args in islice(waiting, buffersize))
+    window: deque[TaskFuture[Any]] = deque()
+
+    def refill(size: int) -> None:
+        for args in islice(waiting, size):
+            window.append(submit(args))
+
+    def take() -> Any:
+        value = window[0].result(None if end is None else max(end - time.monotonic(), 0.0))
+        window.popleft()
+        refill(1)
+        return value
 
     def results() -> Iterator[Any]:
         try:
             while window:
-                value = window[0].result(None if end is None else max(end - time.monotonic(), 0.0))
-                window.popleft()
-                for args in islice(waiting, 1):
-                    window.append(submit(args))
-                yield value
+                yield take()  # no name for it: what the caller drops is gone
         finally:
             # An exception, or the caller has had enough.
             backend.cancel_all(window)
 
+    try:
+        refill(buffersize)
+    except BaseException:
+        backend.cancel_all(window)
+        raise
     return results()
+
+
+def flat(lists: Iterator[list[Any]]) -> Iterator[Any]:
+    """The values of all lists, none of which is kept once it was taken."""
+    try:
+        for values in lists:
+            values.reverse()
+            while values:
+                yield values.pop()
+    finally:
+        close: Callable[[], None] = getattr(lists, "close", lambda: None)
+        close()
 
 
 def chunks(calls: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -18,6 +18,7 @@ import importlib
 import io
 import pickle
 import sys
+import threading
 import types
 from typing import Any, Callable
 
@@ -58,7 +59,9 @@ def dump_value(value: Any, what: str = "the value") -> bytes:
     """Pickle a value: plainly where that is enough, else by value."""
     try:
         data = pickle.dumps(value, PROTOCOL)
-    except Exception as exc:  # __reduce__ is user code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # __reduce__ is user code
         found = _by_value(value, what)
         if found is None:
             raise _refused(what, exc, hint=True) from exc
@@ -79,7 +82,9 @@ def _by_value(value: Any, what: str) -> bytes | None:
             continue
         try:
             return dump(module, value)
-        except Exception as exc:  # __reduce__ is user code
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # __reduce__ is user code
             raise _refused(what, exc) from exc
     return None
 
@@ -99,7 +104,9 @@ def _plain(value: Any, what: str) -> bytes:
     out = io.BytesIO()
     try:
         _PlainPickler(out, PROTOCOL).dump(value)
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
         raise _refused(what, exc, hint=True) from exc
     return out.getvalue()
 
@@ -116,8 +123,8 @@ class _PlainPickler(pickle.Pickler):
         return NotImplemented
 
 
-def _refused(what: str, exc: Exception, hint: bool = False) -> PicklingError:
-    text = f"{what} cannot be pickled: {type(exc).__name__}: {exc}"
+def _refused(what: str, exc: BaseException, hint: bool = False) -> PicklingError:
+    text = f"{what} cannot be pickled: {_told(exc)}"
     return PicklingError(f"{text}; {_HINT}" if hint else text)
 
 
@@ -126,15 +133,23 @@ def loads(data: bytes) -> Any:
     try:
         return _loads(data)
     except ModuleNotFoundError as exc:
-        package = (exc.name or "").partition(".")[0]
+        package = exc.name.partition(".")[0] if type(exc.name) is str else ""
         raise UnpicklingError(
-            f"the value needs the package {package!r}, which this interpreter cannot import ({exc}); "
+            f"the value needs the package {package!r}, which this interpreter cannot import ({_told(exc)}); "
             f"pip install {package}, or return a value of another type"
         ) from exc
-    except KeyboardInterrupt:
-        raise
     except BaseException as exc:  # loading runs code, which may raise SystemExit
-        raise UnpicklingError(f"the value cannot be unpickled here: {type(exc).__name__}: {exc}") from exc
+        if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # the user's, who waits for this value
+        raise UnpicklingError(f"the value cannot be unpickled here: {_told(exc)}") from exc
+
+
+def _told(exc: BaseException) -> str:
+    """Class and text of an exception, whose __str__ may raise anything."""
+    try:
+        return f"{type(exc).__name__}: {exc}"
+    except BaseException:
+        return f"{type.__repr__(type(exc))} (its text cannot be had)"
 
 
 def _loads(data: bytes) -> Any:

@@ -47,11 +47,11 @@ def finished(result: pb.TaskResult) -> bool:
 
 def outcome(result: pb.TaskResult, load: Loader) -> Outcome:
     """What a finished task came to. Never raises: what cannot be read is an outcome too."""
-    if result.status != pb.Task.COMPLETED:
-        return Outcome(error=failure(result.error, load), cancelled=result.status == pb.Task.CANCELLED)
     try:
+        if result.status != pb.Task.COMPLETED:
+            return Outcome(error=failure(result.error, load), cancelled=result.status == pb.Task.CANCELLED)
         return Outcome(value=_value(result, load))
-    except Exception as exc:  # a lone MemoryError or a broken __setstate__ concerns this value only
+    except BaseException as exc:  # a lone MemoryError, or code of the value: it concerns this task only
         return Outcome(error=exc)
 
 
@@ -98,7 +98,8 @@ def failure(error: pb.TaskError, load: Loader) -> BaseException:
         original = _original(error, load)
         if original is not None:
             if error.traceback:
-                original.__cause__ = RemoteTraceback(error.traceback)
+                # The class may forbid to set attributes, or run code when one is set.
+                _set_cause(original, RemoteTraceback(error.traceback))
             return original
     exc = task_failed(
         error.error_type,
@@ -113,6 +114,11 @@ def failure(error: pb.TaskError, load: Loader) -> BaseException:
     return exc
 
 
+# BaseException's own: an exception's class has no say in it.
+_set_cause: Callable[[BaseException, BaseException], None] = vars(BaseException)["__cause__"].__set__
+_qualname_of: Callable[[type], str] = vars(type)["__qualname__"].__get__
+
+
 def _original(error: pb.TaskError, load: Loader) -> Exception | None:
     """The exception object that the function raised, None where only a stand-in can be had."""
     for data in (error.foreign_pickle, error.exception_pickle):
@@ -124,11 +130,14 @@ def _original(error: pb.TaskError, load: Loader) -> Exception | None:
             continue
         # What ends an interpreter (SystemExit and the like) is never raised by a reader, and
         # a RuntimeError that stands for another class says less than TaskFailed does.
-        if isinstance(found, Exception) and _is(type(found), error.exception_type):
-            return found
+        # Its type, not isinstance: that asks the object.
+        cls = type(found)
+        if issubclass(cls, Exception) and _is(cls, error.exception_type):
+            original: Exception = found
+            return original
     return None
 
 
 def _is(cls: type, name: str) -> bool:
     """Whether a class has that name, which the worker may have given with its module."""
-    return name.rpartition(".")[2] == cls.__qualname__.rpartition(".")[2]
+    return name.rpartition(".")[2] == _qualname_of(cls).rpartition(".")[2]

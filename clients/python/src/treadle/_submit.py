@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 import threading
 from collections import deque
 from typing import Any, Callable
 
 from . import _status
+from ._await import copied
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._results import Outcome
 from .errors import ClientClosed, NotFound, TreadleError
 from .future import TaskFuture, mark_recorded
+
+log = logging.getLogger("treadle")
 
 # Keeps one batch from delaying its first item for its last. The server's limit is 10,000.
 _MAX_ITEMS = 1000
@@ -108,15 +111,27 @@ class Submitter:
             item.future._settle(Outcome(error=ClientClosed("the client was closed before the task was sent")))
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                batch = self._take()
-                self._changed.notify_all()
+        # A frame that waits for the next batch must not hold the last one: futures, results and all.
+        while self._send_next():
+            pass
+
+    def _send_next(self) -> bool:
+        """Send one batch; says whether there was one to wait for."""
+        with self._changed:
+            while not self._queue:
+                if self._closed:
+                    return False
+                self._changed.wait()
+            batch = self._take()
+            self._changed.notify_all()
+        try:
             self._fly(batch)
+        except BaseException as exc:  # a fault of this package must not leave futures waiting for ever
+            log.exception("sending tasks failed")
+            for item in batch:
+                if item.future._task_id is None:
+                    item.future._settle(Outcome(error=TreadleError(f"Execute: {type(exc).__name__}")))
+        return True
 
     def _take(self) -> list[_Item]:
         batch: list[_Item] = []
@@ -138,7 +153,7 @@ class Submitter:
                 raise TreadleError(f"Execute: {len(answers)} answers to {len(batch)} requests")
         except Exception as exc:  # whatever it is, every one of these futures has to hear of it
             for item in batch:
-                item.future._settle(Outcome(error=copy.copy(exc)))
+                item.future._settle(Outcome(error=copied(exc)))
             return
         recorded: list[tuple[TaskFuture[Any], str]] = []
         refused: list[tuple[_Item, pb.ItemError]] = []

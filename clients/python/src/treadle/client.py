@@ -291,7 +291,7 @@ class Client:
             buffersize,
             timeout,
         )
-        return (value for values in lists for value in values)
+        return _mapping.flat(lists)
 
     def future(self, task_id: str) -> TaskFuture[Any]:
         """A future of a task that is recorded, for example by another process; raises NotFound."""

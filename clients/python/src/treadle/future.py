@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import logging
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
 
 from ._results import Outcome
 from .errors import Cancelled, TreadleError
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from .records import Status
 
 T = TypeVar("T")
+
+log = logging.getLogger("treadle")
 
 # Announces, of any future, that its task was recorded or never will be. One for all: few
 # wait for it, and a condition of its own would be the most expensive part of a future.
@@ -64,12 +68,14 @@ class TaskFuture(concurrent.futures.Future[T]):
         Raises concurrent.futures.TimeoutError when the wait ends first, treadle.Cancelled
         for a cancelled task, another TaskFailed for the other failures.
         """
-        try:
-            return super().result(timeout)
-        except concurrent.futures.CancelledError:
-            if not self.cancelled():
-                raise  # the function raised it
-            raise self._cancelled() from None
+        error = self.exception(timeout)
+        if error is not None:  # not its truth: an exception may be false
+            try:
+                raise error
+            finally:
+                # The traceback of what is raised refers to this frame: nothing may lead back from here.
+                del error, self
+        return super().result(0)
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """Return what the function raised, None if it returned; raises as result does otherwise."""
@@ -77,6 +83,13 @@ class TaskFuture(concurrent.futures.Future[T]):
             return super().exception(timeout)
         except concurrent.futures.CancelledError:
             raise self._cancelled() from None
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        """Have fn called with this future when it is done, on a thread of the client; at once if it is done.
+
+        What fn raises is logged. It ends neither that thread nor another future.
+        """
+        super().add_done_callback(functools.partial(_call, fn))
 
     def cancel(self) -> bool:
         """Cancel the task on the server, also while it runs.
@@ -136,13 +149,29 @@ class TaskFuture(concurrent.futures.Future[T]):
                 self.set_result(outcome.value)
         except concurrent.futures.InvalidStateError:
             pass  # cancelled, or settled before
-        self._mark_ended()
+        except BaseException:
+            # The future is done. What a callback raises is no matter of those who settle futures.
+            log.exception("a callback of a future failed")
+        finally:
+            self._mark_ended()
 
     def _cancelled(self) -> Cancelled:
         return Cancelled("the task was cancelled", error_type="Cancelled", task_id=self._task_id or "")
 
     def __reduce__(self) -> Any:
         raise TypeError("a TaskFuture belongs to its process; pass on its result() or its task_id")
+
+
+def _call(fn: Callable[[concurrent.futures.Future[T]], object], future: concurrent.futures.Future[T]) -> None:
+    """Call a callback. concurrent.futures logs an Exception; the others would end the client's thread."""
+    try:
+        fn(future)
+    except Exception:
+        raise
+    except BaseException:
+        if threading.current_thread() is threading.main_thread():
+            raise  # a signal's, or the caller's own
+        log.exception("a callback of a future failed")
 
 
 def mark_recorded(recorded: Iterable[tuple[TaskFuture[Any], str]]) -> None:
