@@ -407,6 +407,17 @@ func (e *Engine) resumed(ev resumed) {
 
 func (e *Engine) outcomes(s *session, items []link.Report) {
 	for _, r := range items {
+		switch err := r.Outcome.Check(e.cfg.MaxPayload); task.CodeOf(err) {
+		case task.CodeTooLarge:
+			// The limit that the worker was told, or should have been, is kept here.
+			r.Outcome = task.Outcome{End: task.EndExhausted, RunTime: r.Outcome.RunTime, Failure: &task.Failure{
+				Class: task.ClassResource, Message: fmt.Sprintf("the result has %d bytes, the limit is %d (--max-payload)",
+					len(r.Outcome.Result), e.cfg.MaxPayload),
+			}}
+		case task.CodeInvalid:
+			e.refuse(s, err.Error())
+			return
+		}
 		if e.release(s, r.Token) {
 			switch r.Outcome.End {
 			case task.EndSucceeded, task.EndRaised:

@@ -150,7 +150,8 @@ type Queue interface {
 	// arrival. A task past its deadline is not offered: the claim ends it (T8). It answers one slice per request, possibly empty, and never waits for
 	// work. The request's claim id makes it idempotent.
 	Claim(ctx context.Context, now time.Time, reqs []ClaimRequest) ([][]Claimed, error)
-	// Renew extends leases, and records the start of attempts (T3). It never shortens one.
+	// Renew extends leases, and records the start of attempts (T3). It never shortens one, nor
+	// extends one beyond what the timeout of the task allows, see [task.Task.Renew].
 	Renew(ctx context.Context, now time.Time, items []Renewal) ([]task.Verdict, error)
 	// Resume renews what a worker says on return that it holds, moves it to the
 	// session and requeues, uncounted and at once, every claim of that worker that it

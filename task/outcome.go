@@ -1,6 +1,9 @@
 package task
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // End is what an attempt, or a claim that was never started, ended in.
 type End string
@@ -17,7 +20,8 @@ const (
 	// EndLapsed: an offer whose worker never said that it started. Uncounted up to
 	// [MaxLapses] in a row.
 	EndLapsed End = "lapsed"
-	// EndReturned: handed back (drain, recall, denied on return). Uncounted.
+	// EndReturned: handed back (drain, recall, denied on return). Uncounted; of started
+	// attempts up to [MaxReturns].
 	EndReturned End = "returned"
 	// EndTimedOut: the run time limit passed. Fails the task.
 	EndTimedOut End = "timed_out"
@@ -47,7 +51,7 @@ const (
 type Failure struct {
 	Class Class
 	// Type is the exception's class as Python or Go names it, for example
-	// "ValueError"; empty where no exception was raised.
+	// "ValueError"; empty where no exception was raised. At most [MaxTypeText] bytes.
 	Type string
 	// Message is the exception's text, or the reason. At most [MaxErrorText] bytes.
 	Message string
@@ -76,6 +80,30 @@ type Outcome struct {
 	Failure *Failure
 	// RunTime is measured by the worker from start to end.
 	RunTime time.Duration
+	// Unasked is the dispatcher's word on an EndReturned: it neither recalled the offer nor
+	// knows of a reason why it came back. No frame carries it.
+	Unasked bool
+}
+
+// Check refuses an outcome that no worker may report. maxResult bounds the result in bytes,
+// 0 for no bound; one that is larger has CodeTooLarge, all others CodeInvalid.
+func (o *Outcome) Check(maxResult int) error {
+	const op = "report"
+	switch o.End {
+	case EndSucceeded, EndRaised, EndLost, EndReturned, EndTimedOut, EndExhausted, EndUnreadable, EndCancelled:
+	default:
+		return Errorf(CodeInvalid, op, "no attempt ends as %q", ClipText(string(o.End), 64))
+	}
+	switch {
+	case o.Encoding != EncodingPickle && o.Encoding != EncodingJSON && (o.Encoding != "" || len(o.Result) > 0):
+		return Errorf(CodeInvalid, op, "a result is encoded as %q: want %q or %q",
+			ClipText(string(o.Encoding), 64), EncodingPickle, EncodingJSON)
+	case o.End != EndSucceeded && len(o.Result) > 0:
+		return Errorf(CodeInvalid, op, "an attempt that ended as %q has a result of %d bytes", o.End, len(o.Result))
+	case maxResult > 0 && len(o.Result) > maxResult:
+		return Errorf(CodeTooLarge, op, "the result has %d bytes, the limit is %d (--max-payload)", len(o.Result), maxResult)
+	}
+	return nil
 }
 
 // ClassOf returns the failure class that an end leads to.
@@ -103,10 +131,11 @@ func Fail(e End, message string) Outcome {
 	return Outcome{End: e, Failure: &Failure{Class: ClassOf(e), Message: message}}
 }
 
-// Bound cuts a failure's texts to [MaxErrorText] bytes, keeping the end of a
-// traceback, where the raised line is.
+// Bound cuts a failure's texts to their limits, keeping the end of a traceback, where the
+// raised line is, and makes them valid UTF-8. Bound twice is bound once.
 func (f *Failure) Bound() {
-	f.Message = ClipText(f.Message, MaxErrorText)
+	f.Type = plainText(f.Type, MaxTypeText)
+	f.Message = plainText(f.Message, MaxErrorText)
 	if len(f.Traceback) > MaxErrorText {
 		const mark = "... (start of the traceback cut)\n"
 		tail := f.Traceback[len(f.Traceback)-(MaxErrorText-len(mark)):]
@@ -115,6 +144,7 @@ func (f *Failure) Bound() {
 		}
 		f.Traceback = mark + tail
 	}
+	f.Traceback = strings.ToValidUTF8(f.Traceback, "?")
 	if len(f.ForeignPickle) > MaxErrorText {
 		f.ForeignPickle = nil
 	}
@@ -132,4 +162,9 @@ func ClipText(s string, limit int) string {
 		limit--
 	}
 	return s[:limit]
+}
+
+// plainText is s as valid UTF-8 of at most limit bytes.
+func plainText(s string, limit int) string {
+	return strings.ToValidUTF8(ClipText(s, limit), "?")
 }

@@ -140,24 +140,85 @@ func (t *Task) holds(tok Token) bool {
 
 // Renew extends the lease of the claim in force (T3). A startedAt that is not
 // zero says that the attempt runs: the first such word makes the task RUNNING and
-// counts the attempt, later ones change nothing.
-func (t *Task) Renew(tok Token, until, startedAt time.Time) Verdict {
+// counts the attempt, later ones change nothing. now is the store's time: a start
+// before the claim or after now is not believed.
+//
+// No word of a worker extends a lease beyond the time limit of the task and
+// [TimeoutMargin], see [Task.Overdue]. A lease never gets shorter.
+func (t *Task) Renew(now time.Time, tok Token, until, startedAt time.Time) Verdict {
 	if !t.holds(tok) {
 		return VerdictStale
 	}
-	if until.After(t.Lease.Until) {
-		t.Lease.Until = until
-	}
 	if !startedAt.IsZero() {
-		t.start(startedAt)
+		t.start(now, startedAt)
 	}
+	if end := t.overrun(); !end.IsZero() && until.After(end) {
+		until = end
+	}
+	t.Grant(until)
 	return VerdictRecorded
 }
 
-// start counts the attempt once.
-func (t *Task) start(at time.Time) {
+// Grant extends the lease of the claim in force, whatever the time limit of the task: while
+// nobody could renew nobody could report either.
+func (t *Task) Grant(until time.Time) {
+	if t.Lease != nil && until.After(t.Lease.Until) {
+		t.Lease.Until = until
+	}
+}
+
+// TimeoutMargin is how much longer than its timeout a worker may hold an attempt. It
+// stops the attempt itself, and counts from when the function begins: the margin covers the
+// start of a runner (up to 30 s), and the way of the report (a tenth, at most five minutes).
+func TimeoutMargin(timeout time.Duration) time.Duration {
+	return 30*time.Second + min(max(timeout, 0)/10, 5*time.Minute)
+}
+
+// overrun is the end of the last lease that the claim in force can get, counted from its
+// start, or from the claim while it is only offered; zero without a timeout.
+func (t *Task) overrun() time.Time {
+	if t.Lease == nil || t.Timeout <= 0 {
+		return time.Time{}
+	}
+	from := t.Lease.StartedAt
+	if from.IsZero() {
+		from = t.Lease.ClaimedAt
+	}
+	return from.Add(t.Timeout).Add(TimeoutMargin(t.Timeout))
+}
+
+// Overdue is the outcome of the claim in force when its lease has run out. An attempt
+// whose worker went on renewing it beyond timeout and margin has timed out; any other
+// lost its worker. startUnknown says that the word of its start may have been lost with
+// the process that had it.
+func (t *Task) Overdue(startUnknown bool) Outcome {
+	if t.Lease == nil {
+		return Outcome{}
+	}
+	end := t.overrun()
+	switch {
+	case !t.Lease.StartedAt.IsZero() && !end.IsZero() && !t.Lease.Until.Before(end):
+		return Fail(EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s, and its worker did not stop it within %s more",
+			t.Timeout, TimeoutMargin(t.Timeout)))
+	case !t.Lease.StartedAt.IsZero():
+		return Fail(EndLost, "the lease ran out without a word from the worker")
+	case startUnknown:
+		return Fail(EndLost, "the worker did not come back after a restart")
+	default:
+		return Fail(EndLapsed, "the worker never said that it started")
+	}
+}
+
+// start counts the attempt once. The worker's word on when counts as far as it can be true.
+func (t *Task) start(now, at time.Time) {
 	if !t.Lease.StartedAt.IsZero() {
 		return
+	}
+	if at.After(now) {
+		at = now
+	}
+	if at.Before(t.Lease.ClaimedAt) {
+		at = t.Lease.ClaimedAt
 	}
 	t.Lease.StartedAt = at
 	t.Status = Running
@@ -181,15 +242,16 @@ func (t *Task) Settle(now time.Time, tok Token, out Outcome, jitter float64) Ver
 	}
 	if ran(out.End) {
 		// The report proves the start, even where the word of it was lost.
-		t.start(now.Add(-max(out.RunTime, 0)))
+		t.start(now, now.Add(-max(out.RunTime, 0)))
 	}
 	worker := t.Lease.Worker
+	started := !t.Lease.StartedAt.IsZero()
 	failure := boundFailure(out, worker)
 	t.endAttempt(now, out.End, failure)
 	t.LastClaim = tok.Claim
 	switch out.End {
 	case EndSucceeded:
-		t.ResultSize, t.ResultEncoding, t.ResultRepr = len(out.Result), out.Encoding, out.Repr
+		t.ResultSize, t.ResultEncoding, t.ResultRepr = len(out.Result), out.Encoding, plainText(out.Repr, MaxRepr)
 		t.finish(now, Completed, nil)
 	case EndRaised:
 		t.Failures++
@@ -202,7 +264,7 @@ func (t *Task) Settle(now time.Time, tok Token, out Outcome, jitter float64) Ver
 		t.lose(now, failure, jitter)
 	case EndLapsed:
 		t.Lapses++
-		if t.Lapses > MaxLapses {
+		if started || t.Lapses > MaxLapses {
 			t.Lapses = 0
 			t.lose(now, failure, jitter)
 			break
@@ -211,9 +273,52 @@ func (t *Task) Settle(now time.Time, tok Token, out Outcome, jitter float64) Ver
 	case EndTimedOut, EndExhausted, EndUnreadable:
 		t.finish(now, Failed, failure)
 	default: // EndReturned, and EndCancelled of a task that nobody cancelled.
-		t.requeue(now)
+		t.giveBack(now, started, out.Unasked, failure, jitter)
 	}
 	return VerdictRecorded
+}
+
+// giveBack requeues what a worker handed back. A started attempt is uncounted while few
+// were handed back: what it did until then is done again. An offer that came back unasked
+// waits longer each time, as whoever is offered it next may do the same.
+func (t *Task) giveBack(now time.Time, started, unasked bool, failure *Failure, jitter float64) {
+	switch {
+	case started:
+		n := 0
+		for i := range t.Attempts {
+			if e := t.Attempts[i].End; e == EndReturned || e == EndCancelled {
+				n++
+			}
+		}
+		if n > MaxReturns {
+			failure.Class = ClassWorker
+			failure.Message = fmt.Sprintf("it was handed back after it had started, for the %dth time, and more than %d count as losses: %s",
+				n, MaxReturns, failure.Message)
+			failure.Bound()
+			t.lose(now, failure, jitter)
+			return
+		}
+		t.requeue(now)
+	case unasked:
+		t.Lapses = min(t.Lapses+1, MaxLapses)
+		t.requeue(now.Add(ReturnDelay(t.Lapses)))
+	default:
+		t.requeue(now)
+	}
+}
+
+// ReturnDelay is how long an offer waits that came back unasked n times in a row.
+func ReturnDelay(n int) time.Duration {
+	switch {
+	case n < 3:
+		return 0
+	case n == 3:
+		return 500 * time.Millisecond
+	case n == 4:
+		return 2 * time.Second
+	default:
+		return 5 * time.Second
+	}
 }
 
 // lose spends one of max_retries; the loss after the last of them fails the task.
@@ -230,6 +335,7 @@ func (t *Task) lose(now time.Time, failure *Failure, jitter float64) {
 	}
 	failure.Message = fmt.Sprintf("the task lost its worker %d times (max_retries is %d); the last time: %s",
 		t.Losses, t.MaxRetries, failure.Message)
+	failure.Bound()
 	t.finish(now, Failed, failure)
 }
 

@@ -31,7 +31,7 @@ func claim(t *testing.T, tk *Task, now time.Time) Token {
 
 func start(t *testing.T, tk *Task, tok Token, now time.Time) {
 	t.Helper()
-	if v := tk.Renew(tok, now.Add(10*time.Second), now); v != VerdictRecorded {
+	if v := tk.Renew(now, tok, now.Add(10*time.Second), now); v != VerdictRecorded {
 		t.Fatalf("start: %s", v)
 	}
 }
@@ -60,7 +60,7 @@ func TestMovesFollowTheTable(t *testing.T) {
 	moves := map[Move]func(*Task, Token) bool{
 		MoveSubmit: func(tk *Task, _ Token) bool { return tk.Submit(t0, 2) == nil },
 		MoveClaim:  func(tk *Task, _ Token) bool { _, err := tk.Claim(t0, Lease{Claim: ID{7}}); return err == nil },
-		MoveStart:  func(tk *Task, tok Token) bool { return tk.Renew(tok, t0, t0) == VerdictRecorded },
+		MoveStart:  func(tk *Task, tok Token) bool { return tk.Renew(t0, tok, t0, t0) == VerdictRecorded },
 		MoveComplete: func(tk *Task, tok Token) bool {
 			return tk.Settle(t0, tok, Outcome{End: EndSucceeded}, 0) == VerdictRecorded
 		},
@@ -114,8 +114,8 @@ func TestOfferedReadsQueuedUntilItStarts(t *testing.T) {
 func TestRenewNeverShortens(t *testing.T) {
 	tk := submitted(nil)
 	tok := claim(t, tk, t0)
-	tk.Renew(tok, t0.Add(time.Minute), time.Time{})
-	tk.Renew(tok, t0.Add(time.Second), time.Time{})
+	tk.Renew(t0, tok, t0.Add(time.Minute), time.Time{})
+	tk.Renew(t0, tok, t0.Add(time.Second), time.Time{})
 	if want := t0.Add(time.Minute); !tk.Lease.Until.Equal(want) {
 		t.Fatalf("the lease ends at %s, want %s", tk.Lease.Until, want)
 	}
@@ -129,7 +129,7 @@ func TestTheFence(t *testing.T) {
 	if newer.Epoch <= old.Epoch {
 		t.Fatalf("epoch %d after %d", newer.Epoch, old.Epoch)
 	}
-	if v := tk.Renew(old, t0.Add(time.Hour), t0); v != VerdictStale || tk.Status != Queued {
+	if v := tk.Renew(t0, old, t0.Add(time.Hour), t0); v != VerdictStale || tk.Status != Queued {
 		t.Errorf("an old token renews: %s, %s", v, tk.Status)
 	}
 	for name, tok := range map[string]Token{

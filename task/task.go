@@ -18,8 +18,17 @@ const (
 	// MaxLapses is how many offers in a row may lapse before a lapse is counted
 	// as a loss, so that a task no worker ever accepts cannot circulate for ever.
 	MaxLapses = 5
+	// MaxReturns is how many of the attempts in a record may have been handed back by their
+	// workers, at a drain or by one that came back without it; each one more is a loss. A
+	// loss ends the task sooner or later, so it runs max_retries + 1 + MaxReturns times at most
+	// however its workers behave, and function_retries times more.
+	MaxReturns = 8
 	// MaxErrorText bounds message and traceback in a record, each, in bytes.
 	MaxErrorText = 64 << 10
+	// MaxTypeText bounds the name of an exception's class, MaxRepr the short text of a result
+	// that JSON cannot hold, in bytes.
+	MaxTypeText = 1 << 10
+	MaxRepr     = 4 << 10
 	// MaxLog is how much of an attempt's output is kept: its last bytes.
 	MaxLog = 64 << 10
 	// MaxAttemptsKept bounds the history in a record: the first ones are dropped.
@@ -95,7 +104,7 @@ type Task struct {
 	// Result describes the stored result of a COMPLETED task.
 	ResultSize     int
 	ResultEncoding Encoding
-	// ResultRepr is a short text of a result that JSON cannot hold, at most 4 KiB.
+	// ResultRepr is a short text of a result that JSON cannot hold, at most [MaxRepr] bytes.
 	ResultRepr string
 	// Failure is set when the task is FAILED or CANCELLED.
 	Failure *Failure

@@ -153,16 +153,10 @@ func (x *txn) expire(now time.Time, limit int) (n int) {
 
 // lapse ends a claim whose lease ran out.
 func (x *txn) lapse(e *entry, now time.Time) {
-	end, reason := task.EndLapsed, "the worker never said that it started"
-	switch {
-	case !e.t.Lease.StartedAt.IsZero():
-		end, reason = task.EndLost, "the lease ran out without a word from the worker"
-	case e.startUnknown:
-		end, reason = task.EndLost, "the worker did not come back after a restart"
-	}
+	out := e.t.Overdue(e.startUnknown)
 	tok, _ := e.t.Token()
 	x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
-	x.settle(e, now, tok, task.Fail(end, reason), jitterOf(e.t))
+	x.settle(e, now, tok, out, jitterOf(e.t))
 }
 
 // nextReap returns when something will be due.

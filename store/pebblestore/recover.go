@@ -155,7 +155,7 @@ func (s *Store) recoverTask(x *txn, rec record, n *recovered) {
 		x.save(e, nil)
 		return
 	}
-	t.Renew(tok, s.now.Add(s.opts.Lease), time.Time{})
+	t.Grant(s.now.Add(s.opts.Lease))
 	s.ix.place(e, s.now)
 	e.startUnknown = t.Lease.StartedAt.IsZero()
 }

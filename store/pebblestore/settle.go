@@ -30,7 +30,7 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 			s.mu.Unlock()
 			return nil, err
 		}
-		_, shift := s.storeTime(now)
+		at, shift := s.storeTime(now)
 		rest := todo[:0]
 		for _, i := range todo {
 			e := s.ix.entries[items[i].Token.Task]
@@ -39,7 +39,7 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 				continue
 			}
 			was := e.status()
-			out[i] = s.ix.renew(e, &items[i], shift)
+			out[i] = s.ix.renew(e, &items[i], at, shift)
 			if e.status() != was && s.bell.Watched(e.id) {
 				changed = append(changed, store.Signal{Kind: store.Changed, Task: e.id})
 			}
@@ -58,13 +58,17 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 	}
 }
 
-// renew extends one lease.
-func (ix *index) renew(e *entry, r *store.Renewal, shift time.Duration) task.Verdict {
+// renew extends one lease. The times of r become those of the store by shift; at is now there.
+func (ix *index) renew(e *entry, r *store.Renewal, at time.Time, shift time.Duration) task.Verdict {
 	if e == nil || !e.holds(r.Token) {
 		return task.VerdictStale
 	}
 	t, was := e.t, e.t.Status
-	v := t.Renew(r.Token, plain(r.Until).Add(shift), plain(r.StartedAt))
+	startedAt := plain(r.StartedAt)
+	if !startedAt.IsZero() {
+		startedAt = startedAt.Add(shift)
+	}
+	v := t.Renew(at, r.Token, plain(r.Until).Add(shift), startedAt)
 	// The heap keeps the old end; Reap looks again when that comes.
 	e.startUnknown = false
 	if t.Status != was {
@@ -129,7 +133,7 @@ func (x *txn) resume(now time.Time, shift time.Duration, r *store.Resumption, ou
 			out[i] = task.VerdictStale
 			continue
 		}
-		out[i] = s.ix.renew(e, &h, shift)
+		out[i] = s.ix.renew(e, &h, now, shift)
 		e.t.Lease.Session = r.Session
 		held[e] = struct{}{}
 	}
@@ -144,7 +148,7 @@ func (x *txn) resume(now time.Time, shift time.Duration, r *store.Resumption, ou
 	for _, e := range denied {
 		tok, _ := e.t.Token()
 		x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
-		x.settle(e, now, tok, task.Fail(task.EndReturned, "the worker came back without it"), 0)
+		x.settle(e, now, tok, task.Fail(task.EndReturned, "the worker came back without it"), jitterOf(e.t))
 	}
 }
 

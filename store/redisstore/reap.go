@@ -134,14 +134,8 @@ func (s *Store) lapse(rec *record, t *task.Task, at time.Time) bool {
 	if !held || t.Lease.Until.After(at) {
 		return false
 	}
-	end, reason := task.EndLapsed, "the worker never said that it started"
-	switch {
-	case !t.Lease.StartedAt.IsZero():
-		end, reason = task.EndLost, "the lease ran out without a word from the worker"
-	case rec.head.heard < s.generation.Load():
-		end, reason = task.EndLost, "the worker did not come back after a restart"
-	}
-	return t.Settle(at, tok, task.Fail(end, reason), jitterOf(t)) == task.VerdictRecorded
+	out := t.Overdue(rec.head.heard < s.generation.Load())
+	return t.Settle(at, tok, out, jitterOf(t)) == task.VerdictRecorded
 }
 
 // jitterOf spreads the delays of tasks that lost their worker together. It is drawn from

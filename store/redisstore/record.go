@@ -193,7 +193,8 @@ func assemble(id task.ID, packed, spec, state string) (*record, error) {
 	}
 	t.Lease.ClaimedAt = claimedAt
 	if h.startedAt != 0 {
-		t.Renew(tok, until, time.UnixMicro(h.startedAt).UTC())
+		startedAt := time.UnixMicro(h.startedAt).UTC()
+		t.Renew(startedAt, tok, until, startedAt)
 	}
 	return rec, nil
 }

@@ -30,6 +30,10 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 	}
 	open := make(map[int]*batch)
 	var batches []*batch
+	limits, err := s.timeLimits(ctx, op, items)
+	if err != nil {
+		return nil, err
+	}
 	for i := range items {
 		shard := s.shardOf(items[i].Token.Task)
 		b := open[shard]
@@ -40,7 +44,7 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 		}
 		b.of = append(b.of, i)
 		b.bytes += len(items[i].Log)
-		b.args = append(b.args, renewArguments(now, &items[i], back)...)
+		b.args = append(b.args, renewArguments(now, &items[i], limits[i], back)...)
 	}
 	var calls []*call
 	for _, b := range batches {
@@ -76,8 +80,42 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 	return out, nil
 }
 
+// timeLimits says how long after its start each lease may last, 0 for as long as it is
+// renewed. That never changes and is known of every task that was claimed here; of others,
+// which a worker brought along, it is read once.
+func (s *Store) timeLimits(ctx context.Context, op string, items []store.Renewal) ([]time.Duration, error) {
+	out := make([]time.Duration, len(items))
+	unknown := s.cache.limits(items, out)
+	if len(unknown) == 0 {
+		return out, nil
+	}
+	ids := make([]task.ID, len(unknown))
+	for n, i := range unknown {
+		ids[n] = items[i].Token.Task
+	}
+	records, err := s.records(ctx, op, ids, s.read)
+	if err != nil {
+		return nil, err
+	}
+	for n, i := range unknown {
+		if rec := records[n]; rec != nil {
+			out[i] = timeLimit(rec.Task)
+			s.cache.limit(rec.ID, out[i])
+		}
+	}
+	return out, nil
+}
+
+// timeLimit is how long a lease of t may last after its start.
+func timeLimit(t *task.Task) time.Duration {
+	if t.Timeout <= 0 {
+		return 0
+	}
+	return t.Timeout + task.TimeoutMargin(t.Timeout)
+}
+
 // renewArguments is what renew.lua needs of one lease.
-func renewArguments(now time.Time, r *store.Renewal, back *store.Resumption) []any {
+func renewArguments(now time.Time, r *store.Renewal, limit time.Duration, back *store.Resumption) []any {
 	until := r.Until
 	var worker string
 	var session []byte
@@ -93,6 +131,7 @@ func renewArguments(now time.Time, r *store.Renewal, back *store.Resumption) []a
 	}
 	return []any{
 		r.Token.Task[:], r.Token.Epoch, r.Token.Claim[:], until.Sub(now).Microseconds(), ago, tail(r.Log), worker, session,
+		limit.Microseconds(),
 	}
 }
 
@@ -139,7 +178,7 @@ func disowned(r *store.Resumption) func(*record, *task.Task, time.Time) bool {
 		if !held || t.Lease.Worker != r.Worker || t.Lease.Session == r.Session {
 			return false
 		}
-		return t.Settle(at, tok, task.Fail(task.EndReturned, "the worker came back without it"), 0) == task.VerdictRecorded
+		return t.Settle(at, tok, task.Fail(task.EndReturned, "the worker came back without it"), jitterOf(t)) == task.VerdictRecorded
 	}
 }
 

@@ -113,12 +113,12 @@ func (m *model) claim(now time.Time, r store.ClaimRequest) (out []task.Token) {
 	return out
 }
 
-func (m *model) renew(r store.Renewal) task.Verdict {
+func (m *model) renew(now time.Time, r store.Renewal) task.Verdict {
 	t := m.tasks[r.Token.Task]
 	if t == nil {
 		return task.VerdictStale
 	}
-	v := t.Renew(r.Token, r.Until, r.StartedAt)
+	v := t.Renew(now, r.Token, r.Until, r.StartedAt)
 	if v == task.VerdictRecorded {
 		delete(m.unknown, t.ID)
 	}
@@ -150,14 +150,14 @@ func (m *model) resume(now time.Time, r store.Resumption) []task.Verdict {
 	for i, h := range r.Held {
 		out[i] = task.VerdictStale
 		if t := m.tasks[h.Token.Task]; m.holds(h.Token) && t.Lease.Worker == r.Worker {
-			out[i] = m.renew(h)
+			out[i] = m.renew(now, h)
 			t.Lease.Session = r.Session
 			listed[t.ID] = true
 		}
 	}
 	for _, t := range m.all() {
 		if t.Lease != nil && t.Lease.Worker == r.Worker && !listed[t.ID] {
-			m.settle(now, store.Settlement{Token: mustToken(t), Outcome: task.Outcome{End: task.EndReturned}})
+			m.lose(now, t, task.Outcome{End: task.EndReturned})
 		}
 	}
 	return out
@@ -177,11 +177,7 @@ func (m *model) reap(now time.Time) {
 		case t.Expire(now):
 			m.save(t)
 		case t.Lease != nil && !t.Lease.Until.After(now):
-			end := task.EndLapsed
-			if !t.Lease.StartedAt.IsZero() || m.unknown[t.ID] {
-				end = task.EndLost
-			}
-			m.lose(now, t, end)
+			m.lose(now, t, t.Overdue(m.unknown[t.ID]))
 		case t.Status.Terminal() && !t.FinishedAt.Add(m.retention).After(now):
 			delete(m.tasks, t.ID)
 			delete(m.written, t.ID)
@@ -190,8 +186,8 @@ func (m *model) reap(now time.Time) {
 }
 
 // lose ends a claim with a delay that the store chooses.
-func (m *model) lose(now time.Time, t *task.Task, end task.End) {
-	m.settle(now, store.Settlement{Token: mustToken(t), Outcome: task.Outcome{End: end}})
+func (m *model) lose(now time.Time, t *task.Task, out task.Outcome) {
+	m.settle(now, store.Settlement{Token: mustToken(t), Outcome: out})
 	if !t.Status.Terminal() {
 		m.freed = append(m.freed, t.ID)
 	}
@@ -228,10 +224,10 @@ func (m *model) reopen(now time.Time, lease time.Duration, ownerMemory bool) {
 			*t = *m.written[t.ID].Clone()
 		}
 		if t.Lease.Local {
-			m.lose(now, t, task.EndLost)
+			m.lose(now, t, task.Outcome{End: task.EndLost})
 			continue
 		}
-		t.Renew(mustToken(t), now.Add(lease), time.Time{})
+		t.Grant(now.Add(lease))
 		m.unknown[t.ID] = t.Lease.StartedAt.IsZero()
 	}
 }
@@ -332,6 +328,12 @@ func (h *history) invariants(t *task.Task) {
 	m.epochs[t.ID] = t.Epoch
 	if t.Losses > t.MaxRetries+1 || t.Lapses > task.MaxLapses || t.Failures > t.FunctionRetries+1 {
 		h.fatal("I7: losses %d of %d, failures %d of %d, lapses %d", t.Losses, t.MaxRetries, t.Failures, t.FunctionRetries, t.Lapses)
+	}
+	if most := t.MaxRetries + 1 + t.FunctionRetries + task.MaxReturns; t.AttemptCount > most {
+		h.fatal("I7: %d attempts were started, want at most %d", t.AttemptCount, most)
+	}
+	if l := t.Lease; l != nil && !l.StartedAt.IsZero() && (l.StartedAt.Before(l.ClaimedAt) || l.StartedAt.After(h.Now())) {
+		h.fatal("the attempt started at %s, it was claimed at %s and now it is %s", l.StartedAt, l.ClaimedAt, h.Now())
 	}
 	if t.Status == task.Failed && t.Failure.Class == task.ClassWorker && t.Losses != t.MaxRetries+1 {
 		h.fatal("I7: failed for its workers after %d losses, max_retries is %d", t.Losses, t.MaxRetries)

@@ -118,6 +118,9 @@ func (h *history) submitSome() {
 		t := newTask(func(t *task.Task) {
 			t.Queue, t.Priority = h.queue, 4+h.rng.IntN(3)
 			t.MaxRetries, t.FunctionRetries = h.rng.IntN(4), h.rng.IntN(3)
+			if h.rng.IntN(3) == 0 {
+				t.Timeout = time.Duration(1+h.rng.IntN(5000)) * time.Millisecond
+			}
 			if h.rng.IntN(6) == 0 {
 				t.Deadline = h.Now().Add(time.Duration(1+h.rng.IntN(20)) * time.Second)
 			}
@@ -195,13 +198,14 @@ func (h *history) renewSome() {
 	now := h.Now()
 	r := store.Renewal{Token: tok, Until: now.Add(h.Lease)}
 	if h.rng.IntN(2) == 0 {
-		r.StartedAt = now
+		// Some workers are wrong about the time.
+		r.StartedAt = now.Add(time.Duration(h.rng.IntN(3)-1) * time.Duration(h.rng.IntN(3)) * time.Minute)
 	}
 	got, err := h.Store.Renew(h.Context(), now, []store.Renewal{r})
 	if err != nil {
 		h.fatal("%v", err)
 	}
-	if want := h.m.renew(r); got[0] != want {
+	if want := h.m.renew(now, r); got[0] != want {
 		h.fatal("%+v answered %s, want %s", tok, got[0], want)
 	}
 }
@@ -219,6 +223,7 @@ func (h *history) settleSome() {
 	if out.End == task.EndSucceeded {
 		out.Result = []byte("result")
 	}
+	out.Unasked = out.End == task.EndReturned && h.rng.IntN(2) == 0
 	now := h.Now()
 	it := store.Settlement{Token: tok, Outcome: out, Jitter: h.rng.Float64()}
 	got, err := h.Store.Settle(h.Context(), now, []store.Settlement{it})
@@ -271,6 +276,7 @@ func (h *history) resume() {
 			h.fatal("%+v answered %s, want %s", r.Held[i].Token, got[i], want)
 		}
 	}
+	h.m.adoptDelays(h)
 }
 
 func (h *history) pass() {

@@ -91,6 +91,7 @@ func testSettleUnstarted(e *env) {
 	c := e.claimOne()
 	out := success("1")
 	out.RunTime = 50 * time.Millisecond
+	e.Advance(60 * time.Millisecond)
 	e.settle(c.Token, out, task.VerdictRecorded)
 	t := e.wantStatus(id, task.Completed)
 	if t.AttemptCount != 1 || len(t.Attempts) != 1 {
@@ -257,12 +258,12 @@ func testSettleLapses(e *env) {
 
 func testSettleReturned(e *env) {
 	id := e.submit()
-	for range 10 {
+	for range task.MaxReturns {
 		c := e.claimOne()
 		e.start(c.Token)
 		e.settle(c.Token, task.Outcome{End: task.EndReturned}, task.VerdictRecorded)
 	}
-	if t := e.wantStatus(id, task.Queued); t.Losses != 0 || t.Failures != 0 || t.AttemptCount != 10 {
+	if t := e.wantStatus(id, task.Queued); t.Losses != 0 || t.Failures != 0 || t.AttemptCount != task.MaxReturns {
 		e.Fatalf("losses %d, failures %d, attempts %d", t.Losses, t.Failures, t.AttemptCount)
 	}
 }

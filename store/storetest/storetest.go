@@ -58,7 +58,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"Submit", submitTests}, {"Claim", claimTests}, {"Settle", settleTests}, {"Lease", leaseTests},
 		{"Cancel", cancelTests}, {"Read", readTests}, {"Functions", functionTests}, {"Bell", bellTests},
 		{"Fleet", fleetTests}, {"Retention", retentionTests}, {"Life", lifeTests}, {"Concurrent", concurrentTests},
-		{"Random", randomTests},
+		{"Random", randomTests}, {"Bounds", boundTests},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			t.Parallel()

@@ -3,9 +3,12 @@
 -- KEYS[1]  meta of the shard
 -- ARGV[3]  operation: output sent again is not added twice
 -- ARGV[4]  how much output of an attempt is kept, in bytes
--- ARGV[5+] for each lease 8 values: id, epoch, claim, lease in microseconds from now, how
+-- ARGV[5+] for each lease 9 values: id, epoch, claim, lease in microseconds from now, how
 --          long ago the attempt started ('' when it did not), output, worker that must
---          hold it (or ''), session that it moves to (or '')
+--          hold it (or ''), session that it moves to (or ''), time limit and margin in
+--          microseconds (0 for none): from its start, or from the claim before that, the
+--          lease is not extended beyond, nor beyond the one length that all leases were
+--          granted after an outage
 --
 -- Answers {now, then for each lease: code, start}; codes: 0 the token is not that of the
 -- claim in force, 1 recorded. start is when the attempt in force started, 0 before.
@@ -14,6 +17,8 @@ local out = {now}
 local leases = {}
 -- What is written, by task: several words on one lease count in order.
 local heads, logs = {}, {}
+-- Until when no lease is reaped; read when it is needed.
+local calm
 
 local function renew(i)
   local id = ARGV[i]
@@ -23,13 +28,20 @@ local function renew(i)
   if claim ~= ARGV[i + 2] or claim == NOBODY or number_at(head, P.epoch) ~= tonumber(ARGV[i + 1]) then return 0, 0 end
   if ARGV[i + 6] ~= '' and ARGV[i + 6] ~= tail_of(head) then return 0, 0 end
   local till, started = parse('>dd', head, P.till)
-  local wanted = now + ARGV[i + 3]
+  local claimed = number_at(head, P.claimed)
+  local starts = started == 0 and ARGV[i + 4] ~= ''
+  -- The worker's word on when counts as far as it can be true.
+  if starts then started = math.max(claimed, math.min(now, now - ARGV[i + 4])) end
+  local wanted, limit = now + ARGV[i + 3], tonumber(ARGV[i + 8])
+  if limit > 0 then
+    calm = calm or tonumber(call('HGET', meta, M.calm) or '0')
+    wanted = math.min(wanted, math.max(calm, (started > 0 and started or claimed) + limit))
+  end
   if wanted > till then
     till = wanted
     push(leases, leases_key, int(till), id)
   end
-  if started == 0 and ARGV[i + 4] ~= '' then
-    started = now - ARGV[i + 4]
+  if starts then
     local lane = lane_of(head)
     count(lane, 'q', -1)
     count(lane, 'r', 1)
@@ -48,7 +60,7 @@ local function renew(i)
   return 1, started
 end
 
-for i = 5, #ARGV, 8 do
+for i = 5, #ARGV, 9 do
   local code, started = renew(i)
   out[#out + 1] = code
   out[#out + 1] = started
