@@ -373,6 +373,21 @@ func (t *Task) force(now time.Time, s Status, e End, f *Failure) {
 	t.finish(now, s, f)
 }
 
+// Shift moves what is under way by d: the lease in force and the delay of a requeued
+// task. It is for stores whose clock was set: what is left of both stays what it was.
+// Deadlines are absolute and stay, as the history does.
+func (t *Task) Shift(d time.Duration) {
+	if !t.NotBefore.IsZero() {
+		t.NotBefore = t.NotBefore.Add(d)
+	}
+	if l := t.Lease; l != nil {
+		l.Until, l.ClaimedAt = l.Until.Add(d), l.ClaimedAt.Add(d)
+		if !l.StartedAt.IsZero() {
+			l.StartedAt = l.StartedAt.Add(d)
+		}
+	}
+}
+
 func (t *Task) requeue(notBefore time.Time) {
 	t.Epoch++
 	t.Status, t.Lease, t.NotBefore = Queued, nil, notBefore

@@ -30,10 +30,10 @@ func (s *Store) Claim(ctx context.Context, now time.Time, reqs []store.ClaimRequ
 		return out, nil
 	}
 	err := s.commit(ctx, op, 512*len(reqs), func(x *txn) {
-		at, shift := s.storeTime(now)
-		x.promote(at)
+		at := s.storeTime(now)
+		x.promote(at.at)
 		for i := range reqs {
-			out[i] = x.claim(at, shift, &reqs[i])
+			out[i] = x.claim(at, &reqs[i])
 		}
 	})
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *Store) nothingFor(now time.Time, reqs []store.ClaimRequest) bool {
 	if s.broken.Load() != nil {
 		return false
 	}
-	at, _ := s.storeTime(now)
+	at := s.storeTime(now).at
 	if d := s.ix.delayed.items; len(d) > 0 && d[0].at <= nanos(at) {
 		return false
 	}
@@ -78,8 +78,8 @@ func (s *Store) nothingFor(now time.Time, reqs []store.ClaimRequest) bool {
 }
 
 // claim serves one request.
-func (x *txn) claim(now time.Time, shift time.Duration, r *store.ClaimRequest) []store.Claimed {
-	s := x.s
+func (x *txn) claim(m moment, r *store.ClaimRequest) []store.Claimed {
+	s, now := x.s, m.at
 	if g := s.ix.claims[r.Claim]; g != nil && !seededbug.On(seededbug.ClaimTwice) {
 		return g.again(r.Claim)
 	}
@@ -91,7 +91,7 @@ func (x *txn) claim(now time.Time, shift time.Duration, r *store.ClaimRequest) [
 			}
 		}
 	}
-	lease := task.Lease{Claim: r.Claim, Session: r.Session, Worker: r.Worker, Local: r.Local, Until: plain(r.Until).Add(shift)}
+	lease := task.Lease{Claim: r.Claim, Session: r.Session, Worker: r.Worker, Local: r.Local, Until: m.of(r.Until)}
 	var out []store.Claimed
 	size := 0
 	for len(out) < r.Max {

@@ -354,17 +354,6 @@ func (x *txn) wake(l *lane) {
 	}
 }
 
-// storeTime brings a caller's clock into store time, which never goes back: shift is
-// what must be added to moments that the caller computed from its own.
-func (s *Store) storeTime(now time.Time) (at time.Time, shift time.Duration) {
-	now = plain(now)
-	if now.Before(s.now) {
-		return s.now, s.now.Sub(now)
-	}
-	s.now = now
-	return now, 0
-}
-
 // plain strips the monotonic reading and the zone, so that a record in memory equals
 // the one read back.
 func plain(t time.Time) time.Time {
@@ -389,6 +378,7 @@ func (s *Store) load(e *entry) bool {
 		return false
 	}
 	e.t = rec.task
+	s.undelay(e)
 	s.ix.resident++
 	s.ix.setArgs(e, rec.args)
 	return true

@@ -111,42 +111,6 @@ func TestOpenDamagedRecord(t *testing.T) {
 	}
 }
 
-// TestClockNeverGoesBack reopens the store with a clock that was set back.
-func TestClockNeverGoesBack(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, func(o *Options) { o.FS = vfs.NewMem() })
-	f.clock.Advance(time.Hour)
-	id := submitOne(t, f)
-	c := claimOne(t, f)
-	created := f.clock.Now()
-	if _, err := f.s.Settle(context.Background(), f.clock.Now(), []store.Settlement{{Token: c.Token,
-		Outcome: task.Outcome{End: task.EndReturned}}}); err != nil {
-		t.Fatal(err)
-	}
-	f.clock.Advance(-30 * time.Minute)
-	f.reopen(t)
-	later := submitOne(t, f)
-	got, err := f.s.Task(context.Background(), later)
-	if err != nil || got.CreatedAt.Before(created) {
-		t.Fatalf("created at %v before %v, %v", got.CreatedAt, created, err)
-	}
-	// A lease keeps its length although the caller's clock is behind.
-	c = claimOne(t, f)
-	if c.Token.Task != id {
-		t.Fatal("claimed another task")
-	}
-	if length := c.Task.Lease.Until.Sub(c.Task.Lease.ClaimedAt); length != 10*time.Second {
-		t.Fatalf("a lease of %s, want 10s", length)
-	}
-	if _, err := f.s.Reap(context.Background(), f.clock.Now(), 10); err != nil {
-		t.Fatal(err)
-	}
-	if v, err := f.s.Renew(context.Background(), f.clock.Now(), []store.Renewal{{Token: c.Token, Until: f.clock.Now().Add(10 * time.Second)}}); err != nil ||
-		v[0] != task.VerdictRecorded {
-		t.Fatal(v, err)
-	}
-}
-
 // TestLapseAfterReopen: whether the attempt of a lease found at open was started is
 // not written, so its loss counts; one whose worker came back with it unstarted lapses.
 func TestLapseAfterReopen(t *testing.T) {

@@ -144,9 +144,10 @@ type Store struct {
 	// it syncs.
 	mu sync.Mutex
 	ix index
-	// now is store time: the newest that was told. It never goes back.
-	now time.Time
-	seq uint64
+	// now is store time: the newest that was told.
+	now   time.Time
+	clock clock
+	seq   uint64
 	// newest is the largest task id ever seen: a larger one is new without a look.
 	newest task.ID
 	// flight is the commit under way.

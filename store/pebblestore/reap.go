@@ -26,11 +26,16 @@ func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, 
 	if limit < 1 {
 		return time.Time{}, task.Errorf(task.CodeInvalid, op, "limit %d: want 1 or more", limit)
 	}
-	at, overdue, garbage, signals := s.dueNow(now)
+	at, overdue, garbage, moved, signals := s.dueNow(now)
 	if err := s.offerPromoted(ctx, op, signals); err != nil {
 		return time.Time{}, err
 	}
-	s.fleet.prune(at)
+	s.fleet.prune(now)
+	if moved {
+		if err := s.commit(ctx, op, 512, (*txn).resave); err != nil {
+			return time.Time{}, err
+		}
+	}
 	if overdue || seededbug.On(seededbug.GCLive) {
 		done := 0
 		failpoint.Hit(failpoint.MidReap)
@@ -49,10 +54,10 @@ func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, 
 }
 
 // dueNow makes delayed tasks ready, which needs no write, and says what else is due.
-func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage bool, signals []store.Signal) {
+func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage, moved bool, signals []store.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, _ = s.storeTime(now)
+	at = s.storeTime(now).at
 	s.ix.sweepLanes()
 	woken := make(map[*lane]struct{})
 	s.ix.promote(at, func(l *lane) {
@@ -63,7 +68,8 @@ func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage bool, sign
 	})
 	_, lease := s.ix.overdueLease(at)
 	_, deadline := s.ix.overdueDeadline(at)
-	return at, lease || deadline, !s.nextGC.IsZero() && !s.nextGC.After(at), signals
+	moved, s.clock.delaysMoved = s.clock.delaysMoved, false
+	return at, lease || deadline, !s.nextGC.IsZero() && !s.nextGC.After(at.Add(-s.held(at))), moved, signals
 }
 
 // offerPromoted gives tasks whose delay is over to those who stand for them, and rings
@@ -177,7 +183,7 @@ func (s *Store) nextReap(now time.Time) (time.Time, error) {
 		next = min(next, d[0].at)
 	}
 	if !s.nextGC.IsZero() {
-		next = min(next, nanos(s.nextGC))
+		next = min(next, nanos(s.nextGC.Add(s.held(now))))
 	}
 	if next == math.MaxInt64 {
 		return time.Time{}, nil
@@ -202,6 +208,10 @@ func (s *Store) collect(ctx context.Context, now time.Time, limit int) error {
 	// Tasks that finish from here on set nextGC anew.
 	s.mu.Lock()
 	s.nextGC = time.Time{}
+	now = now.Add(-s.held(now))
+	if s.clock.rewound {
+		s.cursor, s.clock.rewound = nil, false
+	}
 	s.mu.Unlock()
 	rows, next, err := s.expired(ctx, now, limit)
 	failpoint.Seen(failpoint.MidGC, len(rows))

@@ -21,11 +21,12 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.checkFormat(); err != nil {
 		return err
 	}
-	if err := s.recoverClock(); err != nil {
+	back, err := s.recoverClock()
+	if err != nil {
 		return err
 	}
 	x := s.newTxn(0)
-	counts, err := s.recoverLive(ctx, x)
+	counts, err := s.recoverLive(ctx, x, back)
 	if err != nil {
 		return errors.Join(err, x.close())
 	}
@@ -70,32 +71,9 @@ func (s *Store) checkFormat() error {
 	return nil
 }
 
-func (s *Store) recoverClock() error {
-	const op = "open store"
-	s.now = plain(s.opts.Now())
-	v, err := s.read(keyClock)
-	if err != nil || v == nil {
-		return err
-	}
-	clock, err := decodeClockRow(v)
-	if err != nil {
-		return task.Errorf(task.CodeUnavailable, op, "%w", err)
-	}
-	s.seq = clock.seq
-	if behind := clock.now.Sub(s.now); behind > 0 {
-		// Time stands still until the clock has caught up.
-		if behind > time.Second {
-			s.log.Warn("the clock is behind the store's time: leases and retention wait until it has caught up",
-				"clock", s.now, "store_time", clock.now)
-		}
-		s.now = clock.now
-	}
-	return nil
-}
-
 type recovered struct{ live, leases, requeued int }
 
-func (s *Store) recoverLive(ctx context.Context, x *txn) (n recovered, err error) {
+func (s *Store) recoverLive(ctx context.Context, x *txn, back time.Duration) (n recovered, err error) {
 	lower, upper := bounds(spaceLive)
 	it, err := s.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
@@ -113,6 +91,9 @@ func (s *Store) recoverLive(ctx context.Context, x *txn) (n recovered, err error
 			return n, task.Errorf(task.CodeUnavailable, "open store", "%w", err)
 		}
 		shareNames(rec.task, names)
+		if back > 0 {
+			rec.task.Shift(-back)
+		}
 		n.live++
 		s.recoverTask(x, rec, &n)
 		if n.live%4096 == 0 && ctx.Err() != nil {

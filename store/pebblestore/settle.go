@@ -30,7 +30,7 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 			s.mu.Unlock()
 			return nil, err
 		}
-		at, shift := s.storeTime(now)
+		at := s.storeTime(now)
 		rest := todo[:0]
 		for _, i := range todo {
 			e := s.ix.entries[items[i].Token.Task]
@@ -39,7 +39,7 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 				continue
 			}
 			was := e.status()
-			out[i] = s.ix.renew(e, &items[i], at, shift)
+			out[i] = s.ix.renew(e, &items[i], at)
 			if e.status() != was && s.bell.Watched(e.id) {
 				changed = append(changed, store.Signal{Kind: store.Changed, Task: e.id})
 			}
@@ -58,17 +58,13 @@ func (s *Store) Renew(ctx context.Context, now time.Time, items []store.Renewal)
 	}
 }
 
-// renew extends one lease. The times of r become those of the store by shift; at is now there.
-func (ix *index) renew(e *entry, r *store.Renewal, at time.Time, shift time.Duration) task.Verdict {
+// renew extends one lease; m brings the times of r into store time.
+func (ix *index) renew(e *entry, r *store.Renewal, m moment) task.Verdict {
 	if e == nil || !e.holds(r.Token) {
 		return task.VerdictStale
 	}
 	t, was := e.t, e.t.Status
-	startedAt := plain(r.StartedAt)
-	if !startedAt.IsZero() {
-		startedAt = startedAt.Add(shift)
-	}
-	v := t.Renew(at, r.Token, plain(r.Until).Add(shift), startedAt)
+	v := t.Renew(m.at, r.Token, m.of(r.Until), m.of(r.StartedAt))
 	// The heap keeps the old end; Reap looks again when that comes.
 	e.startUnknown = false
 	if t.Status != was {
@@ -111,8 +107,7 @@ func (s *Store) Resume(ctx context.Context, now time.Time, r store.Resumption) (
 	defer s.leave()
 	out := make([]task.Verdict, len(r.Held))
 	err := s.commit(ctx, op, 512*len(r.Held), func(x *txn) {
-		at, shift := s.storeTime(now)
-		x.resume(at, shift, &r, out)
+		x.resume(s.storeTime(now), &r, out)
 	})
 	if err != nil {
 		return nil, err
@@ -120,7 +115,7 @@ func (s *Store) Resume(ctx context.Context, now time.Time, r store.Resumption) (
 	return out, nil
 }
 
-func (x *txn) resume(now time.Time, shift time.Duration, r *store.Resumption, out []task.Verdict) {
+func (x *txn) resume(m moment, r *store.Resumption, out []task.Verdict) {
 	s := x.s
 	held := make(map[*entry]struct{}, len(r.Held))
 	for i := range r.Held {
@@ -133,7 +128,7 @@ func (x *txn) resume(now time.Time, shift time.Duration, r *store.Resumption, ou
 			out[i] = task.VerdictStale
 			continue
 		}
-		out[i] = s.ix.renew(e, &h, now, shift)
+		out[i] = s.ix.renew(e, &h, m)
 		e.t.Lease.Session = r.Session
 		held[e] = struct{}{}
 	}
@@ -148,7 +143,7 @@ func (x *txn) resume(now time.Time, shift time.Duration, r *store.Resumption, ou
 	for _, e := range denied {
 		tok, _ := e.t.Token()
 		x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
-		x.settle(e, now, tok, task.Fail(task.EndReturned, "the worker came back without it"), jitterOf(e.t))
+		x.settle(e, m.at, tok, task.Fail(task.EndReturned, "the worker came back without it"), 0)
 	}
 }
 
@@ -168,7 +163,7 @@ func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlem
 	}
 	out := make([]task.Verdict, len(items))
 	err := s.commit(ctx, op, bytes, func(x *txn) {
-		at, _ := s.storeTime(now)
+		at := s.storeTime(now).at
 		for i := range items {
 			it := &items[i]
 			e := s.ix.entries[it.Token.Task]

@@ -42,7 +42,7 @@ func (s *Store) Stand(ctx context.Context, now time.Time, r store.ClaimRequest, 
 		return nil // from here on every change looks after it
 	}
 	return s.commit(ctx, op, 512, func(x *txn) {
-		at, _ := s.storeTime(now)
+		at := s.storeTime(now).at
 		x.promote(at)
 		x.look = true
 	})
@@ -74,7 +74,7 @@ func (x *txn) serveStanding() {
 			continue
 		}
 		r.Until = s.now.Add(st.lease)
-		got := x.claim(s.now, 0, &r)
+		got := x.claim(moment{s.now, s.now}, &r)
 		if len(got) == 0 {
 			keep = append(keep, st)
 			continue

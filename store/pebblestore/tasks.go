@@ -34,7 +34,7 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 	}
 	out := make([]store.Submitted, len(items))
 	err := s.commit(ctx, op, bytes, func(x *txn) {
-		at, _ := s.storeTime(now)
+		at := s.storeTime(now).at
 		for i := range items {
 			out[i] = x.submit(at, &items[i])
 		}
@@ -298,7 +298,7 @@ func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*ta
 	defer s.leave()
 	out := make([]*task.Task, len(ids))
 	err := s.commit(ctx, op, 512*len(ids), func(x *txn) {
-		at, _ := s.storeTime(now)
+		at := s.storeTime(now).at
 		for i, id := range ids {
 			e := s.ix.entries[id]
 			if e == nil || !s.load(e) {
