@@ -275,6 +275,7 @@ func (s *Store) sealed(b *pebble.Batch) (err error) {
 			err = fmt.Errorf("pebble: %v", r)
 		}
 	}()
+	s.space.unflushed.Add(int64(b.Len()))
 	if seededbug.On(seededbug.AckBeforeSync) {
 		return b.Commit(pebble.NoSync)
 	}

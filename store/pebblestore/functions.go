@@ -20,12 +20,14 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 	if err := store.CheckFunction(&f, payload, key); err != nil {
 		return task.Function{}, err
 	}
-	if err := s.space.check(s, op); err != nil {
+	written, err := s.space.admit(s, op, 512+len(payload))
+	if err != nil {
 		return task.Function{}, err
 	}
+	defer written()
 	f.CreatedAt = plain(f.CreatedAt)
 	out, refused := f, error(nil)
-	err := s.commit(ctx, op, 512+len(payload), func(x *txn) {
+	err = s.commit(ctx, op, 512+len(payload), func(x *txn) {
 		out, refused = x.putFunction(&f, payload, key)
 	})
 	if err == nil {

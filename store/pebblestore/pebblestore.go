@@ -134,6 +134,8 @@ type Store struct {
 
 	queue   queue
 	stopped chan struct{}
+	// closing ends what waits for space on a full disk.
+	closing chan struct{}
 
 	// gc is held while finished tasks are being removed.
 	gc sync.Mutex
@@ -174,7 +176,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s := &Store{
 		opts: opts, log: opts.Logger, sync: pebble.Sync, ix: newIndex(),
-		failed: make(chan struct{}), stopped: make(chan struct{}),
+		failed: make(chan struct{}), stopped: make(chan struct{}), closing: make(chan struct{}),
 	}
 	s.queue.init()
 	if opts.Durability == Memory {
@@ -186,6 +188,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, s.closeDB())
 	}
+	s.tellSpace()
 	go s.committer()
 	return s, nil
 }
@@ -220,9 +223,10 @@ const (
 
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
-		FS:     s.guardedFS(),
-		Lock:   s.lock,
-		Logger: pebbleLog{s.log},
+		FS:            s.patience(),
+		EventListener: s.space.flushEvents(),
+		Lock:          s.lock,
+		Logger:        pebbleLog{s.log},
 		// A large memtable: most tasks begin and end within one, so that their records
 		// never reach a table before they are superseded.
 		MemTableSize:                memTableSize,
@@ -303,8 +307,10 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.life.Unlock()
+	close(s.closing)
 	s.queue.close()
 	<-s.stopped
+	s.space.flush.Wait()
 	if err := s.broken.Load(); err != nil {
 		// A broken Pebble may hold its own locks for ever; the folder stays locked until
 		// the process ends, which is what must happen next.

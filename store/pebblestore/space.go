@@ -6,54 +6,55 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/treadle-dev/treadle/task"
 )
 
-// freeSpace keeps the store alive on a disk that fills up. Pebble cannot go on once
-// its log cannot be written. So new work is refused while there is still room for
-// running work to be claimed and settled; and where others fill the disk, a ballast
-// file is given up for the write that found no room.
+// freeSpace keeps the store alive on a disk that fills up. New work is refused while
+// there is still room for running work to be claimed and settled, and for what Pebble
+// has taken on and not written yet. Where others fill the disk, a ballast file is given
+// up for the write that found no room; after that, writes wait for space (patientFS).
 type freeSpace struct {
 	mu      sync.Mutex
 	checked time.Time
 	free    uint64
 	unknown bool
+	// pending are bytes that were admitted and that the disk does not show yet.
+	pending int64
+
+	// unflushed are bytes in logs that have to be written once more, as tables, before
+	// the logs can go; flushing, those of them that are being written.
+	unflushed, flushing atomic.Int64
 
 	// spent says that the ballast is gone.
 	spent atomic.Bool
+	// flush has the one flush at a time that is asked for here, and who waits for it.
+	flush     sync.WaitGroup
+	flushAsks atomic.Bool
 }
 
 const (
-	// spaceCheckEvery is how old an answer of the file system may be. It is wall time,
-	// as the disk knows no other.
+	// spaceCheckEvery is how old an answer of the file system may be while the disk is
+	// far from full. It is wall time, as the disk knows no other.
 	spaceCheckEvery = time.Second
-	ballastSize     = 16 << 20
-	ballastName     = "ballast"
+	// spaceNear is how much more than what is needed makes every submission look: asking
+	// takes two microseconds.
+	spaceNear   = 256 << 20
+	ballastSize = 16 << 20
+	ballastName = "ballast"
 )
 
 func (s *Store) ballastPath() string { return s.opts.FS.PathJoin(s.opts.Dir, ballastName) }
 
-// guardedFS is the file system that Pebble gets: a write that finds the disk full is
-// tried once more without the ballast.
-func (s *Store) guardedFS() vfs.FS {
-	if s.opts.Durability == Memory || s.opts.MinFree < 0 {
-		return s.opts.FS
-	}
-	return vfs.OnDiskFull(s.opts.FS, func() {
-		if s.space.spent.Swap(true) {
-			return
-		}
-		err := s.opts.FS.Remove(s.ballastPath())
-		s.log.Error("the disk is full: the ballast was given up, new work is refused until there is space", "dir", s.opts.Dir, "error", err)
-	})
-}
+// guarded reports whether the disk is watched at all.
+func (s *Store) guarded() bool { return s.opts.Durability != Memory && s.opts.MinFree >= 0 }
 
 // layBallast reserves the space. Without it the store works as well, only without
 // the second chance.
 func (s *Store) layBallast() {
-	if s.opts.Durability == Memory || s.opts.MinFree < 0 {
+	if !s.guarded() {
 		return
 	}
 	if _, err := s.opts.FS.Stat(s.ballastPath()); err == nil {
@@ -70,32 +71,96 @@ func (s *Store) layBallast() {
 	}
 	s.space.spent.Store(err != nil)
 	if err != nil {
-		s.log.Warn("no ballast file: the store ends if the disk fills up", "dir", s.opts.Dir, "error", err)
+		s.log.Warn("no ballast file: a full disk has no second chance", "dir", s.opts.Dir, "error", err)
 	}
 }
 
-// check answers CodeExhausted when new work must wait for space.
-func (f *freeSpace) check(s *Store, op string) error {
-	if s.opts.MinFree < 0 || s.opts.Durability == Memory {
-		return nil
+// giveBallast removes the ballast and reports whether there was one.
+func (s *Store) giveBallast() bool {
+	if s.space.spent.Swap(true) {
+		return false
+	}
+	err := s.opts.FS.Remove(s.ballastPath())
+	s.log.Error("the disk is full: the ballast was given up, new work is refused until there is space", "dir", s.opts.Dir, "error", err)
+	return err == nil
+}
+
+// flushEvents keeps count of what Pebble still has to write.
+func (f *freeSpace) flushEvents() *pebble.EventListener {
+	return &pebble.EventListener{
+		FlushBegin: func(pebble.FlushInfo) { f.flushing.Store(f.unflushed.Load()) },
+		FlushEnd: func(info pebble.FlushInfo) {
+			if done := f.flushing.Swap(0); info.Err == nil {
+				f.unflushed.Add(-done)
+			}
+		},
+	}
+}
+
+// admit answers CodeExhausted when new work of that many bytes must wait for space.
+// written must be called when the work is written, or was given up.
+func (f *freeSpace) admit(s *Store, op string, bytes int) (written func(), err error) {
+	if !s.guarded() {
+		return func() {}, nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.checked.IsZero() || time.Since(f.checked) >= spaceCheckEvery {
-		usage, err := s.opts.FS.GetDiskUsage(s.opts.Dir)
-		f.checked = time.Now()
-		f.free, f.unknown = usage.AvailBytes, err != nil
-		if err != nil && !errors.Is(err, vfs.ErrUnsupported) {
-			s.log.Warn("the free disk space is unknown", "dir", s.opts.Dir, "error", err)
-		}
-		if f.spent.Load() {
-			s.layBallast()
-		}
+	// Everything is written twice, to the log and to a table, before the log goes.
+	need := uint64(s.opts.MinFree + f.unflushed.Load() + 2*(f.pending+int64(bytes)))
+	if f.checked.IsZero() || time.Since(f.checked) >= spaceCheckEvery || f.free < need+spaceNear {
+		f.look(s)
 	}
-	if f.unknown || f.free >= uint64(s.opts.MinFree) {
-		return nil
+	if !f.unknown && f.free < need {
+		f.askFlush(s)
+		return nil, task.Errorf(task.CodeExhausted, op,
+			"the disk of %s has %d MiB free; %d MiB are kept for work that is running and %d MiB are needed for what was accepted: "+
+				"free some space or lower the retention",
+			s.opts.Dir, f.free>>20, s.opts.MinFree>>20, (need-uint64(s.opts.MinFree))>>20)
 	}
-	return task.Errorf(task.CodeExhausted, op,
-		"the disk of %s has %d MiB free and %d MiB are kept for work that is running: free some space or lower the retention",
-		s.opts.Dir, f.free>>20, s.opts.MinFree>>20)
+	f.pending += int64(bytes)
+	return func() {
+		f.mu.Lock()
+		f.pending -= int64(bytes)
+		f.mu.Unlock()
+	}, nil
+}
+
+// flushWorth is how much a flush must give back to be asked for.
+const flushWorth = 4 << 20
+
+// askFlush has Pebble write its tables now: the logs behind them are room that a quiet
+// store would keep for as long as it is quiet.
+func (f *freeSpace) askFlush(s *Store) {
+	if f.unflushed.Load() < flushWorth || !f.flushAsks.CompareAndSwap(false, true) {
+		return
+	}
+	f.flush.Go(func() {
+		defer f.flushAsks.Store(false)
+		if err := s.db.Flush(); err != nil {
+			s.log.Warn("the logs could not be made smaller", "dir", s.opts.Dir, "error", err)
+		}
+	})
+}
+
+// look asks the file system; f.mu is held.
+func (f *freeSpace) look(s *Store) {
+	usage, err := s.opts.FS.GetDiskUsage(s.opts.Dir)
+	f.checked = time.Now()
+	f.free, f.unknown = usage.AvailBytes, err != nil
+	if err != nil && !errors.Is(err, vfs.ErrUnsupported) {
+		s.log.Warn("the free disk space is unknown", "dir", s.opts.Dir, "error", err)
+	}
+	if f.spent.Load() {
+		s.layBallast()
+	}
+}
+
+// tellSpace says at open that new work will be refused.
+func (s *Store) tellSpace() {
+	written, err := s.space.admit(s, "open store", 0)
+	if err != nil {
+		s.log.Warn("new work is refused until there is space", "error", err)
+		return
+	}
+	written()
 }

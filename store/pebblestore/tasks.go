@@ -22,9 +22,6 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 	if len(items) == 0 {
 		return nil, nil
 	}
-	if err := s.space.check(s, op); err != nil {
-		return nil, err
-	}
 	bytes := 0
 	for i := range items {
 		if err := items[i].Check(); err != nil {
@@ -32,8 +29,13 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 		}
 		bytes += 512 + len(items[i].Args)
 	}
+	written, err := s.space.admit(s, op, bytes)
+	if err != nil {
+		return nil, err
+	}
+	defer written()
 	out := make([]store.Submitted, len(items))
-	err := s.commit(ctx, op, bytes, func(x *txn) {
+	err = s.commit(ctx, op, bytes, func(x *txn) {
 		at := s.storeTime(now).at
 		for i := range items {
 			out[i] = x.submit(at, &items[i])
