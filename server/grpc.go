@@ -28,10 +28,20 @@ const (
 	keepAliveTimeout = 5 * time.Second
 	minPing          = 5 * time.Second
 	handshakeTimeout = 10 * time.Second
+	// maxIdle is how long a connection stays without a call. Clients notice nothing: they
+	// are told first, and connect again with their next call.
+	maxIdle = 10 * time.Minute
 	// maxStreams bounds the calls under way on one connection.
 	maxStreams = 1000
 	// maxHeaders bounds the headers of a call, in bytes.
 	maxHeaders = 16 << 10
+	// streamWindow is how much of a call may be sent and not read, in bytes: what a message
+	// that waits for room costs. A window that gRPC adapts by itself grows to 16 MiB. A
+	// message that is being read gets a window of its size.
+	streamWindow = 256 << 10
+	// connWindow is how much of a connection may be on the way, in bytes. It is
+	// given back when it arrives, so it costs no memory.
+	connWindow = 8 << 20
 )
 
 // newGRPC builds the server that listens for the network.
@@ -47,18 +57,21 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAlive, Timeout: keepAliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAlive, Timeout: keepAliveTimeout, MaxConnectionIdle: maxIdle}),
 	}
 	if s.cfg.TLS != nil {
 		s.plain = newPlainText()
 		options = append(options, grpc.Creds(tlsCredentials{credentials.NewTLS(s.cfg.TLS.Config(true, "h2")), s.plain}))
 	}
 	g := grpc.NewServer(options...)
-	s.registerServices(g)
-	healthpb.RegisterHealthServer(g, s.health)
-	treadlev1.RegisterWorkerServiceServer(g, workers{s: s})
-	reflection.Register(g)
+	r := registrar{g, s}
+	s.registerServices(r)
+	healthpb.RegisterHealthServer(r, s.health)
+	treadlev1.RegisterWorkerServiceServer(r, workers{s: s})
+	reflection.Register(r)
 	return g
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -122,7 +123,7 @@ func certificateOf(ctx context.Context) tls.ConnectionState {
 // tap is admit for calls from the network: it runs when the headers of a call are there,
 // so that nothing more is read for somebody who may not make it.
 func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	ctx, err := s.guard.admit(ctx, info.FullMethodName, info.Header.Get("authorization"))
+	ctx, err := s.enter(ctx, info)
 	if err == nil {
 		return ctx, nil
 	}
@@ -131,6 +132,24 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	s.metrics.rpcs.WithLabelValues(method, status.Code(err).String()).Inc()
 	s.log.DebugContext(ctx, "call refused", "method", method, "code", status.Code(err).String(), "error", status.Convert(err).Message())
 	return ctx, err
+}
+
+// enter admits a call, and its connection with it; public calls are counted instead.
+func (s *Server) enter(ctx context.Context, info *tap.Info) (context.Context, error) {
+	conn := connFrom(ctx)
+	if rule, _ := auth.RuleOf(info.FullMethodName); rule.Public {
+		leave, err := s.public.enter(conn, info.FullMethodName == healthpb.Health_Watch_FullMethodName)
+		if err == nil {
+			context.AfterFunc(ctx, leave)
+		}
+		return ctx, err
+	}
+	ctx, err := s.guard.admit(ctx, info.FullMethodName, info.Header.Get("authorization"))
+	if err != nil {
+		return ctx, err
+	}
+	p, _ := auth.From(ctx)
+	return ctx, conn.admit(p)
 }
 
 // check is permit and the rate limit for a call whose handler is about to run; req is
@@ -191,6 +210,9 @@ func checkMethods(registered []string) error {
 		}
 		if rule.Cost == 0 {
 			return fmt.Errorf("server: %s has no cost in the table of server/auth", m)
+		}
+		if rule.MaxMessage == 0 {
+			return fmt.Errorf("server: the entry of %s in the table of server/auth does not say how large a message may be", m)
 		}
 	}
 	return nil

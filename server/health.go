@@ -24,6 +24,25 @@ func (h healthServer) Check(ctx context.Context, req *healthpb.HealthCheckReques
 	return h.Server.Check(ctx, req)
 }
 
+// Watch ends after watchAge: whoever likes may call it, and nothing says that he still listens.
+func (h healthServer) Watch(req *healthpb.HealthCheckRequest, stream healthpb.Health_WatchServer) error {
+	ctx, cancel := context.WithTimeout(stream.Context(), h.s.watchAge)
+	defer cancel()
+	err := h.Server.Watch(req, boundedWatch{stream, ctx})
+	if ctx.Err() != nil && stream.Context().Err() == nil {
+		return task.Errorf(task.CodeUnavailable, "", "the watch has lasted %s, as long as one may: watch again", h.s.watchAge)
+	}
+	return err
+}
+
+// boundedWatch is a stream with an end.
+type boundedWatch struct {
+	healthpb.Health_WatchServer
+	ctx context.Context
+}
+
+func (w boundedWatch) Context() context.Context { return w.ctx }
+
 // probeTimeout bounds one question to the store.
 const probeTimeout = 2 * time.Second
 

@@ -51,8 +51,9 @@ func (s *Server) newHTTP() (*http.Server, error) {
 	}
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxHTTPStreams},
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: maxHTTPStreams},
+		ConnContext: withConn,
+		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	if s.cfg.TLS != nil {
 		srv.TLSConfig = s.cfg.TLS.Config(false, "h2", "http/1.1")
@@ -111,11 +112,12 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	page := h.page(r.URL.Path)
-	ctx, err := h.admit(r, page != nil)
+	ctx, leave, err := h.enter(w, r, page != nil)
 	if err != nil {
 		h.refuse(w, r, err)
 		return
 	}
+	defer leave()
 	r = r.WithContext(ctx)
 	if page != nil {
 		ex.route = r.URL.Path
@@ -152,6 +154,25 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		call.Method = http.MethodGet // net/http drops the body of the answer
 	}
 	h.mux.ServeHTTP(w, call)
+}
+
+// enter admits a request, and its connection with it; requests of public pages are counted
+// instead. leave must be called when err is nil.
+func (h *httpHandler) enter(w http.ResponseWriter, r *http.Request, isPage bool) (_ context.Context, leave func(), err error) {
+	conn := connFrom(r.Context())
+	if rule, _ := auth.RuleOf("GET " + r.URL.Path); isPage && rule.Public {
+		if conn.old(politeAge) {
+			w.Header().Set("Connection", "close")
+		}
+		leave, err = h.s.public.enter(conn, false)
+		return r.Context(), leave, err
+	}
+	ctx, err := h.admit(r, isPage)
+	if err == nil {
+		p, _ := auth.From(ctx)
+		err = conn.admit(p)
+	}
+	return ctx, func() {}, err
 }
 
 // admit authenticates a request before anything of its body is read. Pages have rules of

@@ -69,16 +69,21 @@ func (m *metrics) security(cfg *Config) {
 	flag("treadle_insecure", "1 when other machines reach this server although TLS or tokens are missing (--insecure).", cfg.Insecure)
 }
 
-// listener counts the connections of a listener.
-func (m *metrics) listener(l *limitListener) {
-	labels := prometheus.Labels{"listener": l.name}
+// door counts the connections of a listener.
+func (m *metrics) door(d *door) {
+	labels := prometheus.Labels{"listener": d.name}
 	m.registry.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "treadle_connections", Help: "Open connections by listener.", ConstLabels: labels,
-		}, func() float64 { return float64(l.open.Load()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "treadle_connections_refused_total", Help: "Connections closed at once, as --max-connections were open.", ConstLabels: labels,
-		}, func() float64 { return float64(l.refused.Load()) }))
+		}, func() float64 { open, _ := d.counts(); return float64(open) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "treadle_connections_fresh", Help: "Open connections without an admitted call, by listener.", ConstLabels: labels,
+		}, func() float64 { _, fresh := d.counts(); return float64(fresh) }))
+	for _, reason := range refusals {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "treadle_connections_refused_total", Help: refusedConnections, ConstLabels: prometheus.Labels{"listener": d.name, "reason": reason},
+		}, func() float64 { return float64(d.refusedFor(reason)) }))
+	}
 }
 
 func (m *metrics) observeRPC(method string, code codes.Code, took time.Duration, lasting bool) {

@@ -28,6 +28,9 @@ type Server struct {
 	waiters   *waiters
 	functions functionCache
 	guard     *guard
+	public    *publicCalls
+	// watchAge is how long a watch of the health service lasts.
+	watchAge time.Duration
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
@@ -53,6 +56,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
+		public: newPublicCalls(), watchAge: watchAge,
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}
@@ -99,9 +103,9 @@ func listen(flag, address string) (net.Listener, error) {
 
 // limit bounds the connections of a listener, and counts them.
 func (s *Server) limit(name string, lis net.Listener) net.Listener {
-	l := &limitListener{Listener: lis, limit: int64(s.cfg.MaxConnections), name: name, log: s.log}
-	s.metrics.listener(l)
-	return l
+	d := newDoor(name, lis, newDoorLimits(s.cfg.MaxConnections, s.cfg.Tokens != nil), s.log)
+	s.metrics.door(d)
+	return d
 }
 
 // GRPCAddr returns the bound address, after Listen.

@@ -19,7 +19,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -266,49 +265,72 @@ func TestCertificateIsReplaced(t *testing.T) {
 	}
 }
 
-// TestConnectionLimit: one connection too many is closed at once, and a place that
-// becomes free is given again.
+// TestConnectionLimit: one connection too many is told so and ends; a place that becomes
+// free is given again.
 func TestConnectionLimit(t *testing.T) {
 	const limit = 3
 	e := start(t, func(c *Config) { c.MaxConnections = limit })
-	for name, addr := range map[string]string{"grpc": e.srv.GRPCAddr(), "http": e.srv.HTTPAddr()} {
-		var open []net.Conn
-		dial := func() net.Conn {
-			c, err := net.Dial("tcp", addr)
-			if err != nil {
-				t.Fatal(err)
+	for name, lis := range map[string]net.Listener{"grpc": e.srv.grpcLis, "http": e.srv.httpLis} {
+		d := lis.(*door)
+		call := func() (func(), error) {
+			if name == "grpc" {
+				conn := dialGRPC(t, lis.Addr().String())
+				return func() { conn.Close() }, info(t.Context(), conn)
 			}
-			t.Cleanup(func() { c.Close() })
-			_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-			return c
+			client := &http.Client{Transport: &http.Transport{}}
+			resp, err := client.Get("http://" + lis.Addr().String() + "/v1/queues")
+			if err != nil {
+				return nil, err
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusServiceUnavailable {
+				err = status.Error(codes.Unavailable, resp.Status)
+			}
+			return client.CloseIdleConnections, err
 		}
-		for range limit {
-			open = append(open, dial())
+		var ends []func()
+		for i := range limit {
+			end, err := call()
+			if err != nil {
+				t.Fatalf("%s: connection %d: %v", name, i+1, err)
+			}
+			ends = append(ends, end)
 		}
-		lis := e.srv.grpcLis
-		if name == "http" {
-			lis = e.srv.httpLis
+		end, err := call()
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: one too many: %v", name, err)
 		}
-		l := lis.(*limitListener)
-		waitUntil(t, func() bool { return l.open.Load() == limit })
-		if n, err := dial().Read(make([]byte, 1)); n != 0 || err == nil || os.IsTimeout(err) {
-			t.Errorf("%s: one too many: %d bytes, %v", name, n, err)
+		end()
+		waitUntil(t, func() bool { open, _ := d.counts(); return open == limit })
+		if n := d.refusedFor(refusedLimit); n != 1 {
+			t.Errorf("%s: %d refused", name, n)
 		}
-		if l.refused.Load() != 1 || l.open.Load() != limit {
-			t.Errorf("%s: %d refused, %d open", name, l.refused.Load(), l.open.Load())
+		ends[0]()
+		waitUntil(t, func() bool { open, _ := d.counts(); return open == limit-1 })
+		again, err := call()
+		if err != nil {
+			t.Errorf("%s: a place that became free: %v", name, err)
 		}
-		open[0].Close()
-		waitUntil(t, func() bool { return l.open.Load() == limit-1 })
-		again := dial()
-		waitUntil(t, func() bool { return l.open.Load() == limit })
-		for _, c := range append(open[1:], again) {
-			c.Close()
+		for _, end := range append(ends[1:], again) {
+			end()
 		}
-		waitUntil(t, func() bool { return l.open.Load() == 0 })
+		waitUntil(t, func() bool { open, _ := d.counts(); return open == 0 })
 	}
-	if a := e.get("/metrics"); !bytes.Contains(a.raw, []byte(`treadle_connections_refused_total{listener="grpc"} 1`)) {
+	if a := e.get("/metrics"); !bytes.Contains(a.raw, []byte(`treadle_connections_refused_total{listener="grpc",reason="limit"} 1`)) {
 		t.Error("the metrics do not count refused connections")
 	}
+}
+
+// dialGRPC opens a connection of its own.
+func dialGRPC(t *testing.T, addr string, options ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 // TestHalfClose: the half of a limited connection that is sent can be ended alone.
@@ -318,7 +340,7 @@ func TestHalfClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer inner.Close()
-	l := &limitListener{Listener: inner, limit: 1, log: slog.New(slog.DiscardHandler)}
+	l := newDoor("test", inner, newDoorLimits(1, false), slog.New(slog.DiscardHandler))
 	near, err := net.Dial("tcp", inner.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -357,7 +379,11 @@ func waitUntil(t *testing.T, done func() bool) {
 // for a place.
 func TestStreamLimit(t *testing.T) {
 	e := start(t)
-	h := healthpb.NewHealthClient(e.conn)
+	e.source("f")
+	made, err := e.fabric.Execute(t.Context(), &treadlev1.ExecuteRequest{Function: "f"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	first, closeFirst := context.WithCancel(ctx)
@@ -367,7 +393,7 @@ func TestStreamLimit(t *testing.T) {
 		if i == 0 {
 			c = first
 		}
-		s, err := h.Watch(c, &healthpb.HealthCheckRequest{})
+		s, err := e.fabric.WatchTask(c, &treadlev1.WatchTaskRequest{TaskId: made.GetTaskId()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -377,13 +403,13 @@ func TestStreamLimit(t *testing.T) {
 	}
 	short, stop := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer stop()
-	if _, err := h.Check(short, &healthpb.HealthCheckRequest{}); status.Code(err) != codes.DeadlineExceeded {
+	if err := info(short, e.conn); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("call %d: %v, want it to wait", maxStreams+1, err)
 	}
 	closeFirst()
 	long, stop := context.WithTimeout(ctx, 20*time.Second)
 	defer stop()
-	if _, err := h.Check(long, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	if err := info(long, e.conn); err != nil {
 		t.Errorf("when a place is free: %v", err)
 	}
 }

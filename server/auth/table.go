@@ -21,7 +21,22 @@ type Rule struct {
 	Certificate bool
 	// Cost is what a call counts against the rate limit of the caller. Every rule has one.
 	Cost Cost
+	// MaxMessage bounds one message of the caller over gRPC, in bytes. [Payload] is as much
+	// as the payload limit of the server makes it. A gRPC method without one is not served.
+	MaxMessage int
 }
+
+// Limits of one message of a caller.
+const (
+	// Payload marks methods that carry payloads.
+	Payload = -1
+	// publicMessage is for callers without a token. Health takes the name of a service.
+	publicMessage = 4 << 10
+	// readMessage is for ids, names, filters and page tokens.
+	readMessage = 64 << 10
+	// idsMessage has room for 10,000 task ids of 38 bytes.
+	idsMessage = 512 << 10
+)
 
 // Cost says how the cost of a call is found: what it counts against --rate-limit.
 type Cost int
@@ -41,13 +56,13 @@ const (
 )
 
 var (
-	forClients  = Rule{Roles: []Role{Client, Admin}, Cost: CostOne}
-	forLists    = Rule{Roles: []Role{Client, Admin}, Cost: CostPage}
-	forWaits    = Rule{Roles: []Role{Client, Admin}, Cost: CostIDs}
-	forSubmits  = Rule{Roles: []Role{Client, Admin}, Cost: CostItems}
-	forWorkers  = Rule{Roles: []Role{Worker, Admin}, Certificate: true, Cost: CostNothing}
-	forAnyToken = Rule{Roles: Roles(), Cost: CostOne}
-	forAll      = Rule{Public: true, Cost: CostNothing}
+	forClients  = Rule{Roles: []Role{Client, Admin}, Cost: CostOne, MaxMessage: readMessage}
+	forLists    = Rule{Roles: []Role{Client, Admin}, Cost: CostPage, MaxMessage: readMessage}
+	forWaits    = Rule{Roles: []Role{Client, Admin}, Cost: CostIDs, MaxMessage: idsMessage}
+	forSubmits  = Rule{Roles: []Role{Client, Admin}, Cost: CostItems, MaxMessage: Payload}
+	forWorkers  = Rule{Roles: []Role{Worker, Admin}, Certificate: true, Cost: CostNothing, MaxMessage: Payload}
+	forAnyToken = Rule{Roles: Roles(), Cost: CostOne, MaxMessage: readMessage}
+	forAll      = Rule{Public: true, Cost: CostNothing, MaxMessage: publicMessage}
 )
 
 // table has every method of every service that a server registers, the health of the

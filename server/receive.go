@@ -1,0 +1,216 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // registers the codec below
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/treadle-dev/treadle/server/auth"
+)
+
+// gRPC has one limit for the messages of a whole server, and reads a message before anybody
+// can say how large it may be. Here each method has a limit of its own, and a large message
+// is read when the budget has room for it. So the handlers of all services are wrapped when
+// they are registered: they read the five bytes in front of a message from the transport,
+// judge its length, and only then ask for the rest.
+
+// requestCodec decodes the messages of callers and encodes the answers.
+var requestCodec = encoding.GetCodecV2("proto")
+
+// transport is what a gRPC server's stream is read through. ServerTransportStream of the
+// public API has less; a test holds that the stream of this version of gRPC has it all.
+type transport interface {
+	ReadMessageHeader(header []byte) error
+	Read(n int) (mem.BufferSlice, error)
+	RecvCompress() string
+	WriteStatus(st *status.Status) error
+}
+
+// registrar wraps the handlers of what is registered with a gRPC server.
+type registrar struct {
+	*grpc.Server
+	s *Server
+}
+
+// RegisterService implements [grpc.ServiceRegistrar]. Unary methods become streams that take
+// one message and send one: the description that callers see is the same.
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, service any) {
+	wrapped := *desc
+	wrapped.Methods, wrapped.Streams = nil, make([]grpc.StreamDesc, 0, len(desc.Methods)+len(desc.Streams))
+	for _, m := range desc.Methods {
+		wrapped.Streams = append(wrapped.Streams, r.s.receiveOne("/"+desc.ServiceName+"/"+m.MethodName, m))
+	}
+	for _, d := range desc.Streams {
+		wrapped.Streams = append(wrapped.Streams, r.s.receiveMany("/"+desc.ServiceName+"/"+d.StreamName, d))
+	}
+	r.Server.RegisterService(&wrapped, service)
+}
+
+// receiveOne is a unary method that reads its message by itself.
+func (s *Server) receiveOne(name string, m grpc.MethodDesc) grpc.StreamDesc {
+	limit, public := s.messageLimit(name)
+	return grpc.StreamDesc{StreamName: m.MethodName, Handler: func(service any, ss grpc.ServerStream) error {
+		ctx, start := ss.Context(), time.Now()
+		in := inbound{s: s, method: name, limit: limit, once: true, public: public}
+		answer, err := m.Handler(service, ctx, func(into any) error {
+			err := in.receive(ctx, into)
+			if err != nil {
+				s.observe(ctx, name, start, err)
+			}
+			return err
+		}, s.unary)
+		if err != nil {
+			return err
+		}
+		return ss.SendMsg(answer)
+	}}
+}
+
+// receiveMany is a method of streams that reads its messages by itself.
+func (s *Server) receiveMany(name string, d grpc.StreamDesc) grpc.StreamDesc {
+	limit, public := s.messageLimit(name)
+	handler := d.Handler
+	d.Handler = func(service any, ss grpc.ServerStream) error {
+		return handler(service, &receiver{ServerStream: ss, in: inbound{s: s, method: name, limit: limit, once: !d.ClientStreams, public: public}})
+	}
+	return d
+}
+
+// messageLimit is the largest message that a method takes, in bytes.
+func (s *Server) messageLimit(method string) (limit int, public bool) {
+	rule, _ := auth.RuleOf(method)
+	if rule.MaxMessage == auth.Payload {
+		return s.cfg.maxMessage(), rule.Public
+	}
+	return rule.MaxMessage, rule.Public
+}
+
+// receiver is a stream that reads its messages through inbound.
+type receiver struct {
+	grpc.ServerStream
+	in inbound
+}
+
+func (r *receiver) RecvMsg(m any) error { return r.in.receive(r.Context(), m) }
+
+// inbound reads the messages of one call. One goroutine at a time may use it.
+type inbound struct {
+	s      *Server
+	method string
+	limit  int
+	// once: the call has exactly one message.
+	once bool
+	// public: whoever likes may call, so the message has to be there soon.
+	public bool
+	got    bool
+	header [5]byte
+}
+
+// receive reads one message. It returns io.EOF when the caller has sent all, and
+// otherwise an error that is a status.
+func (in *inbound) receive(ctx context.Context, into any) error {
+	t, ok := grpc.ServerTransportStreamFromContext(ctx).(transport)
+	if !ok {
+		return newStatus(codes.Internal, reasonInternal, "this version of gRPC hides how messages are read", nil, nil)
+	}
+	err := in.read(t, into)
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	err = withInfo(status.Convert(err))
+	// Whatever a handler of a stream makes of the error, this is what was wrong.
+	_ = t.WriteStatus(status.Convert(err))
+	return err
+}
+
+func (in *inbound) read(t transport, into any) error {
+	if in.public {
+		defer in.hurry(t, publicGrace)()
+	}
+	if err := t.ReadMessageHeader(in.header[:]); err != nil {
+		if errors.Is(err, io.EOF) && in.once && !in.got {
+			return status.Error(codes.Internal, "grpc: cardinality violation: received no request message from non-client-streaming RPC")
+		}
+		return broken(err)
+	}
+	size := binary.BigEndian.Uint32(in.header[1:])
+	switch flag := in.header[0]; {
+	case in.once && in.got:
+		return status.Error(codes.Internal, "grpc: cardinality violation: received multiple request messages for non-client-streaming RPC")
+	case int64(size) > int64(in.limit):
+		return newStatus(codes.ResourceExhausted, reasonTooLarge,
+			fmt.Sprintf("grpc: received message larger than max (%d vs. %d): one message to %s has at most %d bytes", size, in.limit, in.method, in.limit), nil, nil)
+	case flag == 1 && (t.RecvCompress() == "" || t.RecvCompress() == encoding.Identity):
+		return status.Error(codes.Internal, "grpc: compressed flag set with identity or empty encoding")
+	case flag == 1:
+		return status.Errorf(codes.Unimplemented, "grpc: Decompressor is not installed for grpc-encoding %q", t.RecvCompress())
+	case flag != 0:
+		return status.Errorf(codes.Internal, "grpc: received unexpected payload format %d", flag)
+	}
+	if size > freeBody {
+		defer in.hurry(t, arrival(int(size)))()
+	}
+	data, err := t.Read(int(size))
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return broken(err)
+	}
+	in.got = true
+	err = requestCodec.Unmarshal(data, into)
+	data.Free()
+	if err != nil {
+		if st, ok := status.FromError(err); ok {
+			return st.Err()
+		}
+		return status.Errorf(codes.Internal, "grpc: failed to unmarshal the received message: %v", err)
+	}
+	if !in.once {
+		return nil
+	}
+	// The caller has to be done: what came after would lie unread as long as the call lasts.
+	if err := in.read(t, into); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+// hurry ends a call whose message does not arrive in time, until stop is called. The
+// status ends the stream, and with it the read that waits.
+func (in *inbound) hurry(t transport, limit time.Duration) (stop func()) {
+	timer := time.AfterFunc(limit, func() {
+		st := newStatus(codes.DeadlineExceeded, reasonSlowBody, fmt.Sprintf("the message arrived too slowly: it had %s", limit), nil, nil)
+		_ = t.WriteStatus(status.Convert(st))
+	})
+	return func() { timer.Stop() }
+}
+
+// arrival is how long a message or body of some size may take to arrive.
+func arrival(size int) time.Duration {
+	return bodyGrace + time.Duration(size/bodyRate)*time.Second
+}
+
+// broken is why a message could not be read, as a status or io.EOF.
+func broken(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.EOF
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return status.Error(codes.Internal, io.ErrUnexpectedEOF.Error())
+	}
+	if st, ok := status.FromError(err); ok {
+		return st.Err()
+	}
+	return status.FromContextError(err).Err()
+}
