@@ -31,6 +31,7 @@ type Store interface {
 	Tasks
 	Queue
 	Fleet
+	Owners
 
 	// Bell returns the store's bell, which rings for every process on the store.
 	Bell() Bell
@@ -73,6 +74,29 @@ type Key struct {
 	ID string
 	// Digest is the SHA-256 of what the request asks for.
 	Digest [32]byte
+	// Refused, when set, lets the call answer a repeat and nothing else: what was not
+	// recorded before is refused with this error, and nothing is stored for it.
+	Refused error
+}
+
+// Owners counts what those have in the store who made it.
+type Owners interface {
+	// Usage returns what is stored under an owner: [task.Task.CreatedBy] and
+	// [task.Function.CreatedBy]. It includes every change that was answered before the
+	// call. An owner that has nothing, or was never heard of, uses nothing.
+	Usage(ctx context.Context, owner string) (Usage, error)
+}
+
+// Usage is what one owner has in the store.
+type Usage struct {
+	// Tasks counts unfinished tasks, Functions registrations.
+	Tasks, Functions int
+	// Bytes is the size of the arguments of unfinished tasks, of the results of finished
+	// ones until they are removed, and of the bytes of functions: each registration counts
+	// its own, though equal bytes are stored once.
+	Bytes int64
+	// Queues are the names of the queues of those tasks and functions.
+	Queues map[string]struct{}
 }
 
 // Tasks is what clients see.
@@ -117,7 +141,7 @@ type Submission struct {
 type Submitted struct {
 	ID        task.ID
 	Duplicate bool
-	// Err is CodeConflict for a key used with another digest.
+	// Err is CodeConflict for a key used with another digest, or [Key.Refused].
 	Err error
 }
 

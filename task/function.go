@@ -59,4 +59,7 @@ type Function struct {
 	Hash      [32]byte
 	Size      int
 	CreatedAt time.Time
+	// CreatedBy is the id of the token that registered it; empty where no tokens are asked
+	// for, and for the handlers of workers.
+	CreatedBy string
 }

@@ -53,6 +53,9 @@ type Task struct {
 	Form         Form
 	Python       string
 	Hash         [32]byte
+	// CreatedBy is the id of the token that submitted the task; empty where no tokens are
+	// asked for. It counts towards that owner's quotas.
+	CreatedBy string
 
 	Priority int
 	// Args and Returns say how the arguments are encoded and how the caller wants

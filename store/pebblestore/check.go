@@ -19,7 +19,7 @@ func (s *Store) CheckInvariants(ctx context.Context) error {
 		return err
 	}
 	defer s.leave()
-	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, results: map[task.ID]int{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}}
+	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, results: map[task.ID]int{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}, owners: owners{}}
 	// On the committer nothing is under way: disk and index must say the same.
 	if err := s.commit(ctx, op, 0, func(*txn) { c.run() }); err != nil {
 		return err
@@ -55,6 +55,8 @@ type checker struct {
 	// kept lists the tasks in the retention index.
 	kept map[task.ID]bool
 	keys map[string]task.ID
+	// owners is what everybody has by a full scan.
+	owners owners
 }
 
 func (c *checker) fail(format string, args ...any) {
@@ -78,7 +80,10 @@ func (c *checker) run() {
 		c.fail("task %s names the idempotency key %q, which is not there", id, key)
 	}
 	c.each(spaceName, c.nameRow)
+	c.each(spaceFunction, c.functionRow)
+	c.each(spaceOwner, c.ownerRow)
 	c.index()
+	c.usage()
 }
 
 // each walks a keyspace; row must not keep its arguments.
@@ -114,6 +119,7 @@ func (c *checker) liveRow(key, value []byte) error {
 		return fmt.Errorf("%d bytes of arguments, the record says %d", len(rec.args), n)
 	}
 	c.live[id] = rec
+	c.owners.add(rec.task.CreatedBy, rec.task.Queue, owned{tasks: 1, bytes: int64(rec.task.ArgsSize)})
 	if rec.key != "" {
 		c.keys[rec.key] = id
 	}
@@ -139,7 +145,12 @@ func (c *checker) finishedRow(key, value []byte) error {
 	if t.ResultSize > maxInlineResult {
 		c.results[id] = t.ResultSize
 	}
-	c.finished[id] = retained{id: id, key: rec.key, result: t.ResultSize > maxInlineResult, parts: partsApart(t.ResultSize), logs: rec.logs}
+	row := retained{id: id, key: rec.key, result: t.ResultSize > maxInlineResult, parts: partsApart(t.ResultSize), logs: rec.logs}
+	if t.CreatedBy != "" {
+		row.owner, row.size = t.CreatedBy, t.ResultSize
+		c.owners.keep(t.CreatedBy, int64(t.ResultSize))
+	}
+	c.finished[id] = row
 	if rec.key != "" {
 		c.keys[rec.key] = id
 	}

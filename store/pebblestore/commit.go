@@ -123,6 +123,8 @@ type txn struct {
 	// them finished at endedAt.
 	ended   []retained
 	endedAt time.Time
+	// owners lists those whose results came or went.
+	owners map[string]struct{}
 }
 
 // newTxn begins a commit of about that many bytes.
@@ -146,6 +148,7 @@ func (x *txn) seal() {
 	clock := clockRow{now: x.s.now, seq: x.s.seq}
 	x.buf = clock.append(x.buf[:0])
 	x.set(keyClock, x.buf)
+	x.saveOwners()
 	if err := x.b.Apply(x.live, nil); err != nil {
 		x.s.fail(err)
 	}

@@ -53,10 +53,14 @@ func (x *txn) putFunction(f *task.Function, payload []byte, key store.Key) (task
 			return x.knownFunction(used.id)
 		}
 	}
+	if key.Refused != nil {
+		return *f, key.Refused
+	}
 	if have, err := x.knownFunction(f.ID); err == nil {
 		return have, task.Errorf(task.CodeConflict, "put function", "the function id %s is in use", f.ID)
 	}
 	x.functions = append(x.functions, *f)
+	s.ix.owners.add(f.CreatedBy, f.Queue, owned{functions: 1, bytes: int64(f.Size)})
 	x.set(idKey(spaceFunction, f.ID), encodeFunction(f))
 	x.set(textKey(spaceName, f.Name), f.ID[:])
 	if len(payload) > 0 {

@@ -59,6 +59,7 @@ type index struct {
 	entries   map[task.ID]*entry
 	lanes     map[laneKey]*lane
 	claims    map[task.ID]*claimGroup
+	owners    owners
 	leases    timeHeap
 	deadlines timeHeap
 	delayed   timeHeap
@@ -72,6 +73,7 @@ func newIndex() index {
 		entries:   make(map[task.ID]*entry),
 		lanes:     make(map[laneKey]*lane),
 		claims:    make(map[task.ID]*claimGroup),
+		owners:    make(owners),
 		leases:    timeHeap{slot: slotLease},
 		deadlines: timeHeap{slot: slotDeadline},
 		delayed:   timeHeap{slot: slotDelay},
@@ -85,6 +87,7 @@ func (ix *index) add(rec record) *entry {
 		t: t, key: rec.key, logs: rec.logs}
 	ix.entries[t.ID] = e
 	ix.resident++
+	ix.owners.add(t.CreatedBy, e.lane.key.queue, owned{tasks: 1, bytes: int64(t.ArgsSize)})
 	ix.setArgs(e, rec.args)
 	return e
 }

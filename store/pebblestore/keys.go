@@ -21,6 +21,7 @@ import (
 //	b<hash>[part]    bytes of functions
 //	n<name>          newest function of a name
 //	K<request id>    idempotency key of a registration
+//	u<owner>         bytes of the results that an owner has
 //	m<name>          the store's own facts
 const (
 	spaceLive     = 'l'
@@ -34,6 +35,7 @@ const (
 	spaceBlob     = 'b'
 	spaceName     = 'n'
 	spaceFuncKey  = 'K'
+	spaceOwner    = 'u'
 	spaceMeta     = 'm'
 )
 
@@ -43,6 +45,9 @@ var (
 	keyFormat = []byte("mformat")
 	// keyClock holds the high-water mark of store time and of the sequence.
 	keyClock = []byte("mclock")
+	// keyCounted is a copy of keyClock, written with it by builds that count what owners
+	// have. Where the two differ another build has written since, and did not count.
+	keyCounted = []byte("mcounted")
 )
 
 // formatVersion is what this build writes and the newest that it reads. Records are

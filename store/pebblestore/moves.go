@@ -42,7 +42,13 @@ func (x *txn) save(e *entry, result []byte) {
 	if t.ArgsSize > maxInlineArgs {
 		x.delValue(appendIDKey(key[:0], spaceArgs, e.id), furtherParts(t.ArgsSize))
 	}
-	x.ended = append(x.ended, retained{id: e.id, key: e.key, result: apart, parts: furtherParts(len(result)), logs: e.logs})
+	row := retained{id: e.id, key: e.key, result: apart, parts: furtherParts(len(result)), logs: e.logs}
+	if t.CreatedBy != "" {
+		row.owner, row.size = t.CreatedBy, t.ResultSize
+		x.s.ix.owners.finished(t)
+		x.keep(t.CreatedBy, t.ResultSize)
+	}
+	x.ended = append(x.ended, row)
 	x.endedAt = t.FinishedAt
 	if len(x.ended) == maxRetainedRow {
 		x.retain()

@@ -157,6 +157,8 @@ type Store struct {
 	// standing are the requests that wait for work, who waits longest first.
 	standing []*standing
 	recent   recent
+	// counted is set once an owner has something: keyCounted is written from then on.
+	counted bool
 	// registrations counts commits with functions in them.
 	registrations uint64
 	// nextGC is when the oldest finished task is due for removal; zero means none.

@@ -134,6 +134,7 @@ func (x *txn) forgetOld(now time.Time) {
 	for id, e := range x.s.ix.entries {
 		if e.where == whereReady && x.s.load(e) && now.Sub(e.t.CreatedAt) > x.s.opts.Retention {
 			x.s.ix.unplace(e)
+			x.s.ix.owners.finished(e.t)
 			e.where = whereEnded
 			x.touch(e)
 			x.del(idKey(spaceLive, id))
@@ -308,6 +309,9 @@ func (x *txn) removeTask(t *retained) {
 			x.dropped = make(map[string]struct{})
 		}
 		x.dropped[t.key] = struct{}{}
+	}
+	if t.owner != "" {
+		x.keep(t.owner, -t.size)
 	}
 	if x.gone == nil {
 		x.gone = make(map[task.ID]struct{})

@@ -65,6 +65,7 @@ const (
 	fInlineArgs
 	fInlineResult
 	fPython
+	fCreatedBy
 )
 
 // Numbers of the fields of a lease.
@@ -155,6 +156,7 @@ func appendRecord(b []byte, rec *record) []byte {
 	m.bytes(fInlineArgs, rec.args)
 	m.bytes(fInlineResult, rec.result)
 	m.text(fPython, t.Python)
+	m.text(fCreatedBy, t.CreatedBy)
 	return m.done()
 }
 
@@ -255,6 +257,8 @@ func readTaskField(r *reader, rec *record, num int) bool {
 		t.Form = task.Form(r.text())
 	case fPython:
 		t.Python = r.text()
+	case fCreatedBy:
+		t.CreatedBy = r.text()
 	case fHash:
 		r.array(t.Hash[:])
 	case fPriority:

@@ -33,6 +33,9 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.recoverFinished(); err != nil {
 		return errors.Join(err, x.close())
 	}
+	if err := s.recoverOwners(ctx, x); err != nil {
+		return errors.Join(err, x.close())
+	}
 	if err := s.broken.Load(); err != nil {
 		return err
 	}
@@ -113,6 +116,7 @@ func shareNames(t *task.Task, names map[string]string) {
 		return s
 	}
 	t.FunctionName, t.Queue, t.Runtime = share(t.FunctionName), share(t.Queue), share(t.Runtime)
+	t.CreatedBy = share(t.CreatedBy)
 }
 
 func (s *Store) recoverTask(x *txn, rec record, n *recovered) {

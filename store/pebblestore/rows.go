@@ -20,6 +20,7 @@ const (
 	fnSize
 	fnCreatedAt
 	fnPython
+	fnCreatedBy
 )
 
 func encodeFunction(f *task.Function) []byte {
@@ -32,6 +33,7 @@ func encodeFunction(f *task.Function) []byte {
 	m.int(fnSize, int64(f.Size))
 	m.time(fnCreatedAt, f.CreatedAt)
 	m.text(fnPython, f.Python)
+	m.text(fnCreatedBy, f.CreatedBy)
 	return m.done()
 }
 
@@ -56,6 +58,8 @@ func decodeFunction(id task.ID, b []byte) (task.Function, error) {
 			f.CreatedAt = r.time()
 		case fnPython:
 			f.Python = r.text()
+		case fnCreatedBy:
+			f.CreatedBy = r.text()
 		default:
 			return false
 		}
@@ -79,6 +83,9 @@ type retained struct {
 	// parts counts the further parts of the result.
 	parts int
 	logs  []int
+	// owner is who submitted it, with the size of its result; empty and 0 without an owner.
+	owner string
+	size  int
 }
 
 // Numbers of the fields of a retained task.
@@ -88,6 +95,8 @@ const (
 	fxResult
 	fxLogs
 	fxParts
+	fxOwner
+	fxSize
 )
 
 func appendRetained(b []byte, row []retained) []byte {
@@ -104,6 +113,8 @@ func appendRetained(b []byte, row []retained) []byte {
 		if row[i].parts > 0 {
 			m.int(fxParts, int64(row[i].parts))
 		}
+		m.text(fxOwner, row[i].owner)
+		m.int(fxSize, int64(row[i].size))
 		b = m.done()
 	}
 	return b
@@ -127,6 +138,10 @@ func decodeRetained(key, b []byte) ([]retained, error) {
 				t.logs = readInts(r)
 			case fxParts:
 				t.parts = r.count()
+			case fxOwner:
+				t.owner = r.text()
+			case fxSize:
+				t.size = r.count()
 			default:
 				return false
 			}

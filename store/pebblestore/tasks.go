@@ -62,6 +62,9 @@ func (x *txn) submit(now time.Time, it *store.Submission) store.Submitted {
 			return store.Submitted{ID: used.id, Duplicate: true}
 		}
 	}
+	if it.Key.Refused != nil {
+		return store.Submitted{Err: it.Key.Refused}
+	}
 	if err := x.fresh(it.Task.ID); err != nil {
 		return store.Submitted{Err: err}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -22,6 +24,9 @@ func (s *Store) CheckInvariants(ctx context.Context) error {
 		if err := c.run(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("shard %d: %w", shard, err))
 		}
+	}
+	if err := s.checkUsage(ctx); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -167,4 +172,87 @@ func (c *checker) counters(ctx context.Context) error {
 		c.failf("the counter %q says %s, want none", strings.ReplaceAll(field, "\x00", "/"), n)
 	}
 	return nil
+}
+
+// checkUsage compares what owners are said to have with a full scan, and the tallies with
+// the records.
+func (s *Store) checkUsage(ctx context.Context) error {
+	want := make(map[string]map[string]int) // by key and field
+	add := func(shard int, owner, field string, n int) {
+		key := s.keys(shard).named(keyUsage + owner)
+		if want[key] == nil {
+			want[key] = make(map[string]int)
+		}
+		if want[key][field] += n; want[key][field] == 0 {
+			delete(want[key], field)
+		}
+	}
+	var errs []error
+	all := newIDs(s, "check", task.ID{})
+	for {
+		ids, err := all.next(ctx, 4*maxItems)
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			break
+		}
+		for _, id := range ids {
+			shard := s.shardOf(id)
+			rec, err := s.record(ctx, "check", id)
+			if err != nil {
+				return err
+			}
+			if rec == nil {
+				continue // said already
+			}
+			tally, err := s.reads.HGet(ctx, s.keys(shard).task(id), fieldTally).Result()
+			if err != nil && !errors.Is(err, redis.Nil) {
+				return err
+			}
+			if tally != tallyOf(rec.Task) {
+				errs = append(errs, fmt.Errorf("task %s has the tally %q, want %q", id, tally, tallyOf(rec.Task)))
+			}
+			switch owner := rec.CreatedBy; {
+			case owner == "":
+			case rec.Status.Terminal():
+				add(shard, owner, usageBytes, rec.ResultSize)
+			default:
+				add(shard, owner, usageBytes, rec.ArgsSize)
+				add(shard, owner, usageTasks, 1)
+				add(shard, owner, string(usageQueue)+rec.Queue, 1)
+			}
+		}
+	}
+	functions, err := s.reads.HGetAll(ctx, s.any.named(keyFunctions)).Result()
+	if err != nil {
+		return err
+	}
+	for id, text := range functions {
+		f, err := decodeFunction(task.ID([]byte(id)), text)
+		if err != nil {
+			return err
+		}
+		if f.CreatedBy != "" {
+			add(common, f.CreatedBy, usageFunctions, 1)
+			add(common, f.CreatedBy, usageBytes, f.Size)
+			add(common, f.CreatedBy, string(usageQueue)+f.Queue, 1)
+		}
+	}
+	for key, fields := range want {
+		have, err := s.reads.HGetAll(ctx, key).Result()
+		if err != nil {
+			return err
+		}
+		for field, n := range fields {
+			if have[field] != fmt.Sprint(n) {
+				errs = append(errs, fmt.Errorf("%q says %q of %q, want %d", key, have[field], field, n))
+			}
+			delete(have, field)
+		}
+		for field, n := range have {
+			errs = append(errs, fmt.Errorf("%q says %s of %q, want none", key, n, field))
+		}
+	}
+	return errors.Join(errs...)
 }

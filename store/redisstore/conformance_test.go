@@ -142,6 +142,13 @@ func (f *fixture) keys() (n int, err error) {
 	return n, nil
 }
 
+// What owners have is spread over the shards.
+func TestUsageOfShards(t *testing.T) {
+	storetest.RunUsage(t, func(t *testing.T) storetest.Harness {
+		return newFixture(t, func(o *Options) { o.Shards = 5 }).harness()
+	})
+}
+
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) storetest.Harness { return newFixture(t, nil).harness() })

@@ -15,6 +15,7 @@ const (
 	functionConflict
 	functionInUse
 	functionIncomplete
+	functionRefused
 )
 
 // PutFunction implements [store.Functions].
@@ -29,7 +30,8 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 	}
 	blob := s.blobOf(f.Hash, len(payload))
 	c := s.scriptCall(common, scriptFunction, f.CreatedAt,
-		f.ID[:], encodeFunction(&f), f.Name, key.ID, key.Digest[:], f.Hash[:], blob.chunks)
+		f.ID[:], encodeFunction(&f), f.Name, key.ID, key.Digest[:], f.Hash[:], blob.chunks,
+		f.CreatedBy, f.Size, f.Queue, onlyLook(key))
 	// The bytes are often there already, so the first try goes without them.
 	for send := false; ; send = true {
 		var calls []*call
@@ -57,6 +59,8 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 			return f, task.Errorf(task.CodeConflict, op, "the request id %q was used for another request", key.ID)
 		case functionInUse:
 			return f, task.Errorf(task.CodeConflict, op, "the function id %s is in use", f.ID)
+		case functionRefused:
+			return f, key.Refused
 		case functionIncomplete:
 			if send {
 				return f, task.Errorf(task.CodeUnavailable, op, "the bytes of function %s did not arrive", f.ID)
@@ -65,6 +69,14 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 			return f, task.Errorf(task.CodeUnavailable, op, "unknown answer %d (%q)", code, text)
 		}
 	}
+}
+
+// onlyLook tells a script whether to answer repeats alone.
+func onlyLook(key store.Key) string {
+	if key.Refused != nil {
+		return "1"
+	}
+	return ""
 }
 
 // blobOf names the chunks of a function's bytes.

@@ -47,6 +47,9 @@ const (
 	keyIDs = "ids"
 	// keyStats is a hash of the unfinished tasks by lane and "q" or "r".
 	keyStats = "stats"
+	// keyUsage is a hash of what an owner has under this tag: tasks "t", functions "f", bytes
+	// "b", and "q" and a queue for those of each queue. Followed by the owner.
+	keyUsage = "u:"
 	// keySync is written before WAIT, so that WAIT covers everything before it.
 	keySync = "sync"
 
@@ -96,6 +99,9 @@ const (
 	// fieldArgs and fieldResult hold small values; the head says where large ones are.
 	fieldArgs   = "a"
 	fieldResult = "r"
+	// fieldTally is how a task is counted in keyUsage, see tallyOf; it is missing without an
+	// owner.
+	fieldTally = "o"
 )
 
 // recordFields are read to know a task, in this order; see decodeRecord.
@@ -109,10 +115,10 @@ var luaNames = map[string]string{
 	"K.ready": keyReady, "K.delayed": keyDelayed, "K.deadlines": keyDeadlines, "K.leases": keyLeases, "K.done": keyDone,
 	"K.held": keyHeld, "K.ids": keyIDs, "K.stats": keyStats, "K.functions": keyFunctions, "K.names": keyNames,
 	"K.functionrequests": keyFunctionRequests, "K.functionids": keyFunctionIDs, "K.blob": keyBlob,
-	"K.dispatchers": keyDispatchers,
-	"M.identity":    metaIdentity, "M.format": metaFormat, "M.shards": metaShards, "M.complete": metaComplete, "M.seq": metaSeq,
+	"K.dispatchers": keyDispatchers, "K.usage": keyUsage,
+	"M.identity": metaIdentity, "M.format": metaFormat, "M.shards": metaShards, "M.complete": metaComplete, "M.seq": metaSeq,
 	"M.beat": metaBeat, "M.calm": metaCalm, "M.generation": metaGeneration,
-	"F.head": fieldHead, "F.spec": fieldSpec, "F.state": fieldState, "F.args": fieldArgs, "F.result": fieldResult,
+	"F.head": fieldHead, "F.spec": fieldSpec, "F.state": fieldState, "F.args": fieldArgs, "F.result": fieldResult, "F.tally": fieldTally,
 }
 
 // luaName matches a use of such a name.

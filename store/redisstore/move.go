@@ -272,7 +272,10 @@ func (s *Store) moveArguments(shard int, m *move, at time.Time) (args []any, siz
 	state := encodeState(t)
 	args = []any{
 		m.id[:], from.head.epoch, from.head.claim[:], from.head.startedAt, guard, holder, t.Epoch, state, t.AttemptCount, to, when, deadline,
-		m.log, attempt, inline, place,
+		m.log, attempt, inline, place, "",
+	}
+	if t.Status.Terminal() {
+		args[len(args)-1] = tallyOf(t)
 	}
 	return args, len(state) + len(m.log) + len(inline), chunks
 }

@@ -32,7 +32,7 @@ func encodeSpec(t *task.Task) []byte {
 	w.int(int64(t.FunctionRetries))
 	w.int(t.MemoryLimit)
 	w.time(t.CreatedAt)
-	w.last(t.Python)
+	w.last(t.Python, t.CreatedBy)
 	return w.b
 }
 
@@ -54,7 +54,7 @@ func decodeSpec(b string, t *task.Task) error {
 	t.FunctionRetries = r.count()
 	t.MemoryLimit = r.int()
 	t.CreatedAt = r.time()
-	t.Python = r.last()
+	t.Python, t.CreatedBy = r.last(), r.last()
 	return r.err
 }
 
@@ -235,7 +235,7 @@ func encodeFunction(f *task.Function) []byte {
 	w.raw(f.Hash[:])
 	w.int(int64(f.Size))
 	w.time(f.CreatedAt)
-	w.last(f.Python)
+	w.last(f.Python, f.CreatedBy)
 	return w.b
 }
 
@@ -245,7 +245,7 @@ func decodeFunction(id task.ID, b string) (task.Function, error) {
 	r.raw(f.Hash[:])
 	f.Size = r.count()
 	f.CreatedAt = r.time()
-	f.Python = r.last()
+	f.Python, f.CreatedBy = r.last(), r.last()
 	if r.err != nil {
 		return task.Function{}, fmt.Errorf("the record of function %s is damaged: %w", id, r.err)
 	}

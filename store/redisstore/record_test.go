@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 func fullTask() *task.Task {
 	at := time.Date(2030, 1, 2, 3, 4, 5, 6789, time.UTC)
 	return &task.Task{
-		ID: task.ID{1}, Function: task.ID{2}, FunctionName: "f\x00ü", Queue: "q", Runtime: "go/x", Form: task.FormSource,
+		ID: task.ID{1}, Function: task.ID{2}, FunctionName: "f\x00ü", Queue: "q", Runtime: "go/x", Form: task.FormSource, Python: "3.12", CreatedBy: "0123456789abcdef",
 		Hash: [32]byte{3}, Priority: 7, Args: task.EncodingJSON, Returns: task.EncodingPickle, ArgsSize: 5, Timeout: time.Minute,
 		Deadline: at.Add(time.Hour), MaxRetries: 2, FunctionRetries: 4, MemoryLimit: 1 << 40, CreatedAt: at,
 		NotBefore: at.Add(time.Second), Status: task.Failed, Losses: 1, Failures: 2, Lapses: 3, LastClaim: task.ID{9},
@@ -78,9 +79,63 @@ func TestFreshRecord(t *testing.T) {
 }
 
 func TestFunctionRecord(t *testing.T) {
-	in := task.Function{ID: task.ID{1}, Name: "a\x00b", Queue: "q", Runtime: "python", Form: task.FormPickle, Hash: [32]byte{4}, Size: 9, CreatedAt: time.Unix(5, 6).UTC()}
-	if got, err := decodeFunction(in.ID, string(encodeFunction(&in))); err != nil || got != in {
-		t.Errorf("read %+v, %v", got, err)
+	plain := task.Function{ID: task.ID{1}, Name: "a\x00b", Queue: "q", Runtime: "python", Form: task.FormPickle, Hash: [32]byte{4}, Size: 9, CreatedAt: time.Unix(5, 6).UTC()}
+	for _, change := range []func(*task.Function){
+		func(*task.Function) {},
+		func(f *task.Function) { f.Python = "3.12" },
+		func(f *task.Function) { f.CreatedBy = "0123456789abcdef" },
+		func(f *task.Function) { f.Python, f.CreatedBy = "3.12", "0123456789abcdef" },
+	} {
+		in := plain
+		change(&in)
+		if got, err := decodeFunction(in.ID, string(encodeFunction(&in))); err != nil || got != in {
+			t.Errorf("read %+v, %v; wrote %+v", got, err, in)
+		}
+	}
+}
+
+// Texts that were added to the end of a record over time: each is found in its place,
+// whichever of them are empty, and without any of them a record is the bytes that it was
+// before there were any.
+func TestTextsAddedLater(t *testing.T) {
+	for _, in := range [][3]string{{}, {"a"}, {"", "b"}, {"", "", "c"}, {"a", "", "c"}, {"a", "b", "c"}} {
+		w := newWriter(16)
+		w.int(5)
+		before := len(w.b)
+		w.last(in[:]...)
+		if in == [3]string{} && len(w.b) != before {
+			t.Errorf("nothing was added, and %d bytes are written", len(w.b)-before)
+		}
+		r := newReader(string(w.b))
+		n := r.int()
+		if got := [3]string{r.last(), r.last(), r.last()}; got != in || n != 5 || r.err != nil {
+			t.Errorf("read %q, %v; wrote %q", got, r.err, in)
+		}
+	}
+}
+
+// Records of builds before owners were recorded, byte by byte as those wrote them: with
+// and without the text that was the last one then.
+func TestRecordsOfOlderBuilds(t *testing.T) {
+	in := sampleTask(nil)
+	in.Status = task.Queued
+	for python, tail := range map[string]string{"": "", "3.12": "\x043.12"} {
+		in.Python = ""
+		old := string(encodeSpec(in)) + tail
+		got := &task.Task{ID: in.ID, Status: task.Queued}
+		if err := decodeSpec(old, got); err != nil {
+			t.Fatal(err)
+		}
+		if in.Python = python; !reflect.DeepEqual(got, in) {
+			t.Errorf("read  %+v\nwrote %+v", got, in)
+		}
+		if now := string(encodeSpec(in)); now != old {
+			t.Errorf("without an owner the record is\n%q, was\n%q", now, old)
+		}
+	}
+	f, err := decodeFunction(task.ID{1}, "\x01\x01f\x01q\x06python\x06pickle"+strings.Repeat("\x04", 32)+"\x12\x0c\x06\x043.12")
+	if err != nil || f.Name != "f" || f.Size != 9 || f.Python != "3.12" || f.CreatedBy != "" || !f.CreatedAt.Equal(time.Unix(5, 6)) {
+		t.Errorf("read %+v, %v", f, err)
 	}
 }
 

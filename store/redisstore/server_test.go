@@ -494,6 +494,13 @@ func TestCluster(t *testing.T) {
 			walkShards(t, f.s, f.clock)
 		})
 	}
+	t.Run("UsageOfShards", func(t *testing.T) {
+		storetest.RunUsage(t, func(t *testing.T) storetest.Harness {
+			h := newFixture(t, func(o *Options) { o.URL = c.URL(""); o.Shards = 16 }).harness()
+			h.Keys = nil
+			return h
+		})
+	})
 	for _, mode := range []string{"async", "replicated"} {
 		t.Run("PrimaryKilled "+mode, func(t *testing.T) { killPrimary(t, c, mode) })
 		t.Run("SlotMoved "+mode, func(t *testing.T) { moveSlot(t, c, mode) })

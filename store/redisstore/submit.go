@@ -66,7 +66,11 @@ const (
 	submitConflict
 	submitInUse
 	submitIncomplete
+	submitRefused
 )
+
+// requestUnknown is an answer of request.lua alone.
+const requestUnknown = 3
 
 func (x *submitting) run(ctx context.Context) error {
 	n := len(x.items)
@@ -148,22 +152,27 @@ func (x *submitting) arguments(args []any, shard, i int, at time.Time) ([]any, [
 	switch {
 	case x.reserved[i]:
 		mode = "r"
-	case it.Key.ID != "":
+	case it.Key.ID != "" || it.Key.Refused != nil:
 		mode = "k"
+	}
+	if it.Key.Refused != nil {
+		mode += "-"
 	}
 	var inline []byte
 	var place string
 	var chunks []*call
-	if len(it.Args) <= maxInline {
+	switch {
+	case it.Key.Refused != nil:
+	case len(it.Args) <= maxInline:
 		inline = it.Args
-	} else {
+	default:
 		l := newLarge(keyArgs, id, x.operation, len(it.Args))
 		place, chunks = l.place, l.writes(x.s, shard, it.Args)
 	}
 	return append(args,
 		id[:], mode, it.Key.ID, it.Key.Digest[:], backOfHead(t, it.Key.ID, place), encodeSpec(t), encodeState(t),
 		laneOf(t.Queue, t.Runtime), task.MaxPriority-t.Priority, inline, place,
-		microsOrNone(t.Deadline), microsOrNone(t.NotBefore)), chunks
+		microsOrNone(t.Deadline), microsOrNone(t.NotBefore), tallyOf(t)), chunks
 }
 
 // microsOrNone is a time as a script's argument.
@@ -194,6 +203,8 @@ func (x *submitting) answer(i int, v []any) error {
 		x.out[i] = conflict(x.items[i].Key.ID, id)
 	case submitInUse:
 		x.out[i].Err = task.Errorf(task.CodeConflict, "submit", "the task id %s is in use", id)
+	case submitRefused:
+		x.out[i].Err = x.items[i].Key.Refused
 	case submitIncomplete:
 		return task.Errorf(task.CodeUnavailable, "submit", "the arguments of task %s did not arrive", id)
 	default:
@@ -219,7 +230,11 @@ func (x *submitting) reserve(ctx context.Context) (todo []int, err error) {
 			todo = append(todo, i)
 			continue
 		}
-		calls = append(calls, x.request("reserve", i))
+		what := "reserve"
+		if x.items[i].Key.Refused != nil {
+			what = "look"
+		}
+		calls = append(calls, x.request(what, i))
 		of = append(of, i)
 	}
 	if err := s.change(ctx, "submit", calls...); err != nil {
@@ -242,6 +257,8 @@ func (x *submitting) reserve(ctx context.Context) (todo []int, err error) {
 			return nil, s.failure("submit", err)
 		case code == submitConflict:
 			x.out[i] = conflict(x.items[i].Key.ID, id)
+		case code == requestUnknown:
+			x.out[i].Err = x.items[i].Key.Refused
 		default:
 			x.ids[i], x.reserved[i] = id, true
 			todo = append(todo, i)

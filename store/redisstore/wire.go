@@ -33,10 +33,15 @@ func (w *writer) text(s string) {
 	w.b = append(w.b, s...)
 }
 
-// last writes a text that was added to the end of a record later: it is left out when
-// empty, as builds before it do. See [reader.last].
-func (w *writer) last(s string) {
-	if s != "" {
+// last writes the texts that were added to the end of a record later, in the order in which
+// they were added. Empty ones at the end are left out, as builds before them do; one that
+// something follows is written though it is empty, or what follows would be read in its
+// place. So a record has one call of last, and a new text joins it. See [reader.last].
+func (w *writer) last(texts ...string) {
+	for len(texts) > 0 && texts[len(texts)-1] == "" {
+		texts = texts[:len(texts)-1]
+	}
+	for _, s := range texts {
 		w.text(s)
 	}
 }
@@ -151,7 +156,7 @@ func (r *reader) raw(dst []byte) {
 	}
 }
 
-// last reads what [writer.last] wrote.
+// last reads the next of the texts that [writer.last] wrote.
 func (r *reader) last() string {
 	if r.err != nil || len(r.b) == 0 {
 		return ""

@@ -121,6 +121,7 @@ func (h *history) submitSome() {
 			if h.rng.IntN(3) == 0 {
 				t.Timeout = time.Duration(1+h.rng.IntN(5000)) * time.Millisecond
 			}
+			t.CreatedBy = []string{"", alice, bob}[h.rng.IntN(3)]
 			if h.rng.IntN(6) == 0 {
 				t.Deadline = h.Now().Add(time.Duration(1+h.rng.IntN(20)) * time.Second)
 			}

@@ -7,12 +7,19 @@
 -- Answers {now, number removed, then for each removed task with an idempotency key: id, key}.
 local last = now - tonumber(ARGV[3])
 local out = {now, 0}
-local gone, rem = {}, {}
+local gone, rem, owners = {}, {}, {}
 for i = 4, #ARGV do
   local id = ARGV[i]
   local finished = call('ZSCORE', base .. K.done, id)
   if finished and tonumber(finished) <= last then
-    local head = call('HGET', task_key .. id, F.head)
+    local is = call('HMGET', task_key .. id, F.head, F.tally)
+    local head, tally = is[1], is[2]
+    if head and tally then
+      -- A build that does not count may have ended it: the tally says what is counted.
+      local _, _, owner = tallied(tally)
+      use_task(tally, lane_of(head), -1)
+      owners[#owners + 1] = base .. K.usage .. owner
+    end
     if head then
       local _, request = texts_of(head)
       local place = tail_of(head)
@@ -34,6 +41,8 @@ for i = 4, #ARGV do
 end
 touch({base .. K.done, ids_key})
 touch(gone)
+touch(owners)
 for _, key in ipairs(gone) do call('UNLINK', key) end
 flush('ZREM', rem)
+write_usage()
 return out

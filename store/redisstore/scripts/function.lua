@@ -2,10 +2,13 @@
 --
 -- KEYS[1]  meta of {NAMESPACE}
 -- ARGV[3]  id, ARGV[4] record, ARGV[5] name, ARGV[6] idempotency key (or ''), ARGV[7] its
---          digest, ARGV[8] hash of the bytes, ARGV[9] number of their chunks
+--          digest, ARGV[8] hash of the bytes, ARGV[9] number of their chunks, ARGV[10]
+--          owner (or ''), ARGV[11] size, ARGV[12] queue, ARGV[13] '1' to only look whether
+--          it is known under its key
 --
 -- Answers {now, code, record in force}; codes: 0 recorded, 1 known under its key, 2 the key
--- was used for something else, 3 the id is in use, 4 the bytes are missing.
+-- was used for something else, 3 the id is in use, 4 the bytes are missing, 5 it is not
+-- known, and nothing more was asked.
 local id, record, key = ARGV[3], ARGV[4], ARGV[6]
 local known = call('HGET', base .. K.functions, id)
 if key ~= '' then
@@ -17,6 +20,7 @@ if key ~= '' then
     return {now, first == id and 0 or 1, have}
   end
 end
+if ARGV[13] == '1' then return {now, 5, false} end
 if known then
   -- The same call sent again finds its own record.
   return {now, known == record and 0 or 3, known}
@@ -30,4 +34,10 @@ call('HSET', base .. K.functions, id, record)
 call('HSET', base .. K.names, ARGV[5], id)
 call('ZADD', base .. K.functionids, 0, id)
 if key ~= '' then call('HSET', base .. K.functionrequests, key, id .. ARGV[7]) end
+if ARGV[10] ~= '' then
+  use(ARGV[10], 'f', 1)
+  use(ARGV[10], 'b', tonumber(ARGV[11]))
+  use(ARGV[10], 'q' .. ARGV[12], 1)
+  write_usage()
+end
 return {now, 0, record}

@@ -88,6 +88,41 @@ local function write_counts()
   end
 end
 
+-- use counts what an owner has more of, by the fields of its usage; write_usage stores it
+-- and drops what comes to nothing. tallied takes a task's tally apart: 'u' while it is
+-- unfinished and 'f' afterwards, the bytes that are counted for it, its owner.
+local used = {}
+local function use(owner, field, n)
+  local u = used[owner]
+  if not u then
+    u = {}
+    used[owner] = u
+  end
+  u[field] = (u[field] or 0) + n
+end
+
+local function write_usage()
+  for owner, fields in pairs(used) do
+    local key = base .. K.usage .. owner
+    for field, n in pairs(fields) do
+      if n ~= 0 and call('HINCRBY', key, field, int(n)) <= 0 then call('HDEL', key, field) end
+    end
+  end
+end
+
+local function tallied(tally) return string.match(tally, '^(%a)(%d+):(.*)$') end
+
+-- use_task counts a task as its tally says, n times: once for a new tally, minus once for
+-- one that is no longer in force.
+local function use_task(tally, lane, n)
+  local kind, bytes, owner = tallied(tally)
+  use(owner, 'b', n * tonumber(bytes))
+  if kind == 'u' then
+    use(owner, 't', n)
+    use(owner, 'q' .. string.match(lane, '^%Z*'), n)
+  end
+end
+
 -- promote makes delayed tasks that are due ready, at most limit, and returns their lanes.
 local function promote(limit)
   local delayed_key = base .. K.delayed

@@ -8,13 +8,14 @@
 -- ARGV[5]  how much output of an attempt is kept, in bytes
 -- ARGV[6]  how long a finished task lasts should nobody remove it, in milliseconds
 -- ARGV[7]  how many attempts keep their output
--- ARGV[8+] for each task 16 values: id; epoch, claim and start that it was computed from;
+-- ARGV[8+] for each task 17 values: id; epoch, claim and start that it was computed from;
 --          guard ('l': only if the lease has run out; 's' and a session: only while that
 --          one holds the claim); holder (or ''); new epoch, new
 --          state, attempts started; where to ('r' ready, 'd' delayed, 'f' finished); when
 --          (due or finished, microseconds); has a deadline ('1' or ''); output; attempt
 --          that it belongs to ('' for none: what is kept for the next one is dropped);
---          small result ('' for none); where a large result is (or '')
+--          small result ('' for none); where a large result is (or ''); tally of a task
+--          that ends ('' without an owner)
 --
 -- Answers {now, then for each task {code, record ...}}; codes: 0 no such task, 1 it has
 -- changed and is now as in head, spec and state, 2 done, 3 the guard does not hold, 4 the
@@ -60,6 +61,10 @@ local function decide(i)
   if ARGV[i + 9] == 'f' then
     if argsin ~= '' then chunks(K.args, id, argsin, function(key) will[#will + 1] = key end) end
     if request ~= '' then will[#will + 1] = base .. K.request .. request end
+    if ARGV[i + 16] ~= '' then
+      local _, _, owner = tallied(ARGV[i + 16])
+      will[#will + 1] = base .. K.usage .. owner
+    end
   end
   return {2}, t
 end
@@ -90,6 +95,16 @@ local function finish(i, id, logs, request, argsin)
   if request ~= '' then call('PEXPIRE', base .. K.request .. request, ttl) end
 end
 
+-- recount replaces the tally of a task that ends. One that is missing was lost, or the task
+-- was recorded by a build that did not count: it is not counted now either.
+local function recount(id, lane, tally)
+  local was = call('HGET', task_key .. id, F.tally)
+  if not was then return end
+  use_task(was, lane, -1)
+  use_task(tally, lane, 1)
+  call('HSET', task_key .. id, F.tally, tally)
+end
+
 local NO_LEASE = string.rep('\0', P.deadline - P.claimed)
 
 local function write(t)
@@ -106,6 +121,7 @@ local function write(t)
   end
   if to == 'f' then
     finish(i, id, logs, t[7], t[8])
+    if ARGV[i + 16] ~= '' then recount(id, lane, ARGV[i + 16]) end
   else
     count(lane, 'q', 1)
     if to == 'd' then
@@ -125,7 +141,7 @@ local function write(t)
 end
 
 local todo = {}
-for i = 8, #ARGV, 16 do
+for i = 8, #ARGV, 17 do
   local answer, t = decide(i)
   out[#out + 1] = answer
   if t then
@@ -141,4 +157,5 @@ for _, t in ipairs(todo) do write(t) end
 flush('ZREM', rem)
 flush('ZADD', add)
 write_counts()
+write_usage()
 return out

@@ -4,14 +4,15 @@
 -- ARGV[3]  operation: the same call sent again is answered like the first time
 -- ARGV[4]  the store time that the caller assumed
 -- ARGV[5]  the head of the records up to the place
--- ARGV[6+] for each task 13 values: id, key mode ('' no idempotency key, 'k' the key is in
+-- ARGV[6+] for each task 14 values: id, key mode ('' no idempotency key, 'k' the key is in
 --          this shard, 'r' it was reserved before), key, digest, head after the
 --          place, spec, state, lane, priority (0 is served first), small arguments, where
---          large ones are (or ''), deadline (or ''), not before (or '')
+--          large ones are (or ''), deadline (or ''), not before (or ''), tally ('' without an
+--          owner); a key mode that ends in '-' only looks for what is known
 --
 -- Answers {now, then for each task: code, id}; codes: 0 recorded, 1 known under its key,
 -- 2 the key was used for something else, 3 the id is in use, 4 large arguments are
--- missing. A caller whose clock is ahead of the store's gets {now} alone and tries again.
+-- missing, 5 it is not known, and nothing more was asked. A caller whose clock is ahead of the store's gets {now} alone and tries again.
 local op, front = ARGV[3], ARGV[5]
 if tonumber(ARGV[4]) > now + 1000000 then return {now} end
 local out = {now}
@@ -32,7 +33,7 @@ local keys_taken, ids_taken = {}, {}
 
 -- decide says what becomes of an item; code 0 with a third value means to record it.
 local function decide(i)
-  local id, mode, key, digest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local id, mode, key, digest = ARGV[i], sub(ARGV[i + 1], 1, 1), ARGV[i + 2], ARGV[i + 3]
   local row = mode == 'k' and (keys_taken[key] or call('GET', base .. K.request .. key))
   if row then
     local known = sub(row, 1, 16)
@@ -47,6 +48,7 @@ local function decide(i)
     local _, request = texts_of(head)
     return mode == 'r' and request == key and 1 or 3, id
   end
+  if #ARGV[i + 1] > 1 then return 5, id end
   local place = ARGV[i + 10]
   if place ~= '' and not complete(id, place) then return 4, id end
   if mode == 'k' then keys_taken[key] = id .. digest end
@@ -70,6 +72,10 @@ local function record(i, seq)
   if ARGV[i + 10] ~= '' then
     chunks(K.args, id, ARGV[i + 10], function(chunk) call('PERSIST', chunk) end)
   end
+  if ARGV[i + 13] ~= '' then
+    call('HSET', record_key, F.tally, ARGV[i + 13])
+    use_task(ARGV[i + 13], lane, 1)
+  end
   if ARGV[i + 1] == 'k' then call('SET', base .. K.request .. key, id .. ARGV[i + 3]) end
   local notbefore = ARGV[i + 12]
   if notbefore ~= '' and tonumber(notbefore) > now then
@@ -83,13 +89,17 @@ local function record(i, seq)
 end
 
 local fresh, lanes = {}, {}
-for i = 6, #ARGV, 13 do
+for i = 6, #ARGV, 14 do
   local code, id, new = decide(i)
   out[#out + 1] = code
   out[#out + 1] = id
   if new then
     fresh[#fresh + 1] = i
     lanes[base .. K.ready .. ARGV[i + 7]] = true
+    if ARGV[i + 13] ~= '' then
+      local _, _, owner = tallied(ARGV[i + 13])
+      lanes[base .. K.usage .. owner] = true
+    end
   end
 end
 if #fresh > 0 then
@@ -103,5 +113,6 @@ if #fresh > 0 then
   flush('ZADD', deadlines)
   flush('ZADD', ids)
   write_counts()
+  write_usage()
 end
 return out
