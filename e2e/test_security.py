@@ -319,3 +319,53 @@ def test_rate_limit(tmp_path: Path) -> None:
         assert V1(base, token=two).request("POST", "/v1/functions", body).status_code == 200
     finally:
         up.stop()
+
+
+def test_quotas(tmp_path: Path) -> None:
+    """A token that has its share is told so and can make room; another one has its own. Records say whose they are."""
+    folder = tmp_path / "quotas"
+    folder.mkdir()
+    tokens = folder / "tokens.json"
+
+    def create() -> str:
+        args = [str(BINARY), "token", "create", "--role", "client", "--file", str(tokens)]
+        return subprocess.run(args, capture_output=True, text=True, check=True, env=environment(folder)).stdout.strip()
+
+    one, two = create(), create()
+    flags = ["--data-dir", str(folder / "data"), "--slots", "0", "--json", "--grpc-addr", "127.0.0.1:0"]
+    flags += ["--http-addr", "127.0.0.1:0", "--token-file", str(tokens), "--quota-tasks", "2", "--quota-functions", "1"]
+
+    def use(token: str, process: Process) -> V1:
+        return V1(f"http://{process.ready()['http_addr']}", token=token)
+
+    body = {"name": "double", "source": "def double(x):\n    return 2 * x\n"}
+    up = Process("up", ["up", *flags], folder)
+    try:
+        v1 = use(one, up)
+        registered = v1.request("POST", "/v1/functions", body)
+        assert registered.status_code == 200, registered.text
+        assert registered.json()["created_by"] == one.split("_")[1]
+        over = v1.request("POST", "/v1/functions", body)
+        assert over.status_code == 429 and over.json()["error"]["reason"] == "QUOTA_EXCEEDED", over.text
+        tasks = [v1.request("POST", "/v1/tasks", {"function": "double", "args": [n]}) for n in range(3)]
+        assert [t.status_code for t in tasks] == [200, 200, 429], tasks
+        message = tasks[2].json()["error"]["message"]
+        assert "2 unfinished tasks" in message and "--quota-tasks" in message, message
+        assert use(two, up).request("POST", "/v1/tasks", {"function": "double", "args": [1]}).status_code == 200
+        shown = subprocess.run(
+            [str(BINARY), "status", tasks[0].json()["task_id"], "--address", str(up.ready()["grpc_addr"])],
+            capture_output=True, text=True, check=True, env={**environment(folder), "TREADLE_TOKEN": one},
+        )  # fmt: skip
+        assert re.search(rf"^created by +{one.split('_')[1]}$", shown.stdout, re.MULTILINE), shown.stdout
+    finally:
+        up.stop()
+    up = Process("up", ["up", *flags], folder)
+    try:
+        v1 = use(one, up)
+        again = v1.request("POST", "/v1/tasks", {"function": "double", "args": [1]})
+        assert again.status_code == 429, "what was stored before the restart counts"
+        cancelled = v1.request("POST", f"/v1/tasks/{tasks[0].json()['task_id']}:cancel")
+        assert cancelled.json()["created_by"] == one.split("_")[1]
+        assert v1.request("POST", "/v1/tasks", {"function": "double", "args": [1]}).status_code == 200
+    finally:
+        up.stop()

@@ -74,6 +74,10 @@ type Config struct {
 	// MaxWaited bounds the tasks that all calls wait for. Default [DefaultMaxWaited].
 	MaxWaited int
 
+	// Quotas bound what one token may have in the store; they hold only where Tokens are
+	// asked for.
+	Quotas Quotas
+
 	// Logger defaults to a logger that drops everything.
 	Logger *slog.Logger
 	// Version is what the server says that it is. Default "dev".

@@ -33,6 +33,7 @@ func functionProto(f task.Function) *treadlev1.Function {
 	m := &treadlev1.Function{
 		FunctionId: f.ID.String(), Name: f.Name, Runtime: f.Runtime, Queue: f.Queue, Form: string(f.Form),
 		PayloadSize: int32(f.Size), CreatedAt: stamp(f.CreatedAt), Python: f.Python,
+		CreatedBy: f.CreatedBy,
 	}
 	if f.Form != task.FormNone {
 		m.PayloadSha256 = hex.EncodeToString(f.Hash[:])
@@ -46,6 +47,7 @@ func taskProto(t *task.Task) *treadlev1.Task {
 		Status: statusProto(t.Status), Priority: int32(t.Priority), CreatedAt: stamp(t.CreatedAt), FinishedAt: stamp(t.FinishedAt),
 		NotBefore: stamp(t.NotBefore), AttemptCount: int32(t.AttemptCount), LostWorkers: int32(t.Losses), Raised: int32(t.Failures),
 		Error: errorProto(t), ArgsSize: int32(t.ArgsSize), ResultSize: int32(t.ResultSize), Options: optionsProto(t),
+		CreatedBy: t.CreatedBy,
 	}
 	for _, a := range t.Attempts {
 		m.Attempts = append(m.Attempts, &treadlev1.Attempt{

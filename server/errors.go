@@ -35,6 +35,7 @@ const (
 	reasonEncoding  = "CONTENT_ENCODING"
 	reasonNotFound  = "NOT_FOUND"
 	reasonRate      = "RATE_LIMITED"
+	reasonQuota     = "QUOTA_EXCEEDED"
 	reasonTLS       = "TLS_REQUIRED"
 )
 
@@ -67,6 +68,7 @@ var httpByReason = func() map[string]int {
 		reasonTimeout:   http.StatusGatewayTimeout,
 		reasonUnserved:  http.StatusNotImplemented,
 		reasonRate:      http.StatusTooManyRequests,
+		reasonQuota:     http.StatusTooManyRequests,
 	}
 	for _, row := range errorTable {
 		m[row.reason] = row.http
@@ -110,7 +112,10 @@ func toStatus(ctx context.Context, log *slog.Logger, method string, err error) e
 	}
 	var shape invalidRequest
 	var domain *task.Error
+	var quota *overQuota
 	switch {
+	case errors.As(err, &quota):
+		return newStatus(codes.ResourceExhausted, reasonQuota, quota.Error(), quota.metadata(), nil)
 	case errors.As(err, &shape):
 		bad := &errdetails.BadRequest{}
 		for _, v := range shape {

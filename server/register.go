@@ -85,6 +85,7 @@ func (s *Server) register(ctx context.Context, r registration) (task.Function, e
 	f := task.Function{
 		ID: s.cfg.NewID(), Name: r.name, Queue: r.queue, Runtime: r.runtime, Form: r.form, Python: r.python,
 		Hash: sha256.Sum256(r.payload), Size: len(r.payload), CreatedAt: s.cfg.Now(),
+		CreatedBy: ownerOf(ctx),
 	}
 	key := store.Key{ID: r.requestID}
 	if r.requestID != "" {
@@ -95,7 +96,7 @@ func (s *Server) register(ctx context.Context, r registration) (task.Function, e
 		}
 		key.Digest = d.sum()
 	}
-	recorded, err := s.cfg.Store.PutFunction(ctx, f, r.payload, key)
+	recorded, err := s.recordFunction(ctx, f, r.payload, key)
 	failpoint.Hit(failpoint.MidRegister)
 	return recorded, err
 }

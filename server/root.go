@@ -84,7 +84,7 @@ func (r root) ExecuteRoot(ctx context.Context, req *treadlev1.ExecuteRootRequest
 	if err := checkPickle(args); err != nil {
 		return nil, err
 	}
-	t := r.s.newTask(f)
+	t := r.s.newTask(ctx, f)
 	t.Args, t.Returns, t.ArgsSize = task.EncodingPickle, task.EncodingPickle, len(args)
 	answer, err := r.s.submit(ctx, r.s.cfg.Now(), store.Submission{Task: t, Args: args})
 	if err != nil {

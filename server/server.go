@@ -31,6 +31,8 @@ type Server struct {
 	public    *publicCalls
 	// watchAge is how long a watch of the health service lasts.
 	watchAge time.Duration
+	// quotas is nil where nothing is bounded.
+	quotas *quotas
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
@@ -57,6 +59,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
 		public: newPublicCalls(), watchAge: watchAge,
+		quotas:  newQuotas(&cfg),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}

@@ -30,7 +30,7 @@ func (s *Server) submission(ctx context.Context, req *treadlev1.ExecuteRequest, 
 	if err := checkRequestID(req.GetRequestId()); err != nil {
 		return store.Submission{}, err
 	}
-	t := s.newTask(f)
+	t := s.newTask(ctx, f)
 	if err := s.applyOptions(t, req.GetOptions()); err != nil {
 		return store.Submission{}, err
 	}
@@ -46,11 +46,11 @@ func (s *Server) submission(ctx context.Context, req *treadlev1.ExecuteRequest, 
 	return item, nil
 }
 
-// newTask returns the record of a new task of f with the server's defaults.
-func (s *Server) newTask(f task.Function) *task.Task {
+// newTask returns the record of a new task of f, by whoever calls, with the server's defaults.
+func (s *Server) newTask(ctx context.Context, f task.Function) *task.Task {
 	return &task.Task{
 		ID: s.cfg.NewID(), Function: f.ID, FunctionName: f.Name, Queue: f.Queue, Runtime: f.Runtime, Form: f.Form, Python: f.Python, Hash: f.Hash,
-		Priority: task.DefaultPriority, Timeout: s.cfg.TaskTimeout, MaxRetries: s.cfg.MaxRetries,
+		CreatedBy: ownerOf(ctx), Priority: task.DefaultPriority, Timeout: s.cfg.TaskTimeout, MaxRetries: s.cfg.MaxRetries,
 	}
 }
 
@@ -196,7 +196,7 @@ func canonicalFunction(text string) string {
 
 // submit records one task.
 func (s *Server) submit(ctx context.Context, now time.Time, item store.Submission) (store.Submitted, error) {
-	answers, err := s.cfg.Store.Submit(ctx, now, []store.Submission{item})
+	answers, err := s.recordTasks(ctx, now, []store.Submission{item})
 	if err != nil {
 		return store.Submitted{}, err
 	}
@@ -251,7 +251,7 @@ func (s *Server) executeBatch(ctx context.Context, reqs []*treadlev1.ExecuteRequ
 	if len(items) == 0 {
 		return out, nil
 	}
-	answers, err := s.cfg.Store.Submit(ctx, s.cfg.Now(), items)
+	answers, err := s.recordTasks(ctx, s.cfg.Now(), items)
 	if err != nil {
 		return nil, err
 	}

@@ -151,9 +151,7 @@ func (ws *waiters) reserve(w *waiter) error {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if mine := ws.byToken[w.token]; w.token != "" && ws.perToken > 0 && mine+w.held > ws.perToken {
-		return task.Errorf(task.CodeExhausted, "",
-			"quota waited: the calls of token %s wait for %d tasks, and %d more would pass its limit of %d (--quota-waited): wait for fewer at a time",
-			w.token, mine, w.held, ws.perToken)
+		return &overQuota{owner: w.token, quota: "waited", used: int64(mine), wants: int64(w.held), limit: int64(ws.perToken)}
 	}
 	if ws.waiting+w.held > ws.inAll {
 		return task.Errorf(task.CodeExhausted, "",

@@ -43,6 +43,8 @@ type Function struct {
 	PayloadSHA256 string    `json:"payload_sha256,omitempty"`
 	PayloadSize   int       `json:"payload_size"`
 	CreatedAt     time.Time `json:"created_at,omitzero"`
+	// CreatedBy is the id of the token that registered it; empty on servers that ask for none.
+	CreatedBy string `json:"created_by,omitempty"`
 }
 
 // Task is the record of one execution.
@@ -55,6 +57,8 @@ type Task struct {
 	Status       Status    `json:"status"`
 	Priority     int       `json:"priority"`
 	CreatedAt    time.Time `json:"created_at,omitzero"`
+	// CreatedBy is the id of the token that submitted it; empty on servers that ask for none.
+	CreatedBy string `json:"created_by,omitempty"`
 	// StartedAt is the start of the latest attempt.
 	StartedAt  time.Time `json:"started_at,omitzero"`
 	FinishedAt time.Time `json:"finished_at,omitzero"`
@@ -226,7 +230,7 @@ func functionOf(p *treadlev1.Function) *Function {
 	return &Function{
 		ID: p.GetFunctionId(), Name: p.GetName(), Runtime: p.GetRuntime(), Queue: p.GetQueue(), Form: p.GetForm(),
 		PayloadSHA256: p.GetPayloadSha256(), PayloadSize: int(p.GetPayloadSize()), CreatedAt: timeOf(p.GetCreatedAt()),
-		Python: p.GetPython(),
+		Python: p.GetPython(), CreatedBy: p.GetCreatedBy(),
 	}
 }
 
@@ -238,6 +242,7 @@ func taskOf(p *treadlev1.Task) *Task {
 		NotBefore: timeOf(p.GetNotBefore()), Worker: p.GetWorker(), AttemptCount: int(p.GetAttemptCount()),
 		LostWorkers: int(p.GetLostWorkers()), Raised: int(p.GetRaised()), Error: taskErrorOf(p.GetError()),
 		ArgsSize: int(p.GetArgsSize()), ResultSize: int(p.GetResultSize()), Options: optionsOf(p.GetOptions()),
+		CreatedBy: p.GetCreatedBy(),
 	}
 	for _, a := range p.GetAttempts() {
 		t.Attempts = append(t.Attempts, Attempt{

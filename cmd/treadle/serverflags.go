@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+
+	"github.com/treadle-dev/treadle/server"
 )
 
 // role is what a process of this binary does; it decides which flags there are.
@@ -78,6 +80,8 @@ type serverFlags struct {
 	RateLimit float64
 	// QuotaWaited is how many tasks the calls of one token wait for; 0 is no limit.
 	QuotaWaited int
+	// Quotas are what one token may have in the store; 0 is no limit.
+	Quotas server.Quotas
 	// Insecure lets a server listen on addresses that are not loopback without TLS and
 	// tokens, and a worker's token travel without TLS.
 	Insecure  bool

@@ -48,6 +48,7 @@ func printTask(w io.Writer, t *treadle.Task) error {
 	line("function", fmt.Sprintf("%s (%s, %s)", t.FunctionName, t.FunctionID, t.Runtime))
 	line("queue", fmt.Sprintf("%s, priority %d", t.Queue, t.Priority))
 	line("created", stamp(t.CreatedAt))
+	line("created by", t.CreatedBy)
 	line("started", stamp(t.StartedAt))
 	line("finished", stamp(t.FinishedAt))
 	if !t.FinishedAt.IsZero() && !t.StartedAt.IsZero() {

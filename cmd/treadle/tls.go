@@ -48,8 +48,31 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 		fl.Var((*ratePerSecond)(&f.RateLimit), "rate-limit",
 			fmt.Sprintf("calls of one token a second, by cost, or off (default off on loopback, else %d)", networkRate))
 		fl.IntVar(&f.QuotaWaited, "quota-waited", server.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
+		f.registerQuotas(cmd)
 	}
 	fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach without TLS or tokens")
+}
+
+// registerQuotas adds what one token may have in the store.
+func (f *serverFlags) registerQuotas(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	f.Quotas = server.DefaultQuotas
+	fl.IntVar(&f.Quotas.Tasks, "quota-tasks", f.Quotas.Tasks, "unfinished tasks of one token; 0 is no limit")
+	fl.Var((*byteSize)(&f.Quotas.Bytes), "quota-bytes", "stored bytes of one token: arguments, results and functions; 0 is no limit")
+	fl.IntVar(&f.Quotas.Functions, "quota-functions", f.Quotas.Functions, "registered functions of one token; 0 is no limit")
+	fl.IntVar(&f.Quotas.Queues, "quota-queues", f.Quotas.Queues, "queue names in use by tasks and functions of one token; 0 is no limit")
+}
+
+func (f *serverFlags) validateQuotas() error {
+	for _, q := range []struct {
+		flag  string
+		value int
+	}{{"--quota-tasks", f.Quotas.Tasks}, {"--quota-functions", f.Quotas.Functions}, {"--quota-queues", f.Quotas.Queues}} {
+		if q.value < 0 {
+			return fmt.Errorf("%s %d: want 0 (no limit) or more", q.flag, q.value)
+		}
+	}
+	return nil
 }
 
 // validateSecurity refuses what would open a process to others.
@@ -65,6 +88,9 @@ func (f *serverFlags) validateSecurity(r role) error {
 		return fmt.Errorf("--max-connections %d: want at least 1", f.MaxConnections)
 	case f.QuotaWaited < 0:
 		return fmt.Errorf("--quota-waited %d: want 0 (no limit) or more", f.QuotaWaited)
+	}
+	if err := f.validateQuotas(); err != nil {
+		return err
 	}
 	if r == roleWorker {
 		return f.validateWorkerSecurity()
@@ -125,6 +151,7 @@ func (n *node) secure(cfg *server.Config) (reload func() error, err error) {
 			"flag", flag, "address", addr, "tls", cfg.TLS != nil, "tokens", cfg.Tokens != nil)
 	}
 	cfg.MaxConnections, cfg.RateLimit, cfg.QuotaWaited = n.MaxConnections, n.RateLimit, orNone(n.QuotaWaited)
+	cfg.Quotas = n.Quotas
 	if n.RateLimit < 0 { // nobody said
 		cfg.RateLimit = 0
 		if addr != "" {

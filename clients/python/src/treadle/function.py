@@ -34,6 +34,8 @@ class Function(Generic[T]):
     client: Client = field(repr=False)
     callable: Optional[Callable[..., T]] = field(default=None, repr=False)
     """What was registered, where this client did it."""
+    created_by: str = ""
+    """Id of the token that registered it; empty on servers that ask for none."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> T:
         """Execute on a worker and wait for the result."""
@@ -78,4 +80,5 @@ def function_of(m: pb.Function, client: Client, callable: Optional[Callable[...,
         created_at=when(m, "created_at"),
         client=client,
         callable=callable,
+        created_by=m.created_by,
     )

@@ -86,6 +86,8 @@ class Task:
     result_size: int
     options: Options
     """The options in force."""
+    created_by: str = ""
+    """Id of the token that submitted it; empty on servers that ask for none."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def task_of(m: pb.Task) -> Task:
         status=Status.of(m.status),
         priority=m.priority,
         created_at=when(m, "created_at"),
+        created_by=m.created_by,
         started_at=when(m, "started_at"),
         finished_at=when(m, "finished_at"),
         not_before=when(m, "not_before"),

@@ -115,7 +115,9 @@ type Function struct {
 	PayloadSize   int32                  `protobuf:"varint,7,opt,name=payload_size,json=payloadSize,proto3" json:"payload_size,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// See RegisterFunctionRequest.python.
-	Python        string `protobuf:"bytes,9,opt,name=python,proto3" json:"python,omitempty"`
+	Python string `protobuf:"bytes,9,opt,name=python,proto3" json:"python,omitempty"`
+	// Id of the token that registered it; empty on servers that ask for none.
+	CreatedBy     string `protobuf:"bytes,10,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -209,6 +211,13 @@ func (x *Function) GetCreatedAt() *timestamppb.Timestamp {
 func (x *Function) GetPython() string {
 	if x != nil {
 		return x.Python
+	}
+	return ""
+}
+
+func (x *Function) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
 	}
 	return ""
 }
@@ -1013,7 +1022,9 @@ type Task struct {
 	// The options in force, defaults filled in.
 	Options *ExecuteOptions `protobuf:"bytes,19,opt,name=options,proto3" json:"options,omitempty"`
 	// A requeued task waits until then.
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// Id of the token that submitted it; empty on servers that ask for none.
+	CreatedBy     string `protobuf:"bytes,21,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1186,6 +1197,13 @@ func (x *Task) GetNotBefore() *timestamppb.Timestamp {
 		return x.NotBefore
 	}
 	return nil
+}
+
+func (x *Task) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
 }
 
 // Attempt is one started try of a task.
@@ -2468,7 +2486,7 @@ var File_treadle_v1_fabric_proto protoreflect.FileDescriptor
 const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\n" +
 	"\x17treadle/v1/fabric.proto\x12\n" +
-	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x02\n" +
+	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n" +
 	"\bFunction\x12\x1f\n" +
 	"\vfunction_id\x18\x01 \x01(\tR\n" +
 	"functionId\x12\x12\n" +
@@ -2480,7 +2498,10 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\fpayload_size\x18\a \x01(\x05R\vpayloadSize\x129\n" +
 	"\n" +
 	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
-	"\x06python\x18\t \x01(\tR\x06python\"\xc6\x01\n" +
+	"\x06python\x18\t \x01(\tR\x06python\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\n" +
+	" \x01(\tR\tcreatedBy\"\xc6\x01\n" +
 	"\x17RegisterFunctionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x18\n" +
@@ -2538,7 +2559,7 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x06kwargs\x18\x02 \x01(\fR\x06kwargs\x124\n" +
 	"\aoptions\x18\x03 \x01(\v2\x1a.treadle.v1.ExecuteOptionsR\aoptions\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"\xff\x06\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"\x9e\a\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1f\n" +
 	"\vfunction_id\x18\x02 \x01(\tR\n" +
@@ -2566,7 +2587,9 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"resultSize\x124\n" +
 	"\aoptions\x18\x13 \x01(\v2\x1a.treadle.v1.ExecuteOptionsR\aoptions\x129\n" +
 	"\n" +
-	"not_before\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\"c\n" +
+	"not_before\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x15 \x01(\tR\tcreatedBy\"c\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +

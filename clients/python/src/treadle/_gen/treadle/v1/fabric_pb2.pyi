@@ -50,6 +50,7 @@ class Function(_message.Message):
     PAYLOAD_SIZE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
     name: _builtins.str
     runtime: _builtins.str
@@ -62,6 +63,8 @@ class Function(_message.Message):
     payload_size: _builtins.int
     python: _builtins.str
     """See RegisterFunctionRequest.python."""
+    created_by: _builtins.str
+    """Id of the token that registered it; empty on servers that ask for none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -76,10 +79,11 @@ class Function(_message.Message):
         payload_size: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         python: _builtins.str = ...,
+        created_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "form", b"form", "function_id", b"function_id", "name", b"name", "payload_sha256", b"payload_sha256", "payload_size", b"payload_size", "python", b"python", "queue", b"queue", "runtime", b"runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "form", b"form", "function_id", b"function_id", "name", b"name", "payload_sha256", b"payload_sha256", "payload_size", b"payload_size", "python", b"python", "queue", b"queue", "runtime", b"runtime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -517,6 +521,7 @@ class Task(_message.Message):
     RESULT_SIZE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     function_id: _builtins.str
     function_name: _builtins.str
@@ -533,6 +538,8 @@ class Task(_message.Message):
     raised: _builtins.int
     args_size: _builtins.int
     result_size: _builtins.int
+    created_by: _builtins.str
+    """Id of the token that submitted it; empty on servers that ask for none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -576,10 +583,11 @@ class Task(_message.Message):
         result_size: _builtins.int = ...,
         options: Global___ExecuteOptions | None = ...,
         not_before: _timestamp_pb2.Timestamp | None = ...,
+        created_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "not_before", b"not_before", "options", b"options", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args_size", b"args_size", "attempt_count", b"attempt_count", "attempts", b"attempts", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "function_id", b"function_id", "function_name", b"function_name", "lost_workers", b"lost_workers", "not_before", b"not_before", "options", b"options", "priority", b"priority", "queue", b"queue", "raised", b"raised", "result_size", b"result_size", "runtime", b"runtime", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args_size", b"args_size", "attempt_count", b"attempt_count", "attempts", b"attempts", "created_at", b"created_at", "created_by", b"created_by", "error", b"error", "finished_at", b"finished_at", "function_id", b"function_id", "function_name", b"function_name", "lost_workers", b"lost_workers", "not_before", b"not_before", "options", b"options", "priority", b"priority", "queue", b"queue", "raised", b"raised", "result_size", b"result_size", "runtime", b"runtime", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
