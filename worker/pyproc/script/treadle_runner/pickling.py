@@ -146,11 +146,17 @@ def _dill_pickler(dill: Any) -> Any:
     if _dill_class is None:
         base = dill.Pickler
         refused = (type(threading.Lock()), type(threading.RLock()))
-        dispatch = type(base.dispatch)(
-            (cls, save)
-            for cls, save in base.dispatch.items()
-            if cls not in refused and getattr(cls, "__module__", "") not in ("_io", "io")
-        )
+
+        def is_refused(cls: Any) -> bool:
+            return cls in refused or getattr(cls, "__module__", "") in ("_io", "io")
+
+        class Dispatch(type(base.dispatch)):  # type: ignore[misc]
+            def __missing__(self, key: Any) -> Any:
+                # dill adds classes of numpy while it meets them.
+                found = None if is_refused(key) else dict.get(base.dispatch, key)
+                return super().__missing__(key) if found is None else found
+
+        dispatch = Dispatch((cls, save) for cls, save in base.dispatch.items() if not is_refused(cls))
         _dill_class = type("Pickler", (base,), {"dispatch": dispatch, "__module__": base.__module__})
     return _dill_class
 
