@@ -36,6 +36,7 @@ func TestFlagGoesBeforeEnvironmentBeforeDefault(t *testing.T) {
 	t.Setenv("TREADLE_MAX_PAYLOAD", "1MiB")
 	t.Setenv("TREADLE_MEMORY_LIMIT", "512M")
 	t.Setenv("TREADLE_SLOTS", "2")
+	t.Setenv("TREADLE_MAX_ATTEMPTS_PER_RUNNER", "5")
 	t.Setenv("TREADLE_JSON", "true")
 	t.Setenv("TREADLE_REST_COMPAT", "seed")
 	t.Setenv("TREADLE_GRPC_ADDR", "") // an empty variable is no variable
@@ -44,7 +45,7 @@ func TestFlagGoesBeforeEnvironmentBeforeDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Lease != 20*time.Second || f.MaxPayload != 1<<20 || f.MemoryLimit != 512<<20 || f.Slots != 7 || !f.JSON ||
+	if f.Lease != 20*time.Second || f.MaxPayload != 1<<20 || f.MemoryLimit != 512<<20 || f.Slots != 7 || !f.JSON || f.MaxAttemptsPerRunner != 5 ||
 		f.RESTCompat != "seed" || f.GRPCAddr != "127.0.0.1:50051" || !slices.Equal(f.PythonPath, []string{"a", "b,c"}) {
 		t.Errorf("%+v", f)
 	}
@@ -145,6 +146,7 @@ func TestValidation(t *testing.T) {
 		{roleUp, "--heartbeat 1ms", "--heartbeat 1ms: want at least 20ms"},
 		{roleUp, "--reconnect-grace 10s", "--reconnect-grace 10s"},
 		{roleUp, "--drain-timeout -1s", "--drain-timeout"},
+		{roleWorker, "--max-attempts-per-runner -1", "--max-attempts-per-runner -1: want 0 (no limit) or more"},
 		{roleUp, "--max-payload 10", "--max-payload 10B: want 1KiB"},
 		{roleUp, "--max-payload 2GiB", "--max-payload 2GiB"},
 		{roleUp, "--memory-limit 1MiB", "--memory-limit 1MiB"},

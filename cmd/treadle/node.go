@@ -250,7 +250,7 @@ func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link
 ) (*worker.Agent, error) {
 	python, err := pyproc.New(pyproc.Config{
 		Python: n.Python, Paths: n.PythonPath, MemoryLimit: n.MemoryLimit, Dir: filepath.Join(n.DataDir, "workers", id),
-		Logger: n.Log, MaxPayload: int(n.MaxPayload),
+		Logger: n.Log, MaxPayload: int(n.MaxPayload), MaxAttemptsPerRunner: n.MaxAttemptsPerRunner, NoProvision: n.NoProvision,
 	})
 	if err != nil {
 		return nil, err

@@ -53,6 +53,10 @@ type serverFlags struct {
 	MaxRetries  int
 	TaskTimeout time.Duration
 	MemoryLimit int64
+	// MaxAttemptsPerRunner is 0 for runners that live as long as their pool.
+	MaxAttemptsPerRunner int
+	// NoProvision keeps the pool from installing dill and cloudpickle.
+	NoProvision bool
 
 	Heartbeat      time.Duration
 	Lease          time.Duration
@@ -152,6 +156,9 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.StringVar(&f.Python, "python", "python3", "Python interpreter, a path or a name on PATH")
 		fl.Var((*pathList)(&f.PythonPath), "python-path", "folder added to the runners' sys.path; may be repeated")
 		fl.Var((*byteSize)(&f.MemoryLimit), "memory-limit", "memory of one attempt, for example 512MiB (default off)")
+		fl.IntVar(&f.MaxAttemptsPerRunner, "max-attempts-per-runner", 0,
+			"replace a Python runner after that many attempts; 1 gives each a fresh process (0 for no limit)")
+		fl.BoolVar(&f.NoProvision, "no-provision", false, "install nothing where the interpreter lacks dill or cloudpickle")
 		fl.DurationVar(&f.DrainTimeout, "drain-timeout", 25*time.Second, "how long running attempts may go on after SIGTERM")
 	}
 	if r == roleUp || r == roleDispatcher {
@@ -337,6 +344,8 @@ func (f *serverFlags) validatePool(r role) error {
 	case f.MemoryLimit != 0 && f.MemoryLimit < minMemoryLimit:
 		return fmt.Errorf("--memory-limit %s: an interpreter alone needs about that; want at least %s, or off",
 			formatBytes(f.MemoryLimit), formatBytes(minMemoryLimit))
+	case f.MaxAttemptsPerRunner < 0:
+		return fmt.Errorf("--max-attempts-per-runner %d: want 0 (no limit) or more", f.MaxAttemptsPerRunner)
 	case f.DrainTimeout < 0:
 		return fmt.Errorf("--drain-timeout %s: want 0 or more", f.DrainTimeout)
 	}

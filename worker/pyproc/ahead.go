@@ -53,7 +53,7 @@ func (e *Executor) RunAhead(slot int, first *worker.Attempt, feed worker.Feed) b
 // suits says whether a call of the attempt can be sent to the runner ahead of its turn.
 func (r *runner) suits(a *worker.Attempt) bool {
 	_, known := r.known[idOf(a)]
-	return canTakeBack && known && len(a.Args)+len(a.FunctionName) <= aheadBytes &&
+	return canTakeBack && known && r.exec.cfg.MaxAttemptsPerRunner != 1 && len(a.Args)+len(a.FunctionName) <= aheadBytes &&
 		r.exec.limits.inForce(r, r.memoryLimit(a))
 }
 
@@ -140,7 +140,6 @@ func (p *pipeline) finish(end error) {
 		var out task.Outcome
 		switch {
 		case errors.Is(end, errWorn):
-			p.r.log.Debug("a function left threads, children or a changed process behind; its runner is replaced")
 			out = p.worn
 		case errors.Is(end, errTimedOut):
 			out = task.Fail(task.EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s", s.attempt.Timeout))
@@ -322,18 +321,21 @@ func (p *pipeline) alone(head sent) bool {
 	return true
 }
 
-// takeBack gives back what the runner has not read.
+// takeBack gives back what the runner has not read. The runner may read in between: then
+// what it took lies between calls that were taken back, and stays.
 func (p *pipeline) takeBack() {
 	seqs := p.r.takeBack()
-	at := len(p.calls) - len(seqs)
-	if len(seqs) == 0 || at < 0 || p.calls[at].seq != seqs[0] {
+	if len(seqs) == 0 {
 		return
 	}
-	back := make([]*worker.Attempt, len(seqs))
-	for i, s := range p.calls[at:] {
-		back[i] = s.attempt
-	}
-	p.calls = slices.Delete(p.calls, at, len(p.calls))
+	back := make([]*worker.Attempt, 0, len(seqs))
+	p.calls = slices.DeleteFunc(p.calls, func(s sent) bool {
+		taken := slices.Contains(seqs, s.seq)
+		if taken {
+			back = append(back, s.attempt)
+		}
+		return taken
+	})
 	p.feed.Back(back)
 }
 
@@ -395,6 +397,7 @@ func (p *pipeline) reply() error {
 		p.r.out.end()
 	}
 	if answer.flags&replyRecycle != 0 {
+		p.r.worn(head.attempt, answer.flags)
 		p.worn = answer.outcome(head.call.maxResult)
 		p.worn.RunTime = answer.took
 		return errWorn

@@ -27,6 +27,9 @@ type Config struct {
 	// StartTimeout bounds how long a runner may take from its spawn until it is ready,
 	// and how long an attempt waits for one. Default 30 s.
 	StartTimeout time.Duration
+	// MaxAttemptsPerRunner replaces a runner after that many attempts; 1 gives each attempt a
+	// fresh process, which costs a start of an interpreter each time. Default 0: no limit.
+	MaxAttemptsPerRunner int
 	// NoProvision keeps the executor from installing anything.
 	NoProvision bool
 }

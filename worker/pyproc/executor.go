@@ -74,6 +74,9 @@ func New(cfg Config) (*Executor, error) {
 	if cfg.MemoryLimit < 0 {
 		return nil, fmt.Errorf("memory limit %d is negative", cfg.MemoryLimit)
 	}
+	if cfg.MaxAttemptsPerRunner < 0 {
+		return nil, fmt.Errorf("at most %d attempts for each runner: want 0 (no limit) or more", cfg.MaxAttemptsPerRunner)
+	}
 	python, err := findPython(cfg.Python)
 	if err != nil {
 		return nil, err

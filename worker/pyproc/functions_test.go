@@ -243,3 +243,16 @@ show(pickle.dumps(((21,), {})))
 		t.Errorf("a code object that cannot be made: %+v", out)
 	}
 }
+
+// TestTracebacksShowTheirOwnText: two texts of one name do not mix.
+func TestTracebacksShowTheirOwnText(t *testing.T) {
+	e := start(t, 1)
+	first := "def f():\n    a = 1\n    raise ValueError('v1')  # line of version one\n"
+	second := "def f():\n    a = 1\n    b = 2  # line of version two\n"
+	wantEnd(t, runJSON(t, e, first, ""), task.EndRaised, "v1")
+	want(t, runJSON(t, e, second, ""), "null")
+	out := runJSON(t, e, first, "")
+	if trace := out.Failure.Traceback; !strings.Contains(trace, "line of version one") || strings.Contains(trace, "version two") {
+		t.Fatalf("traceback of the first text: %s", trace)
+	}
+}

@@ -60,6 +60,7 @@ const (
 	replyCached  = 1
 	replyRecycle = 2 // the runner waits for its end
 	replyOutput  = 4 // there is output, and the runner waits for leave to go on
+	replySpent   = 8 // beside replyRecycle: the runner has run as many attempts as it may
 )
 
 // errJunk is returned for bytes that are no frame: a function wrote on descriptors
@@ -197,4 +198,6 @@ type setup struct {
 	Libs  string   `json:"libs,omitempty"`
 	// LibsFirst puts Libs before the interpreter's own packages, which are too old.
 	LibsFirst bool `json:"libs_first,omitempty"`
+	// MaxAttempts is how many attempts the runner runs before it asks to be replaced; 0 is no limit.
+	MaxAttempts int `json:"max_attempts,omitempty"`
 }

@@ -165,7 +165,7 @@ func (r *runner) greet() error {
 	defer stop()
 	r.to.SetDeadline(deadline)
 	r.from.SetDeadline(deadline)
-	body, err := json.Marshal(setup{Paths: r.exec.cfg.Paths, Libs: r.exec.libs, LibsFirst: r.exec.libsFirst})
+	body, err := json.Marshal(setup{Paths: r.exec.cfg.Paths, Libs: r.exec.libs, LibsFirst: r.exec.libsFirst, MaxAttempts: r.exec.cfg.MaxAttemptsPerRunner})
 	if err != nil {
 		return err
 	}
@@ -385,7 +385,7 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, id codeID, c *c
 			return task.Outcome{}, true, true
 		}
 		if p.flags&replyRecycle != 0 {
-			r.log.Debug("a function left threads, children or a changed process behind; its runner is replaced")
+			r.worn(a, p.flags)
 			r.kill()
 			<-r.gone
 		}
@@ -408,6 +408,16 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, id codeID, c *c
 	}
 	out.RunTime = time.Since(begun)
 	return out, true, false
+}
+
+// worn tells why a runner is replaced after an attempt that ended in order.
+func (r *runner) worn(a *worker.Attempt, flags uint16) {
+	if flags&replySpent != 0 {
+		r.log.Debug("a runner has run as many attempts as it may; it is replaced", "limit", r.exec.cfg.MaxAttemptsPerRunner)
+		return
+	}
+	r.log.Debug("an attempt left threads, children, descriptors or a changed process behind; its runner is replaced",
+		"function", a.FunctionName, "task", a.Token.Task)
 }
 
 // note keeps in mind what the runner has cached.

@@ -8,6 +8,7 @@ for readers that have the class travels beside it.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -137,6 +138,18 @@ def describe(exc: BaseException, task_id: str) -> Failure:
         own if len(own) <= _PICKLE_LIMIT else b"",
         foreign if len(foreign) <= TEXT_LIMIT else b"",
     )
+
+
+def lacks_files(exc: BaseException) -> bool:
+    """Whether an exception comes, directly or not, from having too many open files."""
+    seen: BaseException | None = exc
+    for _ in range(16):
+        if seen is None:
+            break
+        if isinstance(seen, OSError) and seen.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def forget_frames(exc: BaseException) -> None:

@@ -11,7 +11,7 @@ import types
 from collections import OrderedDict
 from typing import Any, Callable
 
-from . import failures, pickling, wire
+from . import failures, pickling, settings, wire
 
 _MAX_FUNCTIONS = 256
 _MAX_BYTES = 256 << 20
@@ -28,13 +28,16 @@ class UnreadableError(Exception):
 class Entry:
     """One loaded function."""
 
-    __slots__ = ("fn", "origin", "runs", "size")
+    __slots__ = ("context", "fn", "origin", "own", "runs", "size")
 
-    def __init__(self, fn: Callable[..., Any], size: int, origin: pickling.Origin) -> None:
+    def __init__(self, fn: Callable[..., Any], size: int, origin: pickling.Origin, context: settings.Context) -> None:
         self.fn = fn
         self.size = size
         self.runs = 0
         self.origin = origin
+        self.context = context
+        # The settings that are in force during its attempts, where they are not the usual ones.
+        self.own: tuple[Any, ...] | None = None
 
 
 class Cache:
@@ -51,14 +54,13 @@ class Cache:
             self._entries.move_to_end(digest)
         return entry
 
-    def put(self, digest: bytes, fn: Callable[..., Any], code: bytes, source: bool) -> Entry:
+    def put(self, digest: bytes, entry: Entry) -> None:
         """Keep a function, dropping others when there are too many or they are too large."""
-        entry = self._entries[digest] = Entry(fn, len(code), pickling.Origin(code, source))
-        self._bytes += len(code)
+        self._entries[digest] = entry
+        self._bytes += entry.size
         while len(self._entries) > 1 and (len(self._entries) > _MAX_FUNCTIONS or self._bytes > _MAX_BYTES):
             _, dropped = self._entries.popitem(last=False)
             self._bytes -= dropped.size
-        return entry
 
 
 # The agent puts the Python whose bytecode a pickle holds before it, where the registration said it.
@@ -184,7 +186,8 @@ def type_name(value: object) -> str:
 
 def _from_source(name: str, digest: bytes, code: bytes) -> Any:
     module_name = pickling.SOURCE_PREFIX + digest.hex()[:16]
-    filename = f"<function {name}>"
+    # Two texts may be registered under one name: each has a file of its own in tracebacks.
+    filename = f"<function {name} {digest.hex()[:8]}>"
     try:
         text = io.TextIOWrapper(io.BytesIO(code), encoding="utf-8-sig").read()
         compiled = compile(text, filename, "exec", dont_inherit=True)

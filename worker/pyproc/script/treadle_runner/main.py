@@ -13,14 +13,16 @@ import time
 import types
 from typing import Any, Callable
 
-from . import failures, functions, limits, pickling, state, values, wire
+from . import failures, functions, limits, pickling, settings, state, values, wire
 
 # Exit codes that the agent explains to people; see protocol.go.
 EXIT_WIRE = 97
 EXIT_BROKEN = 98
 
-# How often a function is looked at closely before it is taken for one that patches nothing.
+# How often a function is looked at closely before it is taken for one that patches nothing; an
+# attempt of more nanoseconds is looked at in any case, as that is a fiftieth of its time.
 _WATCHED_RUNS = 3
+_WATCHED_TIME = 5_000_000
 
 _exit, _getpid, _now = os._exit, os.getpid, time.perf_counter_ns
 _COROUTINE, _type = types.CoroutineType, type
@@ -44,6 +46,12 @@ def run() -> None:
         _exit(EXIT_BROKEN)
     finally:
         del real_main
+
+
+def _hide() -> None:
+    """Keep the runner's modules from functions: who patches them would change the attempts of others."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
 
 
 def _last_words(exc: BaseException) -> None:
@@ -72,7 +80,10 @@ class Runner:
         kind, seq, body = self._wire.receive()
         if kind != wire.KIND_SETUP:
             raise wire.WireError("the first frame is not the set-up")
-        hello = _set_up(json.loads(bytes(body)))
+        config = json.loads(bytes(body))
+        self._most = config.get("max_attempts", 0)
+        hello = _set_up(config)
+        _hide()
         self._cache = functions.Cache()
         self._process = state.Process()
         faulthandler.enable(2, all_threads=False)
@@ -87,27 +98,32 @@ class Runner:
     def serve(self) -> None:
         """Answer calls; returns never."""
         receive, send, settle = self._wire.receive, self._wire.send, self._settle
+        attempts, most = 0, self._most
         while True:
             kind, seq, body = receive()
             if kind != wire.KIND_CALL:
                 raise wire.WireError(f"unexpected frame of kind {kind}")
             begun = _now()
             reply = self._attempt(body)
+            took = _now() - begun
             flags = self._reply_flags
-            if settle():
+            if settle(took):
                 flags |= wire.REPLY_RECYCLE
             elif self._ahead and self._process.has_output():
                 flags |= wire.REPLY_OUTPUT
             del body
-            send(seq, wire.KIND_REPLY, reply.head(flags, _now() - begun), reply.result)
+            attempts += 1
+            if attempts == most:
+                flags |= wire.REPLY_RECYCLE | wire.REPLY_SPENT
+            send(seq, wire.KIND_REPLY, reply.head(flags, took), reply.result)
             del reply
             if flags > wire.REPLY_CACHED:
                 self._wire.await_leave()
 
-    def _settle(self) -> bool:
+    def _settle(self, took: int) -> bool:
         try:
             worn = self._process.settle()
-            if self._watch and self._process.patched():
+            if (self._watch or took > _WATCHED_TIME) and self._process.patched():
                 worn = True
             return worn
         except BaseException:  # a name that is needed here is gone
@@ -133,11 +149,14 @@ class Runner:
             self._reply_flags = wire.REPLY_CACHED
             self._watch = entry.runs < _WATCHED_RUNS
             entry.runs += 1
+            if entry.own is not None:
+                self._process.settings.put(entry.own)
             origin = pickling.origin = entry.origin
             data = body[args:]
             if not flags & wire.CALL_ARGS_JSON:
                 origin.args = data
-            return self._call(entry.fn, data, flags, max_result, task, limit)
+            reply: wire.Reply = entry.context.run(self._call, entry.fn, data, flags, max_result, task, limit)
+            return reply
         except functions.UnreadableError as exc:
             return _unreadable(exc)
         except MemoryError as exc:
@@ -151,14 +170,19 @@ class Runner:
                 limit.lift()
 
     def _load(self, form: int, name: str, digest: bytes, code: bytes) -> functions.Entry:
+        context = settings.Context()
         self._in_function = True
         try:
-            fn = functions.load(form, name, digest, code)
+            fn = context.context.run(functions.load, form, name, digest, code)
         finally:
             self._in_function = False
             self._leave_if_forked()
+        context.loaded()
         self._process.note()
-        return self._cache.put(digest, fn, code, form == wire.FORM_SOURCE)
+        entry = functions.Entry(fn, len(code), pickling.Origin(code, form == wire.FORM_SOURCE), context)
+        entry.own = self._process.settings.own()
+        self._cache.put(digest, entry)
+        return entry
 
     def _call(
         self,
@@ -169,6 +193,7 @@ class Runner:
         task: bytes,
         limit: limits.AddressSpace | None,
     ) -> wire.Reply:
+        # In a copy of the function's context.
         args, kwargs = values.decode_args(data, bool(flags & wire.CALL_ARGS_JSON))
         try:
             self._in_function = True
@@ -181,6 +206,8 @@ class Runner:
             self._leave_if_forked(exc)
             if limit is not None and limits.ran_out(exc):
                 raise
+            if failures.lacks_files(exc):
+                self._reply_flags |= wire.REPLY_RECYCLE
             # First of all: the function may have left a limit that not even formatting fits in.
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000))
             return _raised(exc, task)

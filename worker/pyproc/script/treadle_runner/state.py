@@ -13,43 +13,84 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import errno
 import fcntl
 import gc
 import importlib
 import io
 import os
 import resource
+import select
 import sys
 import termios
 import threading
 import time
 from typing import Any, Callable
 
+from . import settings
+
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE = 0.02
-_FD_CHECK_EVERY = 256
-_FD_LIMIT = 512
+# How many descriptors attempts may leave open, in all, before the runner is replaced: the
+# eighth part of what the process may have, within these bounds.
+_FD_SHARE, _FD_LEAST, _FD_MOST = 8, 8, 512
 
 # The functions of C: those of the signal module turn each answer into an enum, slowly.
 _signal: Any = importlib.import_module("_signal")
 
-_WATCHED_SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM, _signal.SIGCHLD, _signal.SIGPIPE)
-_INT, _TERM, _ALRM, _CHLD, _PIPE = (int(number) for number in _WATCHED_SIGNALS)
+# Those that programs use; the others are looked at with the patches.
+_WATCHED_SIGNALS = [
+    int(getattr(_signal, "SIG" + name))
+    for name in (
+        "INT",
+        "TERM",
+        "ALRM",
+        "CHLD",
+        "PIPE",
+        "HUP",
+        "QUIT",
+        "USR1",
+        "USR2",
+        "VTALRM",
+        "PROF",
+        "WINCH",
+        "CONT",
+    )
+]
+_ALL_SIGNALS = [number for number in range(1, _signal.NSIG) if number not in (_signal.SIGKILL, _signal.SIGSTOP)]
 
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 # What functions share with each other and with the runner.
 _CORE = ("builtins", "sys", "os", "io", "json", "json.encoder", "json.decoder", "pickle", "struct", "threading", "time")
+# The same, where somebody has imported it.
+_SHARED = """
+    asyncio asyncio.events asyncio.runners contextlib copy copyreg datetime functools http.client importlib linecache
+    logging posixpath random re select selectors shutil signal socket ssl subprocess tempfile traceback urllib.request
+    warnings
+""".split()
 # Names that come and go, or that settle puts back.
 _LOOSE = {"stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__", "path", "argv", "tracebacklimit"}
 _LOOSE |= {"excepthook", "displayhook", "unraisablehook", "breakpointhook", "dont_write_bytecode", "ps1", "ps2", "_"}
 _LOOSE |= {"last_type", "last_value", "last_traceback", "last_exc", "environ"}
+_LOOSE |= {
+    "filters",
+    "showwarning",
+    "_filters_version",
+    "_warnings_showwarning",
+    "tempdir",
+    "_name_sequence",
+    "_event_loop_policy",
+    "_opener",
+}
 
 # Bound at start: user code may replace what the modules hold.
 _getcwd, _chdir, _dup2, _umask = os.getcwd, os.chdir, os.dup2, os.umask
 _getrlimit = resource.getrlimit
 _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
 _getsignal, _setsignal, _alarm = _signal.getsignal, _signal.signal, _signal.alarm
+_getitimer, _sigmask = _signal.getitimer, _signal.pthread_sigmask
+_affinity: Callable[[int], Any] = getattr(os, "sched_getaffinity", lambda _: None)
 _getrecursion, _setrecursion = sys.getrecursionlimit, sys.setrecursionlimit
 _gettrace, _settrace, _getprofile, _setprofile = sys.gettrace, sys.settrace, sys.getprofile, sys.setprofile
 
@@ -115,18 +156,19 @@ class Process:
     """What the process looked like when it was fresh, and the way back there."""
 
     def __init__(self) -> None:
+        self.settings = settings.Settings()
         self._null, self._log = raise_fd(os.dup(0)), raise_fd(os.dup(1))
         self.out, self.err = open_stream(1), open_stream(2)
         sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
         self._stdin = sys.stdin
         self._c = _C()
-        self._attempts = 0
         self._environ = os.environ
         self._variables = _Environ(os.environ._data)  # type: ignore[attr-defined]
         mapping: Any
         for mapping in (os.environ, os.environb):
             mapping._data = self._variables
+        self._probe: Any = None
         self.note()
         self._cwd = os.getcwd()
         self._umask = os.umask(0o22)
@@ -136,6 +178,7 @@ class Process:
         self._handlers = _handlers()
         self._threads = _count()
         self._limits = _limits()
+        self._rest = _rest()
 
     def note(self) -> None:
         """Take environment, sys.path and the core modules as they are now for the normal ones.
@@ -146,14 +189,18 @@ class Process:
         self._variables.changed = False
         self._path = list(sys.path)
         self._modules = dict(sys.modules)
-        self._names = [(module.__dict__, _names(module)) for module in map(importlib.import_module, _CORE)]
+        modules = [importlib.import_module(name) for name in _CORE]
+        modules += [sys.modules[name] for name in _SHARED if sys.modules.get(name) is not None]
+        self._names = [(module.__dict__, _names(module)) for module in modules]
+        self._watch_files()
 
     def patched(self) -> bool:
         """Whether a resource limit was changed, or a name in a core module replaced or removed.
 
-        New names do no harm. Takes some 50 microseconds: it is asked after the first attempts of each function.
+        New names do no harm. Takes some 100 microseconds: it is asked after the first attempts of
+        each function, and after those that took so long that it does not matter.
         """
-        if _limits() != self._limits:
+        if _limits() != self._limits or _rest() != self._rest:
             return True
         if not self._modules.items() <= sys.modules.items():
             return True
@@ -179,6 +226,7 @@ class Process:
             _dup2(self._null, 0)
             if _handlers() != self._handlers:
                 worn = self._restore_handlers()
+            self.settings.settle()
             if self._variables.changed or os.environ is not self._environ:
                 self._restore_environ()
             if sys.path != self._path:
@@ -189,8 +237,7 @@ class Process:
                 _chdir(self._cwd)
         except OSError:
             worn = self._restore_folder() or worn
-        self._attempts += 1
-        if self._attempts % _FD_CHECK_EVERY == 0 and _open_files() > _FD_LIMIT:
+        if self._probe is not None and self._probe.poll(0) != self._unused and self._leaks():
             worn = True
         self.flush()
         # Threads and children last: both may still print.
@@ -198,6 +245,29 @@ class Process:
             worn = True
             self.flush()
         return worn
+
+    def _watch_files(self) -> None:
+        """Choose the descriptors that are in use only when many are open.
+
+        The system gives away the lowest free number. So one system call that looks at a few
+        higher ones answers nearly always that nothing needs to be counted.
+        """
+        have = _open_files()
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if soft == resource.RLIM_INFINITY:
+            soft = 1 << 20
+        self._files = have + min(max(soft // _FD_SHARE, _FD_LEAST), _FD_MOST)
+        numbers = [self._files - left for left in (0, 1, 2, 3)]
+        # One whose number is taken already, by a library that moved it there, tells nothing.
+        self._unused = [(number, select.POLLNVAL) for number in numbers if not _is_open(number)]
+        self._probe = select.poll() if self._unused and have else None
+        for number, _ in self._unused:
+            self._probe.register(number, 0)
+
+    def _leaks(self) -> bool:
+        """Whether attempts have left too many descriptors open; what nobody holds is closed first."""
+        gc.collect()
+        return _open_files() >= self._files - 3
 
     def has_output(self) -> bool:
         """Whether the agent has not read yet what was written to stdout and stderr."""
@@ -214,7 +284,9 @@ class Process:
 
     def _restore_handlers(self) -> bool:
         for number, handler in zip(_WATCHED_SIGNALS, self._handlers):
-            if handler is None:
+            if _getsignal(number) is handler:
+                continue
+            if handler is None:  # one that Python has not set, and cannot put back
                 return True
             _setsignal(number, handler)
         return False
@@ -228,6 +300,7 @@ class Process:
             if self._variables.get(key) != value:
                 environ[os.fsdecode(key)] = os.fsdecode(value)
         self._variables.changed = False
+        time.tzset()  # C code has a copy of TZ's meaning
 
     def flush(self) -> None:
         """Send what the streams hold, and put ours in their place."""
@@ -284,8 +357,19 @@ class Process:
             return False
 
 
-def _handlers() -> tuple[Any, ...]:
-    return _getsignal(_INT), _getsignal(_TERM), _getsignal(_ALRM), _getsignal(_CHLD), _getsignal(_PIPE)
+def _handlers() -> list[Any]:
+    return list(map(_getsignal, _WATCHED_SIGNALS))
+
+
+def _rest() -> tuple[Any, ...]:
+    """What is asked for together with patches, as it takes long to tell or is seldom changed."""
+    return (
+        list(map(_getsignal, _ALL_SIGNALS)),
+        _sigmask(_signal.SIG_BLOCK, ()),
+        _getitimer(_signal.ITIMER_VIRTUAL),
+        _getitimer(_signal.ITIMER_PROF),
+        _affinity(0),
+    )
 
 
 def _limits() -> list[tuple[int, int]]:
@@ -305,10 +389,22 @@ def _usable(stream: io.TextIOWrapper) -> bool:
 
 
 def _open_files() -> int:
+    """How many descriptors are open: 0 where that cannot be told, a great many when there is no room to look."""
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(folder)) - 1
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                return 1 << 30
+    return 0
+
+
+def _is_open(fd: int) -> bool:
     try:
-        return len(os.listdir("/proc/self/fd"))
+        os.fstat(fd)
     except OSError:
-        return 0
+        return False
+    return True
 
 
 def raise_fd(fd: int) -> int:

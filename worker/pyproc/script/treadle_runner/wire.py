@@ -33,8 +33,8 @@ END_SUCCEEDED, END_RAISED, END_UNREADABLE, END_EXHAUSTED, END_MISSING = 0, 1, 2,
 ENCODING_PICKLE, ENCODING_JSON = 0, 1
 
 # After a reply with REPLY_OUTPUT the runner waits for leave to go on, after one with
-# REPLY_RECYCLE for its end.
-REPLY_CACHED, REPLY_RECYCLE, REPLY_OUTPUT = 1, 2, 4
+# REPLY_RECYCLE for its end. REPLY_SPENT: it has run as many attempts as it may.
+REPLY_CACHED, REPLY_RECYCLE, REPLY_OUTPUT, REPLY_SPENT = 1, 2, 4, 8
 
 _READ_SIZE = 1 << 16
 _JOIN_BELOW = 1 << 16
