@@ -171,3 +171,19 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	}
 }
+
+// Clients and workers write the Python version that a pickle's bytecode is for behind its
+// PROTOCOL opcode: SHORT_BINUNICODE and POP, before the first frame.
+func TestCheckAcceptsTheMarkOfAPython(t *testing.T) {
+	mark := append([]byte("\x8c\x13"), "treadle/python=3.120"...)
+	for name, data := range corpus(t) {
+		marked := append(append(bytes.Clone(data[:2]), mark...), data[2:]...)
+		if err := Check(marked); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	bad := append([]byte("\x80\x04\x8c\x13"), "treadle/python=3.1200N."...)
+	if Check(bad) == nil {
+		t.Error("a POP too many is accepted")
+	}
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import json
 import os
 import signal
@@ -29,15 +30,16 @@ pytestmark = [
 class Up:
     """One `treadle up`, which keeps its port and data when it is started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.folder = folder
+        self.python = python
         self.address = "127.0.0.1:0"
         self.process: Optional[subprocess.Popen[str]] = None
 
     def start(self) -> None:
         log = open(self.folder / "log", "a")
         command = [str(BINARY), "up", "--data-dir", str(self.folder / "data"), "--grpc-addr", self.address]
-        command += ["--http-addr", "127.0.0.1:0", "--slots", "4", "--python", sys.executable, "--json"]
+        command += ["--http-addr", "127.0.0.1:0", "--slots", "4", "--python", self.python, "--json"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=self.folder)
         log.close()
         assert self.process.stdout is not None
@@ -236,7 +238,7 @@ def test_refusals(client: treadle.Client) -> None:
         client.status("01890000-0000-7000-8000-000000000000")
     assert info.value.reason == "NOT_FOUND"
     with pytest.raises(treadle.NotFound):
-        client.submit("nobody registered this", 1)
+        client.submit("nobody registered this", 1).result(30)
     with pytest.raises(treadle.InvalidRequest, match="priority"):
         client.submit(double, 1, options=treadle.Options(priority=10)).result(30)
     with pytest.raises(treadle.TooLarge, match="67108864"):
@@ -410,3 +412,64 @@ def test_threads_share_a_client(client: treadle.Client) -> None:
     for thread in threads:
         thread.join(60)
     assert not errors and not any(t.is_alive() for t in threads)
+
+
+OBJECTS = """
+import copy, dataclasses
+class K:
+    def __init__(self, n=0): self.n = n
+class Slots:
+    __slots__ = ("n", "m")
+    def __init__(self, n): self.n = n
+class MyErr(Exception): pass
+def boom(n): raise MyErr(n)
+def make(n): return K(n)
+def slots(n): return Slots(n)
+"""
+if sys.version_info >= (3, 10):
+    OBJECTS += """
+@dataclasses.dataclass(slots=True)
+class Pt:
+    n: int
+@dataclasses.dataclass(slots=True, frozen=True)
+class Cold:
+    n: int
+"""
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(OBJECTS, names)
+    return names
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_objects_of_the_script_come_back_as_such(
+    client: treadle.Client, script: dict[str, Any], chunksize: int
+) -> None:
+    for found in client.map(script["make"], range(4), chunksize=chunksize):
+        assert type(found) is script["K"]
+    for name in ("K", "Slots", "Pt", "Cold"):
+        if name in script:
+            things = [script[name](n) for n in range(3)]
+            for found in client.map(copy.copy, things, chunksize=chunksize):
+                assert type(found) is script[name], "a function by reference"
+    with pytest.raises(script["MyErr"]):
+        list(client.map(script["boom"], [1], chunksize=chunksize))
+
+
+def test_objects_of_the_script_come_back_from_source(client: treadle.Client, script: dict[str, Any]) -> None:
+    same = client.register_source("same", "def same(x, *args):\n    return x(*args) if args else x\n")
+    assert type(same(script["K"](1))) is script["K"]
+    assert type(same([script["Slots"](1)])[0]) is script["Slots"]
+    with pytest.raises(script["MyErr"]):
+        same(script["boom"], 1)
+
+
+def test_slots(client: treadle.Client, script: dict[str, Any]) -> None:
+    slots = client.submit(script["slots"], 7).result(60)
+    assert type(slots) is script["Slots"] and slots.n == 7 and not hasattr(slots, "m")
+    for name in ("Pt", "Cold"):
+        if name in script:
+            assert client.submit(lambda cls: cls(1), script[name]).result(60) == script[name](1)

@@ -150,17 +150,54 @@ def test_other_names_and_queues_are_other_registrations(fabric: FakeFabric, clie
 def test_a_failed_registration_is_tried_again(fabric: FakeFabric, client: treadle.Client) -> None:
     fabric.fail("RegisterFunction", Fault(grpc.StatusCode.PERMISSION_DENIED, "not you", "DENIED"))
     with pytest.raises(treadle.PermissionDenied) as info:
-        client.submit(operator.neg, 1)
+        client.submit(operator.neg, 1).result(10)
     assert info.value.reason == "DENIED"
     assert client.submit(operator.neg, 1).result(10) == -1
 
 
 def test_a_server_that_forgot_a_function_is_told_again(fabric: FakeFabric, client: treadle.Client) -> None:
-    assert client.submit(operator.neg, 1).result(10) == -1
-    fabric.functions.clear()  # its store was in memory
-    with pytest.raises(treadle.NotFound):
-        client.submit(operator.neg, 2).result(10)
-    assert client.submit(operator.neg, 3).result(10) == -3
+    factor = 2
+    for n, function in enumerate((operator.neg, lambda x: x * factor)):
+        assert client.submit(function, 1).result(10) == (-1, 2)[n]
+        fabric.functions.clear()  # its store was in memory, or it keeps no function that nobody uses
+        assert list(client.map(function, [2, 3])) == [[-2, -3], [4, 6]][n]
+        assert len(fabric.functions) == 1
+
+
+def test_a_registration_that_is_gone_is_told(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg)
+    fabric.functions.clear()
+    with pytest.raises(treadle.NotFound):  # its name and queue were the caller's choice, and so is what comes now
+        function.submit(1).result(10)
+
+
+def test_submit_does_not_wait_for_the_server(fabric: FakeFabric, client: treadle.Client) -> None:
+    client.register(operator.neg, name="minus")
+    gates = [fabric.hold(method) for method in ("RegisterFunction", "GetFunction", "ExecuteBatch")]
+    futures = [client.submit(operator.abs, -1), client.submit("minus", 2), client.submit(lambda: 3)]
+    assert not any(future.done() for future in futures)
+    for gate in gates:
+        gate.set()
+    assert [future.result(10) for future in futures] == [1, -2, 3]
+
+
+def test_no_server_at_all_fails_futures_and_not_submit() -> None:
+    with treadle.Client("127.0.0.1:1", timeout=0.3) as client:
+        futures = [client.submit(operator.neg, 1), client.submit(operator.neg, 2), client.submit("minus", 1)]
+        for future in futures:
+            with pytest.raises(treadle.Unavailable, match="no server answered"):
+                future.result(10)
+
+
+def test_close_sends_functions_that_are_new(fabric: FakeFabric) -> None:
+    gate = fabric.hold("RegisterFunction")
+    client = treadle.Client(fabric.address, timeout=10)
+    client.submit(operator.neg, 1)
+    assert fabric.arrived["RegisterFunction"].wait(10)
+    client.submit(operator.abs, 1)
+    threading.Timer(0.1, gate.set).start()
+    client.close()
+    assert len(fabric.requests) == 2
 
 
 def test_functions_by_name_and_id(fabric: FakeFabric, client: treadle.Client) -> None:
@@ -170,7 +207,7 @@ def test_functions_by_name_and_id(fabric: FakeFabric, client: treadle.Client) ->
     assert fabric.requests[by_name.task_id].function == "minus"
     assert fabric.requests[by_id.task_id].function == function.id
     with pytest.raises(treadle.NotFound):
-        client.submit("plus", 1)
+        client.submit("plus", 1).result(10)
     with pytest.raises(treadle.InvalidRequest):
         client.submit(7, 1)  # type: ignore[call-overload]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._submit import Call
 from .future import TaskFuture
 
 
@@ -28,8 +29,8 @@ class Backend(Protocol):
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
         """One page of registrations."""
 
-    def submit(self, request: pb.ExecuteRequest) -> TaskFuture[Any]:
-        """Have a task recorded and its result delivered to the future."""
+    def submit(self, call: Call) -> TaskFuture[Any]:
+        """Have a task recorded and its result delivered to the future; does not wait for the server."""
 
     def attach(self, task_id: str) -> TaskFuture[Any]:
         """Have the result of a recorded task delivered to a new future."""

@@ -19,6 +19,7 @@ from . import _await, _status, _submit
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._gen.treadle.v1 import fabric_pb2_grpc
 from ._results import Loader, Outcome, finished
+from ._submit import Call
 from ._version import __version__
 from .errors import ClientClosed, TreadleError, Unavailable
 from .future import TaskFuture, mark_recorded
@@ -95,9 +96,12 @@ class Connection:
     def _call(self, op: str, method: Any, request: Any, wait: float = 0.0) -> Any:
         if self._is_closed:
             raise ClientClosed(f"{op}: the client is closed")
+        self._check_process()
+        return self._try(op, method, request, self._timeout + wait)
+
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise TreadleError("a client does not survive os.fork; make a new one in the child process")
-        return self._try(op, method, request, self._timeout + wait)
 
     def _try(self, op: str, method: Any, request: Any, limit: float) -> Any:
         """Make one call, and again while no server answers, for limit seconds in all.
@@ -154,13 +158,18 @@ class Connection:
 
     def register(self, request: pb.RegisterFunctionRequest) -> pb.Function:
         """Register a function."""
-        answer: pb.Function = self._call("RegisterFunction", self._stub.RegisterFunction, request)
+        self._check_process()
+        # Not _call: close sends what is queued, and registers what that needs.
+        limit = self._timeout + len(request.payload) / (1 << 20) * _SECONDS_PER_MIB
+        answer: pb.Function = self._try("RegisterFunction", self._stub.RegisterFunction, request, limit)
         return answer
 
     def get_function(self, function: str) -> pb.Function:
         """A registration by id or name."""
+        self._check_process()
         request = pb.GetFunctionRequest(function=function)
-        answer: pb.Function = self._call("GetFunction", self._stub.GetFunction, request)
+        # Not _call, as in register.
+        answer: pb.Function = self._try("GetFunction", self._stub.GetFunction, request, self._timeout)
         return answer
 
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
@@ -171,18 +180,17 @@ class Connection:
 
     # Tasks.
 
-    def submit(self, request: pb.ExecuteRequest) -> TaskFuture[Any]:
-        """Have a task recorded and its result delivered to the future."""
-        if os.getpid() != self._pid:
-            raise TreadleError("a client does not survive os.fork; make a new one in the child process")
-        future: TaskFuture[Any] = TaskFuture(self, request.function)
-        self._submitter.submit(request, future)
+    def submit(self, call: Call) -> TaskFuture[Any]:
+        """Have a task recorded and its result delivered to the future; does not wait for the server."""
+        self._check_process()
+        future: TaskFuture[Any] = TaskFuture(self, call.request.function or call.label, call.label)
+        self._submitter.submit(call, future)
         return future
 
     def attach(self, task_id: str) -> TaskFuture[Any]:
         """Have the result of a recorded task delivered to a new future."""
         task = self.get_task(task_id)
-        future: TaskFuture[Any] = TaskFuture(self, task.function_id)
+        future: TaskFuture[Any] = TaskFuture(self, task.function_id, task.function_name)
         mark_recorded([(future, task.task_id)])
         self._awaiter.add([future])
         return future

@@ -22,10 +22,9 @@ import threading
 import types
 from typing import Any, Callable
 
+from . import _value
+from ._value import PROTOCOL
 from .errors import PicklingError, UnpicklingError
-
-# The newest that every supported Python reads; 5 adds nothing for bytes that travel in one piece.
-PROTOCOL = 4
 
 _HINT = "install cloudpickle (pip install 'treadle[cloudpickle]') or dill (pip install 'treadle[dill]') for that"
 
@@ -42,12 +41,35 @@ def dump_function(fn: Callable[..., Any]) -> bytes:
 # The names by which cloudpickle and dill make code objects, as opcodes of protocol 4.
 _MAKES_CODE = (b"\x8c\x08CodeType", b"\x8c\x0c_create_code")
 
+# Bytecode belongs to the minor version that wrote it, and may end another one by SIGSEGV. So a
+# pickle that holds some says which it is, right behind its PROTOCOL opcode, in opcodes that
+# every unpickler takes and that leave nothing on the stack: SHORT_BINUNICODE, POP. Workers do
+# the same, and each side refuses what is not its own.
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_NAMES_PYTHON = b"treadle/python="
+_MARK = b"\x8c" + bytes([len(_NAMES_PYTHON) + len(_PYTHON)]) + _NAMES_PYTHON + _PYTHON.encode() + b"0"
+
 
 def python_of(data: bytes) -> str:
     """The Python that a function's pickle is bound to, as in "3.12": this one if it holds bytecode, else ""."""
-    if any(mark in data for mark in _MAKES_CODE):
-        return f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return ""
+    return _PYTHON if any(name in data for name in _MAKES_CODE) else ""
+
+
+def _marked(data: bytes) -> bytes:
+    """A pickle that says which Python it is for, where it holds bytecode.
+
+    All of it is looked through: a pickle may hold another one, as joblib's do.
+    """
+    if python_of(data) and not _written_by(data):
+        return data[:2] + _MARK + data[2:]
+    return data
+
+
+def _written_by(data: bytes) -> str:
+    """The version that a pickle says it is for, "" where it says nothing."""
+    if data[2:3] != b"\x8c" or data[4 : 4 + len(_NAMES_PYTHON)] != _NAMES_PYTHON:
+        return ""
+    return data[4 + len(_NAMES_PYTHON) : 4 + data[3]].decode("ascii", "replace")
 
 
 def dump_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -56,7 +78,16 @@ def dump_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
 
 
 def dump_value(value: Any, what: str = "the value") -> bytes:
-    """Pickle a value: plainly where that is enough, else by value."""
+    """Pickle a value: plainly where that is enough, else by value.
+
+    Workers send back by cloudpickle what came by it. They look for the names of cloudpickle's own
+    functions, which it writes for every class and function that goes by value; where there are
+    none it has written what plain pickle would, and it does not matter.
+    """
+    return _marked(_dump_value(value, what))
+
+
+def _dump_value(value: Any, what: str) -> bytes:
     try:
         data = pickle.dumps(value, PROTOCOL)
     except KeyboardInterrupt:
@@ -66,9 +97,9 @@ def dump_value(value: Any, what: str = "the value") -> bytes:
         if found is None:
             raise _refused(what, exc, hint=True) from exc
         return found
-    if b"__main__" not in data:
+    # Perhaps a class or a function of such a module, perhaps only a text that contains the word.
+    if _value.MAIN_MARK not in data and not any(name.encode() in data for name in _value.modules_by_value()):
         return data
-    # Perhaps a class or a function of __main__, perhaps only a text that contains the word.
     found = _by_value(value, what)
     return found if found is not None else _plain(value, what)
 
@@ -82,7 +113,7 @@ def _by_value(value: Any, what: str) -> bytes | None:
             continue
         try:
             return dump(module, value)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, PicklingError):
             raise
         except BaseException as exc:  # __reduce__ is user code
             raise _refused(what, exc) from exc
@@ -90,8 +121,7 @@ def _by_value(value: Any, what: str) -> bytes | None:
 
 
 def _cloudpickle(cloudpickle: Any, value: Any) -> bytes:
-    data: bytes = cloudpickle.dumps(value, protocol=PROTOCOL)
-    return data
+    return _value.dump(cloudpickle, value)
 
 
 def _dill(dill: Any, value: Any) -> bytes:
@@ -115,7 +145,7 @@ class _PlainPickler(pickle.Pickler):
     """Refuses what plain pickle would write as a name in __main__."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, (type, types.FunctionType)) and obj.__module__ in ("__main__", "__mp_main__"):
+        if isinstance(obj, (type, types.FunctionType)) and obj.__module__ in _value.MAINS:
             raise pickle.PicklingError(
                 f"{obj.__qualname__!r} is defined in __main__, which workers cannot import; "
                 "move it into a module that they can, or send it by value"
@@ -130,6 +160,14 @@ def _refused(what: str, exc: BaseException, hint: bool = False) -> PicklingError
 
 def loads(data: bytes) -> Any:
     """Load a pickle and run whatever code it contains; raises UnpicklingError."""
+    theirs = _written_by(data)
+    if theirs and theirs != _PYTHON:
+        raise UnpicklingError(
+            f"the value holds a function, or an object of a class, that was pickled by value under Python {theirs}, "
+            f"whose bytecode this Python {_PYTHON} cannot run. Three ways out: run this program under Python {theirs}; "
+            f"start the workers with --python PATH of a Python {_PYTHON}; or return plain data, or objects of a "
+            "module that both can import"
+        )
     try:
         return _loads(data)
     except ModuleNotFoundError as exc:

@@ -26,12 +26,41 @@ _MAX_QUEUED_ITEMS = 20_000
 _MAX_QUEUED_BYTES = 256 << 20
 
 
-class _Item:
-    __slots__ = ("future", "request", "size")
+class Call:
+    """A task to be recorded, and what is left to do before it can be."""
 
-    def __init__(self, request: pb.ExecuteRequest, future: TaskFuture[Any]) -> None:
+    __slots__ = ("extra", "fill", "label", "renew", "request")
+
+    def __init__(
+        self,
+        request: pb.ExecuteRequest,
+        label: str,
+        fill: Callable[[], None] | None = None,
+        renew: Callable[[], None] | None = None,
+        extra: int = 0,
+    ) -> None:
+        """label is the function's name for people. fill completes the request and may ask the server;
+        renew does so when the server turned out not to know the function. Both raise TreadleError.
+        extra is how many bytes they hold."""
         self.request = request
-        self.size = request.ByteSize()
+        self.label = label
+        self.fill = fill
+        self.renew = renew
+        self.extra = extra
+
+    def complete(self) -> None:
+        """Do what is left to do."""
+        if self.fill is not None:
+            self.fill()
+            self.fill = None
+
+
+class _Item:
+    __slots__ = ("call", "future", "size")
+
+    def __init__(self, call: Call, future: TaskFuture[Any]) -> None:
+        self.call = call
+        self.size = call.request.ByteSize() + call.extra
         self.future = future
 
 
@@ -60,9 +89,9 @@ class Submitter:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, request: pb.ExecuteRequest, future: TaskFuture[Any]) -> None:
-        """Queue a request; waits while too much is queued."""
-        item = _Item(request, future)
+    def submit(self, call: Call, future: TaskFuture[Any]) -> None:
+        """Queue a call; waits while too much is queued."""
+        item = _Item(call, future)
         with self._changed:
             # The sender itself gets here from the callback of a future that it failed.
             while self._is_full() and not self._closed and threading.current_thread() is not self._thread:
@@ -146,7 +175,10 @@ class Submitter:
         return batch
 
     def _fly(self, batch: list[_Item]) -> None:
-        request = pb.ExecuteBatchRequest(requests=[item.request for item in batch])
+        batch = self._completed(batch)
+        if not batch:
+            return
+        request = pb.ExecuteBatchRequest(requests=[item.call.request for item in batch])
         try:
             answers = self._send(request, sum(item.size for item in batch)).items
             if len(answers) != len(batch):
@@ -166,8 +198,29 @@ class Submitter:
         # Waiting starts before anything is announced: a callback may take its time.
         if recorded:
             self._landed([future for future, _ in recorded])
+        again: list[_Item] = []
         for item, error in refused:
             refusal = _status.from_item("Execute", error.code, error.reason, error.message)
             if isinstance(refusal, NotFound):
-                self._unknown(item.request.function)
+                self._unknown(item.call.request.function)
+                if item.call.renew is not None:
+                    # It was registered from here, and the server has forgotten it since.
+                    item.call.fill, item.call.renew = item.call.renew, None
+                    again.append(item)
+                    continue
             item.future._settle(Outcome(error=refusal))
+        if again:
+            self._fly(again)
+
+    def _completed(self, batch: list[_Item]) -> list[_Item]:
+        """Those of a batch that can be sent; the others have failed."""
+        ready = []
+        for item in batch:
+            try:
+                item.call.complete()
+            except BaseException as exc:
+                item.future._settle(Outcome(error=exc if isinstance(exc, Exception) else TreadleError(repr(exc))))
+                continue
+            item.future.function = item.call.request.function
+            ready.append(item)
+        return ready

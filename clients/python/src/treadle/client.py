@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,12 +11,13 @@ from typing import Any, Callable, Literal, Optional, TypeVar, Union, overload
 
 import grpc
 
-from . import _mapping, _pickling, _results
+from . import _mapping, _pickling, _results, _value
 from ._backend import Backend
 from ._connection import Connection, credentials
 from ._gen.treadle.v1 import fabric_pb2 as pb
-from ._registry import Registry
-from .errors import InvalidRequest, PicklingError
+from ._registry import Registration, Registry
+from ._target import Finder, Target, as_json
+from .errors import InvalidRequest
 from .function import Function, function_of
 from .future import TaskFuture
 from .options import Options
@@ -125,18 +126,30 @@ class Client:
 
     # Functions.
 
-    def register(self, fn: Callable[..., T], name: Optional[str] = None, queue: str = "default") -> Function[T]:
-        """Register a callable; also a decorator.
+    @overload
+    def register(self, fn: Callable[..., T], name: Optional[str] = None, queue: str = "default") -> Function[T]: ...
 
-        It is pickled by cloudpickle when that is installed, else by dill, else by pickle.
-        Functions of __main__, lambdas and closures are sent by value, those of other modules by
-        reference: workers have to be able to import these. Registering what was registered
-        before returns the same registration; a function whose globals have changed is
-        registered anew. Raises PicklingError when it cannot be sent.
+    @overload
+    def register(
+        self, fn: None = None, name: Optional[str] = None, queue: str = "default"
+    ) -> Callable[[Callable[..., T]], Function[T]]: ...
+
+    def register(
+        self, fn: Optional[Callable[..., Any]] = None, name: Optional[str] = None, queue: str = "default"
+    ) -> Any:
+        """Register a callable; also a decorator, with and without arguments.
+
+        It is pickled by cloudpickle. Functions of __main__, lambdas and closures are sent by
+        value, those of other modules by reference: workers have to be able to import these.
+        The registration is a snapshot: what the function's globals are now is what it runs with.
+        Registering the same bytes again returns the same registration. Waits for the server.
+        Raises PicklingError when it cannot be sent.
         """
+        if fn is None:
+            return functools.partial(self.register, name=name, queue=queue)
         if isinstance(fn, Function):
             raise InvalidRequest(f"{fn!r} is registered already")
-        payload = _pickling.dump_function(fn)
+        payload = _pickling.dump_function(_value.with_own_name(fn, _is_function))
         name = name or _name_of(fn)
         request = pb.RegisterFunctionRequest(
             name=name,
@@ -146,14 +159,16 @@ class Client:
             request_id=str(uuid.uuid4()),
         )
         made = self._registry.of_content("pickle", payload, name, queue, lambda: self._backend.register(request))
-        return function_of(made, self, fn)
+        return function_of(made.get(), self, fn)
 
     def register_source(self, name: str, source: str, queue: str = "default") -> Function[Any]:
         """Register Python source text that defines a callable called name, or only one function."""
+        return function_of(self._source(name, source, queue).get(), self)
+
+    def _source(self, name: str, source: str, queue: str) -> Registration:
         request = pb.RegisterFunctionRequest(name=name, source=source, queue=queue, request_id=str(uuid.uuid4()))
         content = source.encode("utf-8", "surrogatepass")
-        made = self._registry.of_content("source", content, name, queue, lambda: self._backend.register(request))
-        return function_of(made, self)
+        return self._registry.of_content("source", content, name, queue, lambda: self._backend.register(request))
 
     def function(self, function: Union[str, uuid.UUID]) -> Function[Any]:
         """A registration by id, or the newest one of a name; raises NotFound."""
@@ -170,33 +185,44 @@ class Client:
             if not token:
                 return
 
-    def _registered(self, fn: Callable[..., Any]) -> pb.Function:
-        """The registration of a callable that is submitted as it is."""
+    def _finder(self, fn: Callable[..., Any]) -> tuple[Finder, int]:
+        """What finds or makes the registration of a callable that is submitted as it is; how many bytes it holds.
 
-        def register() -> pb.Function:
-            payload, name = _pickling.dump_function(fn), _name_of(fn)
-            python = _pickling.python_of(payload)
-            request = pb.RegisterFunctionRequest(
-                name=name, payload=payload, python=python, request_id=str(uuid.uuid4())
+        What goes by reference is its name. All else is pickled now, and its bytes say whether it is
+        known: its globals, defaults and what it closes over may have changed since.
+        """
+        name, reference = _name_of(fn), _value.goes_by_reference(fn)
+        payload = b"" if reference else _pickling.dump_function(fn)
+
+        def find() -> Registration:
+            data = payload or _pickling.dump_function(fn)
+            return self._registry.of_content("pickle", data, name, "default", lambda: register(data))
+
+        def register(data: bytes) -> pb.Function:
+            return self._backend.register(
+                pb.RegisterFunctionRequest(
+                    name=name, payload=data, python=_pickling.python_of(data), request_id=str(uuid.uuid4())
+                )
             )
-            return self._registry.of_content(
-                "pickle", payload, name, "default", lambda: self._backend.register(request)
-            )
 
-        return self._registry.of_callable(fn, register)
+        if reference:
+            return (lambda: self._registry.of_callable(fn, lambda: find().get())), 0
+        return find, len(payload)
 
-    def _target(self, fn: Any) -> tuple[str, str]:
-        """What a request names, and the runtime that is behind it."""
+    def _target(self, fn: Any) -> Target:
+        """What fn stands for; asks nobody."""
         if isinstance(fn, Function):
-            return fn.id, fn.runtime
+            return Target(fn.name, fn.runtime, fn.id)
         if isinstance(fn, (str, uuid.UUID)):
             text = str(fn)
-            found = self._registry.of_name(text, lambda: self._backend.get_function(text))
-            return text, found.runtime
+            named = self._registry.of_name(text, lambda: self._backend.get_function(text))
+            return Target(text, named.known.runtime if named.known else "", text, named)
         if isinstance(fn, (TaskFuture, Client)) or not callable(fn):
             raise InvalidRequest(f"{fn!r} is no function: want a callable, a Function, an id or a name")
-        made = self._registered(fn)
-        return made.function_id, made.runtime
+        find, size = self._finder(fn)
+        made = find()
+        known = made.known
+        return Target(_name_of(fn), "python", known.function_id if known else "", made, find, 0 if known else size)
 
     # Tasks.
 
@@ -209,23 +235,25 @@ class Client:
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
         """Execute a function with these arguments and return the future of its task at once.
 
-        fn is a callable (registered on first use), a Function, an id or a name. A keyword
+        fn is a callable (registered where its bytes are new), a Function, an id or a name. A keyword
         options=treadle.Options(...) is not the function's but says how to execute. What many
         threads submit travels together. The task is recorded when future.task_id is there; it
         then runs whatever happens to this process.
 
         Arguments travel by pickle; as JSON to functions that are not Python.
         """
-        function, runtime = self._target(fn)
+        return self._start(self._target(fn), args, kwargs)
+
+    def _start(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskFuture[Any]:
         options = self._defaults
         if isinstance(kwargs.get("options"), Options):
             options = kwargs.pop("options").over(options)
-        request = pb.ExecuteRequest(function=function, options=options.to_proto(), request_id=str(uuid.uuid4()))
-        if runtime == "python":
+        request = pb.ExecuteRequest(function=target.id, options=options.to_proto(), request_id=str(uuid.uuid4()))
+        if target.runtime == "python":
             request.payload = _pickling.dump_args(args, kwargs)
-        else:
-            request.args, request.kwargs = _json(list(args)), _json(kwargs)
-        return self._backend.submit(request)
+        elif target.runtime:
+            request.args, request.kwargs = as_json(list(args)), as_json(kwargs)
+        return self._backend.submit(target.call(request, args, kwargs))
 
     @overload
     def map(
@@ -272,9 +300,10 @@ class Client:
         client = self if options is None else self.options(**vars(options.over(self._defaults)))
         calls: Iterator[tuple[Any, ...]] = zip(*iterables)
         if chunksize == 1:
-            target, runtime = client._target(fn)
-            one = fn if isinstance(fn, Function) or runtime != "python" else target
-            return _mapping.ordered(client._backend, lambda args: client.submit(one, *args), calls, buffersize, timeout)
+            target = client._target(fn)
+            return _mapping.ordered(
+                client._backend, lambda args: client._start(target, args, {}), calls, buffersize, timeout
+            )
         return client._map_chunks(fn, calls, chunksize, buffersize, timeout)
 
     def _map_chunks(
@@ -283,10 +312,16 @@ class Client:
         function, queue = (fn.callable, fn.queue) if isinstance(fn, Function) else (fn, "default")
         if function is None or isinstance(function, (str, uuid.UUID)):
             raise InvalidRequest("chunksize needs the function itself, as a chunk's task carries it")
-        run = self.register_source(f"{_name_of(function)} (chunks)", _mapping.CHUNK_SOURCE, queue)
+        name = f"{_name_of(function)} (chunks)"[:256]
+
+        def find() -> Registration:
+            return self._source(name, _mapping.CHUNK_SOURCE, queue)
+
+        made = find()
+        target = Target(name, "python", made.known.function_id if made.known else "", made, find)
         lists = _mapping.ordered(
             self._backend,
-            lambda args: self.submit(run, function, args[0]),
+            lambda args: self._start(target, (function, args[0]), {}),
             ((chunk,) for chunk in _mapping.chunks(calls, size)),
             buffersize,
             timeout,
@@ -352,16 +387,14 @@ class Client:
         return info_of(self._backend.info())
 
 
+def _is_function(found: Any) -> bool:
+    """Whether a name stands for a registration, of the same function as it was before."""
+    return isinstance(found, Function)
+
+
 def _name_of(fn: Any) -> str:
     name = getattr(fn, "__name__", None)
     if not isinstance(name, str) or not name:
         # A partial or a callable object.
         name = getattr(getattr(fn, "func", None), "__name__", None) or type(fn).__name__
     return str(name)[:256]
-
-
-def _json(value: Any) -> bytes:
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise PicklingError(f"the function is not Python, so its arguments travel as JSON: {exc}") from exc

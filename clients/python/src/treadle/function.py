@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -61,10 +62,14 @@ class Function(Generic[T]):
         return Function(**{**fields, "client": self.client.options(**choices)})
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            f"the registered function {self.name!r} belongs to this process; "
-            "send the plain function, or the id and a client made on the worker"
-        )
+        # On a worker the registration means nothing: it gets the plain function, so that functions
+        # that call each other, or themselves, are called there and not submitted.
+        if self.callable is None:
+            raise TypeError(
+                f"the registered function {self.name!r} belongs to this process, and what it runs is not known here; "
+                "send the id, and a client made on the worker"
+            )
+        return operator.getitem, ((self.callable,), 0)
 
 
 def function_of(m: pb.Function, client: Client, callable: Optional[Callable[..., T]] = None) -> Function[T]:

@@ -34,14 +34,21 @@ class TaskFuture(concurrent.futures.Future[T]):
     that the call cannot be cancelled: status() asks the server.
     """
 
-    def __init__(self, backend: Backend, function: str) -> None:
+    def __init__(self, backend: Backend, function: str, name: str = "") -> None:
         super().__init__()
         self._backend = backend
+        self._name = name
         # Set once, under _recording.
         self._task_id: Optional[str] = None
         self._notified = False
         self.function = function
-        """Id or name of the function, as it was submitted."""
+        """Id or name of the function. The name, until a callable's first submission has registered it."""
+
+    def __repr__(self) -> str:
+        # What the future came to is not asked: its class may do anything.
+        state = "cancelled" if self.cancelled() else "finished" if self.done() else "pending"
+        task = self._task_id or "not recorded yet" if state == "pending" else self._task_id or "not recorded"
+        return f"<TaskFuture of {self._name or self.function!r}, task {task}: {state}>"
 
     @property
     def task_id(self) -> str:

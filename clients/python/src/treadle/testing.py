@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from . import _pickling, _results
 from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._submit import Call
 from ._version import __version__
 from .client import Client
 from .errors import InvalidRequest, NotFound
@@ -79,7 +80,9 @@ class _LocalBackend:
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
         return pb.ListFunctionsResponse(functions=[made for made, _ in reversed(self.functions.values())])
 
-    def submit(self, request: pb.ExecuteRequest) -> TaskFuture[Any]:
+    def submit(self, call: Call) -> TaskFuture[Any]:
+        call.complete()
+        request = call.request
         made, fn = self._find(request.function)
         task = pb.Task(
             task_id=str(uuid.uuid4()),
@@ -104,7 +107,7 @@ class _LocalBackend:
 
     def attach(self, task_id: str) -> TaskFuture[Any]:
         finished = self._task(task_id)
-        future: TaskFuture[Any] = TaskFuture(self, finished.task.function_id)
+        future: TaskFuture[Any] = TaskFuture(self, finished.task.function_id, finished.task.function_name)
         mark_recorded([(future, task_id)])
         future._settle(_results.outcome(finished.result, self.load))
         return future
