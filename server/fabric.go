@@ -7,7 +7,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
-	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -35,29 +34,6 @@ func (f fabric) GetFunction(ctx context.Context, req *treadlev1.GetFunctionReque
 	return functionProto(fn), nil
 }
 
-func (f fabric) ListFunctions(ctx context.Context, req *treadlev1.ListFunctionsRequest) (*treadlev1.ListFunctionsResponse, error) {
-	size, err := pageSize(req.GetPageSize())
-	if err != nil {
-		return nil, err
-	}
-	before, err := parsePageToken(req.GetPageToken(), pageFunctions, "")
-	if err != nil {
-		return nil, err
-	}
-	page, err := f.s.cfg.Store.ListFunctions(ctx, before, size)
-	if err != nil {
-		return nil, err
-	}
-	out := &treadlev1.ListFunctionsResponse{}
-	for _, fn := range page {
-		out.Functions = append(out.Functions, functionProto(fn))
-	}
-	if len(page) == size {
-		out.NextPageToken = pageToken(page[size-1].ID, pageFunctions, "")
-	}
-	return out, nil
-}
-
 func (f fabric) Execute(ctx context.Context, req *treadlev1.ExecuteRequest) (*treadlev1.Task, error) {
 	return f.s.execute(ctx, req)
 }
@@ -78,7 +54,20 @@ func (f fabric) Call(ctx context.Context, req *treadlev1.CallRequest) (*treadlev
 	if err != nil {
 		return nil, err
 	}
-	return f.s.call(ctx, item, wait)
+	m, err := f.s.call(ctx, item, wait)
+	if err != nil {
+		return nil, err
+	}
+	return forREST(ctx, task.EncodingJSON, m), nil
+}
+
+// forREST leaves the pickles of an exception out of an answer over REST to a caller who
+// spoke JSON. The task's record has them.
+func forREST(ctx context.Context, args task.Encoding, m *treadlev1.TaskResult) *treadlev1.TaskResult {
+	if exchangeOf(ctx) != nil && args == task.EncodingJSON && m.GetError() != nil {
+		m.Error.ExceptionPickle, m.Error.ForeignPickle = nil, nil
+	}
+	return m
 }
 
 func (f fabric) GetTask(ctx context.Context, req *treadlev1.GetTaskRequest) (*treadlev1.Task, error) {
@@ -102,7 +91,7 @@ func (f fabric) GetResult(ctx context.Context, req *treadlev1.GetResultRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return resultProto(t, result), nil
+	return forREST(ctx, t.Args, resultProto(t, result)), nil
 }
 
 func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.ServerStreamingServer[treadlev1.AwaitResultsResponse]) error {
@@ -124,42 +113,6 @@ func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.Ser
 		}
 	}
 	return f.s.awaitResults(stream.Context(), ids, stream.Send)
-}
-
-func (f fabric) ListTasks(ctx context.Context, req *treadlev1.ListTasksRequest) (*treadlev1.ListTasksResponse, error) {
-	size, err := pageSize(req.GetPageSize())
-	if err != nil {
-		return nil, err
-	}
-	q, err := f.s.listQuery(ctx, req.GetFilter())
-	if err != nil {
-		return nil, err
-	}
-	if q.Before, err = parsePageToken(req.GetPageToken(), pageTasks, req.GetFilter()); err != nil {
-		return nil, err
-	}
-	out := &treadlev1.ListTasksResponse{}
-	// A store may give up early on rows that do not match; a page may then be short,
-	// though seldom empty.
-	for range maxListRounds {
-		q.Limit = size - len(out.Tasks)
-		page, next, err := f.s.cfg.Store.ListTasks(ctx, q)
-		if err != nil {
-			return nil, err
-		}
-		for _, t := range page {
-			out.Tasks = append(out.Tasks, taskProto(t))
-		}
-		if next.IsZero() {
-			return out, nil
-		}
-		out.NextPageToken = pageToken(next, pageTasks, req.GetFilter())
-		if len(out.Tasks) == size {
-			return out, nil
-		}
-		q.Before = next
-	}
-	return out, nil
 }
 
 func (f fabric) WatchTask(req *treadlev1.WatchTaskRequest, stream grpc.ServerStreamingServer[treadlev1.Task]) error {
@@ -212,37 +165,9 @@ func (f fabric) GetLogs(ctx context.Context, req *treadlev1.GetLogsRequest) (*tr
 	return out, nil
 }
 
-func (f fabric) ListWorkers(ctx context.Context, _ *treadlev1.ListWorkersRequest) (*treadlev1.ListWorkersResponse, error) {
-	list, err := f.s.cfg.Store.Workers(ctx, f.s.cfg.Now())
-	if err != nil {
-		return nil, err
-	}
-	out := &treadlev1.ListWorkersResponse{}
-	for _, p := range list {
-		out.Workers = append(out.Workers, workerProto(p))
-	}
-	return out, nil
-}
-
-func (f fabric) ListQueues(ctx context.Context, _ *treadlev1.ListQueuesRequest) (*treadlev1.ListQueuesResponse, error) {
-	stats, err := f.s.cfg.Store.QueueStats(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := &treadlev1.ListQueuesResponse{}
-	for _, q := range stats {
-		out.Queues = append(out.Queues, queueProto(q))
-	}
-	return out, nil
-}
-
 func (f fabric) GetServerInfo(context.Context, *treadlev1.GetServerInfoRequest) (*treadlev1.ServerInfo, error) {
 	return &treadlev1.ServerInfo{
 		Version: f.s.cfg.Version, Durability: f.s.cfg.Store.Info().Durability,
 		MaxPayload: int32(f.s.cfg.MaxPayload), Retention: durationpb.New(f.s.cfg.Retention),
 	}, nil
-}
-
-func queueProto(q store.QueueStat) *treadlev1.Queue {
-	return &treadlev1.Queue{Name: q.Queue, Runtime: q.Runtime, Queued: int32(q.Queued), Running: int32(q.Running)}
 }

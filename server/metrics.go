@@ -101,7 +101,16 @@ func (m *metrics) observeHTTP(route, method string, status int, took time.Durati
 // queueCollector asks the store for the queues when somebody scrapes.
 type queueCollector struct{ tasks store.Tasks }
 
-var queueDesc = prometheus.NewDesc("treadle_queue_tasks", "Unfinished tasks by queue, runtime and status.",
+// maxQueueSeries bounds the queues that /metrics names: callers choose names as they like,
+// and each is two series that a scraper keeps. otherQueues has the rest; no runtime has
+// that name, so it is nobody's queue.
+const (
+	maxQueueSeries = 1000
+	otherQueues    = "other"
+)
+
+var queueDesc = prometheus.NewDesc("treadle_queue_tasks",
+	"Unfinished tasks by queue, runtime and status: the 1000 queues that have most; the rest is summed up as queue and runtime other.",
 	[]string{"queue", "runtime", "status"}, nil)
 
 func (queueCollector) Describe(ch chan<- *prometheus.Desc) { ch <- queueDesc }
@@ -113,6 +122,10 @@ func (c queueCollector) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(queueDesc, err)
 		return
+	}
+	stats, queued, running := largestQueues(stats, maxQueueSeries)
+	if queued+running > 0 {
+		stats = append(stats, store.QueueStat{Queue: otherQueues, Runtime: otherQueues, Queued: queued, Running: running})
 	}
 	for _, q := range stats {
 		ch <- prometheus.MustNewConstMetric(queueDesc, prometheus.GaugeValue, float64(q.Queued), q.Queue, q.Runtime, "QUEUED")

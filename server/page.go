@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 
 	"github.com/treadle-dev/treadle/task"
 )
@@ -19,6 +20,8 @@ const (
 const (
 	pageFunctions byte = 'f'
 	pageTasks     byte = 't'
+	pageWorkers   byte = 'w'
+	pageQueues    byte = 'q'
 )
 
 func pageSize(n int32) (int, error) {
@@ -53,4 +56,25 @@ func parsePageToken(token string, kind byte, filter string) (task.ID, error) {
 		return task.ID{}, invalid("page_token", "page_token belongs to another filter: repeat the request with the filter it came from")
 	}
 	return id, nil
+}
+
+// keyToken says after which record, by the texts that it sorts by, the next page starts.
+func keyToken(kind byte, key ...string) string {
+	b, err := json.Marshal(key)
+	if err != nil {
+		panic(err) // strings always have a form
+	}
+	return base64.RawURLEncoding.EncodeToString(append([]byte{kind}, b...))
+}
+
+// parseKeyToken reads a token of n texts; given is false for the first page.
+func parseKeyToken(token string, kind byte, n int) (key []string, given bool, err error) {
+	if token == "" {
+		return nil, false, nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(b) == 0 || b[0] != kind || json.Unmarshal(b[1:], &key) != nil || len(key) != n {
+		return nil, false, invalid("page_token", "page_token is not one of this list: pass next_page_token as it came")
+	}
+	return key, true, nil
 }

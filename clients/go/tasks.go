@@ -23,12 +23,25 @@ func (c *Client) Task(ctx context.Context, id string) (*Task, error) {
 	return taskOf(p), nil
 }
 
+// ListOption changes what a list of tasks carries.
+type ListOption func(*treadlev1.ListTasksRequest)
+
+// WithFullErrors lists whole records. Without it the errors of a list have no traceback and
+// no pickles, and at most 1 KiB of their message; [Client.Task] always has all of it.
+func WithFullErrors() ListOption {
+	return func(req *treadlev1.ListTasksRequest) { req.View = treadlev1.ListTasksRequest_FULL }
+}
+
 // Tasks ranges over the tasks that the filter selects, newest first, page by page.
 // The filter is a subset of AIP-160: status = X, function = ID or NAME, worker = ID,
 // create_time > T, create_time < T (RFC 3339), joined by AND; "" selects all.
-func (c *Client) Tasks(ctx context.Context, filter string) iter.Seq2[*Task, error] {
+func (c *Client) Tasks(ctx context.Context, filter string, options ...ListOption) iter.Seq2[*Task, error] {
 	return pages(func(token string) ([]*treadlev1.Task, string, error) {
-		p, err := call(ctx, c, "ListTasks", c.rpc.ListTasks, &treadlev1.ListTasksRequest{Filter: filter, PageToken: token})
+		req := &treadlev1.ListTasksRequest{Filter: filter, PageToken: token}
+		for _, o := range options {
+			o(req)
+		}
+		p, err := call(ctx, c, "ListTasks", c.rpc.ListTasks, req)
 		return p.GetTasks(), p.GetNextPageToken(), err
 	}, taskOf)
 }
@@ -145,30 +158,35 @@ func (c *Client) Logs(ctx context.Context, id string, attempt int) (*Logs, error
 
 // Workers lists the workers that are attached now.
 func (c *Client) Workers(ctx context.Context) ([]Worker, error) {
-	p, err := call(ctx, c, "ListWorkers", c.rpc.ListWorkers, &treadlev1.ListWorkersRequest{})
-	if err != nil {
-		return nil, err
-	}
-	workers := make([]Worker, 0, len(p.GetWorkers()))
-	for _, w := range p.GetWorkers() {
-		workers = append(workers, workerOf(w))
-	}
-	return workers, nil
+	return all(pages(func(token string) ([]*treadlev1.Worker, string, error) {
+		p, err := call(ctx, c, "ListWorkers", c.rpc.ListWorkers, &treadlev1.ListWorkersRequest{PageSize: largestPage, PageToken: token})
+		return p.GetWorkers(), p.GetNextPageToken(), err
+	}, workerOf))
 }
 
 // Queues lists the queues that have unfinished tasks.
 func (c *Client) Queues(ctx context.Context) ([]Queue, error) {
-	p, err := call(ctx, c, "ListQueues", c.rpc.ListQueues, &treadlev1.ListQueuesRequest{})
-	if err != nil {
-		return nil, err
+	return all(pages(func(token string) ([]*treadlev1.Queue, string, error) {
+		p, err := call(ctx, c, "ListQueues", c.rpc.ListQueues, &treadlev1.ListQueuesRequest{PageSize: largestPage, PageToken: token})
+		return p.GetQueues(), p.GetNextPageToken(), err
+	}, func(q *treadlev1.Queue) Queue {
+		return Queue{Name: q.GetName(), Runtime: q.GetRuntime(), Queued: int(q.GetQueued()), Running: int(q.GetRunning())}
+	}))
+}
+
+// largestPage is how many rows a server puts into one page at most.
+const largestPage = 1000
+
+// all collects a sequence; an error ends it.
+func all[T any](seq iter.Seq2[T, error]) ([]T, error) {
+	out := []T{}
+	for v, err := range seq {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
 	}
-	queues := make([]Queue, 0, len(p.GetQueues()))
-	for _, q := range p.GetQueues() {
-		queues = append(queues, Queue{
-			Name: q.GetName(), Runtime: q.GetRuntime(), Queued: int(q.GetQueued()), Running: int(q.GetRunning()),
-		})
-	}
-	return queues, nil
+	return out, nil
 }
 
 // Info says what the server is.

@@ -213,13 +213,16 @@ is. The exit code is 1 when one of them is unknown.`,
 }
 
 func newTasksCommand() *cobra.Command {
-	var filter, status, function, worker string
+	var filter, status, function, worker, view string
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "tasks",
 		Short: "List tasks, newest first",
 		Long: `List tasks, newest first. A filter joins conditions by AND: status = X, function = ID or
-NAME, worker = ID, create_time > T, create_time < T (RFC 3339).`,
+NAME, worker = ID, create_time > T, create_time < T (RFC 3339).
+
+Errors are listed without traceback and with at most 1 KiB of their message, unless --view
+full asks for the whole; 'treadle status --json' always has it.`,
 		Example: `  treadle tasks
   treadle tasks --status FAILED --limit 1000
   treadle tasks --filter 'function = double AND create_time > 2026-11-01T00:00:00Z'
@@ -231,14 +234,19 @@ NAME, worker = ID, create_time > T, create_time < T (RFC 3339).`,
 	cmd.Flags().StringVar(&function, "function", "", "only tasks of that function, by id or name")
 	cmd.Flags().StringVar(&worker, "worker", "", "only tasks whose latest attempt that worker has or had")
 	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most; 0 means all")
+	cmd.Flags().Var(newChoice(&view, "basic", "basic", "full"), "view", "how much of each error --json has")
 	return clientCommand(cmd, "print each task's record, one JSON object a line",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, _ []string) error {
 			if limit < 0 {
 				return misuse("--limit %d: want 0 (all) or more", limit)
 			}
+			var options []treadle.ListOption
+			if view == "full" {
+				options = append(options, treadle.WithFullErrors())
+			}
 			now, n := time.Now(), 0
 			out := newTable(cmd.OutOrStdout(), "TASK", "STATUS", "FUNCTION", "AGE", "TOOK", "ATTEMPTS", "WORKER", "ERROR")
-			for t, err := range c.Tasks(cmd.Context(), conditions(filter, status, function, worker)) {
+			for t, err := range c.Tasks(cmd.Context(), conditions(filter, status, function, worker), options...) {
 				if err != nil {
 					return err
 				}

@@ -284,7 +284,11 @@ func (s *Server) ListTasks(_ context.Context, req *treadlev1.ListTasksRequest) (
 	var all []*treadlev1.Task
 	for _, id := range slices.Backward(s.order) {
 		if t := s.tasks[id].task; match(t) {
-			all = append(all, proto.CloneOf(t))
+			m := proto.CloneOf(t)
+			if e := m.GetError(); e != nil && req.GetView() != treadlev1.ListTasksRequest_FULL {
+				e.Traceback, e.ExceptionPickle, e.ForeignPickle = "", nil, nil
+			}
+			all = append(all, m)
 		}
 	}
 	items, next, err := page(all, req.GetPageSize(), req.GetPageToken())
@@ -375,36 +379,38 @@ func (s *Server) GetLogs(_ context.Context, req *treadlev1.GetLogsRequest) (*tre
 }
 
 // ListWorkers implements the API.
-func (s *Server) ListWorkers(context.Context, *treadlev1.ListWorkersRequest) (*treadlev1.ListWorkersResponse, error) {
+func (s *Server) ListWorkers(_ context.Context, req *treadlev1.ListWorkersRequest) (*treadlev1.ListWorkersResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &treadlev1.ListWorkersResponse{Workers: s.workers}, nil
+	items, next, err := page(s.workers, req.GetPageSize(), req.GetPageToken())
+	return &treadlev1.ListWorkersResponse{Workers: items, NextPageToken: next}, err
 }
 
 // ListQueues implements the API.
-func (s *Server) ListQueues(context.Context, *treadlev1.ListQueuesRequest) (*treadlev1.ListQueuesResponse, error) {
+func (s *Server) ListQueues(_ context.Context, req *treadlev1.ListQueuesRequest) (*treadlev1.ListQueuesResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	resp := &treadlev1.ListQueuesResponse{}
+	var queues []*treadlev1.Queue
 	for _, id := range s.order {
 		t := s.tasks[id].task
 		if terminal(t.GetStatus()) {
 			continue
 		}
-		i := slices.IndexFunc(resp.GetQueues(), func(q *treadlev1.Queue) bool {
+		i := slices.IndexFunc(queues, func(q *treadlev1.Queue) bool {
 			return q.GetName() == t.GetQueue() && q.GetRuntime() == t.GetRuntime()
 		})
 		if i < 0 {
-			i = len(resp.GetQueues())
-			resp.Queues = append(resp.Queues, &treadlev1.Queue{Name: t.GetQueue(), Runtime: t.GetRuntime()})
+			i = len(queues)
+			queues = append(queues, &treadlev1.Queue{Name: t.GetQueue(), Runtime: t.GetRuntime()})
 		}
 		if t.GetStatus() == treadlev1.Task_RUNNING {
-			resp.Queues[i].Running++
+			queues[i].Running++
 		} else {
-			resp.Queues[i].Queued++
+			queues[i].Queued++
 		}
 	}
-	return resp, nil
+	items, next, err := page(queues, req.GetPageSize(), req.GetPageToken())
+	return &treadlev1.ListQueuesResponse{Queues: items, NextPageToken: next}, err
 }
 
 // GetServerInfo implements the API.

@@ -250,9 +250,12 @@ def test_refusals(client: treadle.Client) -> None:
 def test_lists(client: treadle.Client) -> None:
     with pytest.raises(ValueError):
         client.submit(raise_value_error, "listed").result(30)
-    (task,) = client.tasks('status = FAILED AND function = "raise_value_error"', limit=1)
+    failed = 'status = FAILED AND function = "raise_value_error"'
+    (task,) = client.tasks(failed, limit=1, full=True)
     assert (task.error_type, task.exception_type) == ("FunctionExecutionFailure", "ValueError")
     assert "listed" in task.error_message and "in raise_value_error" in task.traceback
+    (short,) = client.tasks(failed, limit=1)
+    assert short.task_id == task.task_id and short.error_message == task.error_message and not short.traceback
     assert len(list(client.tasks(limit=3))) == 3
 
 

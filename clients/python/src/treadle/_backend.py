@@ -53,8 +53,8 @@ class Backend(Protocol):
     def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
         """What an attempt printed."""
 
-    def list_tasks(self, filter: str, page_size: int, page_token: str) -> pb.ListTasksResponse:
-        """One page of tasks."""
+    def list_tasks(self, filter: str, page_size: int, page_token: str, full: bool) -> pb.ListTasksResponse:
+        """One page of tasks; full has tracebacks and whole messages."""
 
     def list_workers(self) -> pb.ListWorkersResponse:
         """The attached workers."""

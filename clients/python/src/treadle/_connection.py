@@ -257,9 +257,10 @@ class Connection:
         answer: pb.TaskLogs = self._call("GetLogs", self._stub.GetLogs, request)
         return answer
 
-    def list_tasks(self, filter: str, page_size: int, page_token: str) -> pb.ListTasksResponse:
-        """One page of tasks."""
-        request = pb.ListTasksRequest(filter=filter, page_size=page_size, page_token=page_token)
+    def list_tasks(self, filter: str, page_size: int, page_token: str, full: bool) -> pb.ListTasksResponse:
+        """One page of tasks; full has tracebacks and whole messages."""
+        view = pb.ListTasksRequest.FULL if full else pb.ListTasksRequest.BASIC
+        request = pb.ListTasksRequest(filter=filter, page_size=page_size, page_token=page_token, view=view)
         answer: pb.ListTasksResponse = self._call("ListTasks", self._stub.ListTasks, request)
         return answer
 
@@ -267,13 +268,25 @@ class Connection:
 
     def list_workers(self) -> pb.ListWorkersResponse:
         """The attached workers."""
-        answer: pb.ListWorkersResponse = self._call("ListWorkers", self._stub.ListWorkers, pb.ListWorkersRequest())
-        return answer
+        whole, token = pb.ListWorkersResponse(), ""
+        while True:
+            request = pb.ListWorkersRequest(page_size=1000, page_token=token)
+            page: pb.ListWorkersResponse = self._call("ListWorkers", self._stub.ListWorkers, request)
+            whole.workers.extend(page.workers)
+            token = page.next_page_token
+            if not token:
+                return whole
 
     def list_queues(self) -> pb.ListQueuesResponse:
         """The queues with unfinished tasks."""
-        answer: pb.ListQueuesResponse = self._call("ListQueues", self._stub.ListQueues, pb.ListQueuesRequest())
-        return answer
+        whole, token = pb.ListQueuesResponse(), ""
+        while True:
+            request = pb.ListQueuesRequest(page_size=1000, page_token=token)
+            page: pb.ListQueuesResponse = self._call("ListQueues", self._stub.ListQueues, request)
+            whole.queues.extend(page.queues)
+            token = page.next_page_token
+            if not token:
+                return whole
 
     def info(self) -> pb.ServerInfo:
         """What the server is."""

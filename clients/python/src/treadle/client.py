@@ -355,15 +355,18 @@ class Client:
         """What an attempt (0: the latest) has printed, the last 64 KiB; raises NotFound."""
         return self._backend.get_logs(task_id, attempt).text
 
-    def tasks(self, filter: str = "", limit: Optional[int] = None) -> Iterator[Task]:
+    def tasks(self, filter: str = "", limit: Optional[int] = None, *, full: bool = False) -> Iterator[Task]:
         """Tasks, newest first, at most limit of them.
+
+        Their errors have no traceback and at most 1 KiB of the message, unless full asks for all
+        of it; task() always has it.
 
         filter is for example 'status = FAILED AND function = "double"': status, function and
         worker with =, create_time with < and >, joined by AND.
         """
         token, left = "", limit
         while left is None or left > 0:
-            page = self._backend.list_tasks(filter, 1000 if left is None else min(left, 1000), token)
+            page = self._backend.list_tasks(filter, 1000 if left is None else min(left, 1000), token, full)
             for m in page.tasks:
                 yield task_of(m)
             if left is not None:

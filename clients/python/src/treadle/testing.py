@@ -135,7 +135,7 @@ class _LocalBackend:
     def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
         return pb.TaskLogs(task_id=task_id, attempt=1, text=self._task(task_id).logs)
 
-    def list_tasks(self, filter: str, page_size: int, page_token: str) -> pb.ListTasksResponse:
+    def list_tasks(self, filter: str, page_size: int, page_token: str, full: bool) -> pb.ListTasksResponse:
         if filter:
             raise InvalidRequest("a LocalClient has no filters")
         newest = [finished.task for finished in reversed(self.tasks.values())]

@@ -7,7 +7,8 @@
 //   the same content answers what the first call answered, with other content
 //   ALREADY_EXISTS. Retry after UNAVAILABLE with the same id.
 // - Lists are paged (AIP-158): page_size is at most 1000, 100 when 0; pass
-//   next_page_token as page_token, with the other fields unchanged.
+//   next_page_token as page_token, with the other fields unchanged. A page ends early
+//   at 4 MiB; the token alone says whether there is more.
 // - Every error is a google.rpc.Status with exactly one google.rpc.ErrorInfo
 //   (domain "treadle.dev"), whose reason is one of the words in docs/errors.md.
 // - Fields of type bytes whose comment says JSON hold UTF-8 JSON text. Over REST they
@@ -98,6 +99,60 @@ func (x Task_Status) Number() protoreflect.EnumNumber {
 // Deprecated: Use Task_Status.Descriptor instead.
 func (Task_Status) EnumDescriptor() ([]byte, []int) {
 	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{13, 0}
+}
+
+// View says how much of each record a list carries.
+type ListTasksRequest_View int32
+
+const (
+	// BASIC.
+	ListTasksRequest_VIEW_UNSPECIFIED ListTasksRequest_View = 0
+	// Errors without traceback and pickles, their message cut to 1 KiB; GetTask has
+	// the whole.
+	ListTasksRequest_BASIC ListTasksRequest_View = 1
+	// Everything, as GetTask.
+	ListTasksRequest_FULL ListTasksRequest_View = 2
+)
+
+// Enum value maps for ListTasksRequest_View.
+var (
+	ListTasksRequest_View_name = map[int32]string{
+		0: "VIEW_UNSPECIFIED",
+		1: "BASIC",
+		2: "FULL",
+	}
+	ListTasksRequest_View_value = map[string]int32{
+		"VIEW_UNSPECIFIED": 0,
+		"BASIC":            1,
+		"FULL":             2,
+	}
+)
+
+func (x ListTasksRequest_View) Enum() *ListTasksRequest_View {
+	p := new(ListTasksRequest_View)
+	*p = x
+	return p
+}
+
+func (x ListTasksRequest_View) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ListTasksRequest_View) Descriptor() protoreflect.EnumDescriptor {
+	return file_treadle_v1_fabric_proto_enumTypes[1].Descriptor()
+}
+
+func (ListTasksRequest_View) Type() protoreflect.EnumType {
+	return &file_treadle_v1_fabric_proto_enumTypes[1]
+}
+
+func (x ListTasksRequest_View) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ListTasksRequest_View.Descriptor instead.
+func (ListTasksRequest_View) EnumDescriptor() ([]byte, []int) {
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{21, 0}
 }
 
 // Function is a registration; it never changes.
@@ -1302,9 +1357,10 @@ type TaskError struct {
 	ErrorType string `protobuf:"bytes,1,opt,name=error_type,json=errorType,proto3" json:"error_type,omitempty"`
 	// The exception's class, for example "ValueError"; empty where none was raised.
 	ExceptionType string `protobuf:"bytes,2,opt,name=exception_type,json=exceptionType,proto3" json:"exception_type,omitempty"`
-	// At most 64 KiB.
+	// At most 64 KiB; at most 1 KiB in the basic view of a list, where "... (cut)" ends
+	// a longer one.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	// Full text as the runtime prints it; at most 64 KiB.
+	// Full text as the runtime prints it; at most 64 KiB. Not in the basic view.
 	Traceback string `protobuf:"bytes,4,opt,name=traceback,proto3" json:"traceback,omitempty"`
 	TaskId    string `protobuf:"bytes,5,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	WorkerId  string `protobuf:"bytes,6,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
@@ -1682,9 +1738,10 @@ type ListTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A subset of AIP-160: status = X, function = ID or NAME, worker = ID,
 	// create_time > T, create_time < T (RFC 3339), joined by AND.
-	Filter        string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	PageSize      int32  `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        string                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	PageSize      int32                 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	View          ListTasksRequest_View `protobuf:"varint,4,opt,name=view,proto3,enum=treadle.v1.ListTasksRequest_View" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1738,6 +1795,13 @@ func (x *ListTasksRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListTasksRequest) GetView() ListTasksRequest_View {
+	if x != nil {
+		return x.View
+	}
+	return ListTasksRequest_VIEW_UNSPECIFIED
 }
 
 type ListTasksResponse struct {
@@ -1996,6 +2060,8 @@ func (x *TaskLogs) GetText() string {
 
 type ListWorkersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2030,9 +2096,24 @@ func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
 	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{27}
 }
 
+func (x *ListWorkersRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListWorkersRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListWorkersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Workers       []*Worker              `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2072,6 +2153,13 @@ func (x *ListWorkersResponse) GetWorkers() []*Worker {
 		return x.Workers
 	}
 	return nil
+}
+
+func (x *ListWorkersResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // Worker is an attached agent.
@@ -2228,6 +2316,8 @@ func (x *Worker) GetLastSeenAt() *timestamppb.Timestamp {
 
 type ListQueuesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2262,9 +2352,24 @@ func (*ListQueuesRequest) Descriptor() ([]byte, []int) {
 	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{30}
 }
 
+func (x *ListQueuesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListQueuesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListQueuesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Queues        []*Queue               `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2304,6 +2409,13 @@ func (x *ListQueuesResponse) GetQueues() []*Queue {
 		return x.Queues
 	}
 	return nil
+}
+
+func (x *ListQueuesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // Queue counts the unfinished tasks of one queue and runtime.
@@ -2637,12 +2749,17 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x13AwaitResultsRequest\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"H\n" +
 	"\x14AwaitResultsResponse\x120\n" +
-	"\aresults\x18\x01 \x03(\v2\x16.treadle.v1.TaskResultR\aresults\"f\n" +
+	"\aresults\x18\x01 \x03(\v2\x16.treadle.v1.TaskResultR\aresults\"\xd0\x01\n" +
 	"\x10ListTasksRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"c\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x125\n" +
+	"\x04view\x18\x04 \x01(\x0e2!.treadle.v1.ListTasksRequest.ViewR\x04view\"1\n" +
+	"\x04View\x12\x14\n" +
+	"\x10VIEW_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05BASIC\x10\x01\x12\b\n" +
+	"\x04FULL\x10\x02\"c\n" +
 	"\x11ListTasksResponse\x12&\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x10.treadle.v1.TaskR\x05tasks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"+\n" +
@@ -2656,10 +2773,14 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\bTaskLogs\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text\"\x14\n" +
-	"\x12ListWorkersRequest\"C\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"P\n" +
+	"\x12ListWorkersRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"k\n" +
 	"\x13ListWorkersResponse\x12,\n" +
-	"\aworkers\x18\x01 \x03(\v2\x12.treadle.v1.WorkerR\aworkers\"\x9e\x03\n" +
+	"\aworkers\x18\x01 \x03(\v2\x12.treadle.v1.WorkerR\aworkers\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9e\x03\n" +
 	"\x06Worker\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2676,10 +2797,14 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\aoffered\x18\f \x01(\x05R\aoffered\x12=\n" +
 	"\fconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x12<\n" +
 	"\flast_seen_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastSeenAt\"\x13\n" +
-	"\x11ListQueuesRequest\"?\n" +
+	"lastSeenAt\"O\n" +
+	"\x11ListQueuesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"g\n" +
 	"\x12ListQueuesResponse\x12)\n" +
-	"\x06queues\x18\x01 \x03(\v2\x11.treadle.v1.QueueR\x06queues\"g\n" +
+	"\x06queues\x18\x01 \x03(\v2\x11.treadle.v1.QueueR\x06queues\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"g\n" +
 	"\x05Queue\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x16\n" +
@@ -2727,117 +2852,119 @@ func file_treadle_v1_fabric_proto_rawDescGZIP() []byte {
 	return file_treadle_v1_fabric_proto_rawDescData
 }
 
-var file_treadle_v1_fabric_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_treadle_v1_fabric_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_treadle_v1_fabric_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_treadle_v1_fabric_proto_goTypes = []any{
 	(Task_Status)(0),                // 0: treadle.v1.Task.Status
-	(*Function)(nil),                // 1: treadle.v1.Function
-	(*RegisterFunctionRequest)(nil), // 2: treadle.v1.RegisterFunctionRequest
-	(*GetFunctionRequest)(nil),      // 3: treadle.v1.GetFunctionRequest
-	(*ListFunctionsRequest)(nil),    // 4: treadle.v1.ListFunctionsRequest
-	(*ListFunctionsResponse)(nil),   // 5: treadle.v1.ListFunctionsResponse
-	(*ExecuteOptions)(nil),          // 6: treadle.v1.ExecuteOptions
-	(*ExecuteRequest)(nil),          // 7: treadle.v1.ExecuteRequest
-	(*ExecuteBatchRequest)(nil),     // 8: treadle.v1.ExecuteBatchRequest
-	(*ExecuteBatchResponse)(nil),    // 9: treadle.v1.ExecuteBatchResponse
-	(*ExecuteBatchItem)(nil),        // 10: treadle.v1.ExecuteBatchItem
-	(*ItemError)(nil),               // 11: treadle.v1.ItemError
-	(*CallRequest)(nil),             // 12: treadle.v1.CallRequest
-	(*CallInput)(nil),               // 13: treadle.v1.CallInput
-	(*Task)(nil),                    // 14: treadle.v1.Task
-	(*Attempt)(nil),                 // 15: treadle.v1.Attempt
-	(*TaskError)(nil),               // 16: treadle.v1.TaskError
-	(*TaskResult)(nil),              // 17: treadle.v1.TaskResult
-	(*GetTaskRequest)(nil),          // 18: treadle.v1.GetTaskRequest
-	(*GetResultRequest)(nil),        // 19: treadle.v1.GetResultRequest
-	(*AwaitResultsRequest)(nil),     // 20: treadle.v1.AwaitResultsRequest
-	(*AwaitResultsResponse)(nil),    // 21: treadle.v1.AwaitResultsResponse
-	(*ListTasksRequest)(nil),        // 22: treadle.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 23: treadle.v1.ListTasksResponse
-	(*WatchTaskRequest)(nil),        // 24: treadle.v1.WatchTaskRequest
-	(*CancelTaskRequest)(nil),       // 25: treadle.v1.CancelTaskRequest
-	(*GetLogsRequest)(nil),          // 26: treadle.v1.GetLogsRequest
-	(*TaskLogs)(nil),                // 27: treadle.v1.TaskLogs
-	(*ListWorkersRequest)(nil),      // 28: treadle.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 29: treadle.v1.ListWorkersResponse
-	(*Worker)(nil),                  // 30: treadle.v1.Worker
-	(*ListQueuesRequest)(nil),       // 31: treadle.v1.ListQueuesRequest
-	(*ListQueuesResponse)(nil),      // 32: treadle.v1.ListQueuesResponse
-	(*Queue)(nil),                   // 33: treadle.v1.Queue
-	(*GetServerInfoRequest)(nil),    // 34: treadle.v1.GetServerInfoRequest
-	(*ServerInfo)(nil),              // 35: treadle.v1.ServerInfo
-	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 37: google.protobuf.Duration
+	(ListTasksRequest_View)(0),      // 1: treadle.v1.ListTasksRequest.View
+	(*Function)(nil),                // 2: treadle.v1.Function
+	(*RegisterFunctionRequest)(nil), // 3: treadle.v1.RegisterFunctionRequest
+	(*GetFunctionRequest)(nil),      // 4: treadle.v1.GetFunctionRequest
+	(*ListFunctionsRequest)(nil),    // 5: treadle.v1.ListFunctionsRequest
+	(*ListFunctionsResponse)(nil),   // 6: treadle.v1.ListFunctionsResponse
+	(*ExecuteOptions)(nil),          // 7: treadle.v1.ExecuteOptions
+	(*ExecuteRequest)(nil),          // 8: treadle.v1.ExecuteRequest
+	(*ExecuteBatchRequest)(nil),     // 9: treadle.v1.ExecuteBatchRequest
+	(*ExecuteBatchResponse)(nil),    // 10: treadle.v1.ExecuteBatchResponse
+	(*ExecuteBatchItem)(nil),        // 11: treadle.v1.ExecuteBatchItem
+	(*ItemError)(nil),               // 12: treadle.v1.ItemError
+	(*CallRequest)(nil),             // 13: treadle.v1.CallRequest
+	(*CallInput)(nil),               // 14: treadle.v1.CallInput
+	(*Task)(nil),                    // 15: treadle.v1.Task
+	(*Attempt)(nil),                 // 16: treadle.v1.Attempt
+	(*TaskError)(nil),               // 17: treadle.v1.TaskError
+	(*TaskResult)(nil),              // 18: treadle.v1.TaskResult
+	(*GetTaskRequest)(nil),          // 19: treadle.v1.GetTaskRequest
+	(*GetResultRequest)(nil),        // 20: treadle.v1.GetResultRequest
+	(*AwaitResultsRequest)(nil),     // 21: treadle.v1.AwaitResultsRequest
+	(*AwaitResultsResponse)(nil),    // 22: treadle.v1.AwaitResultsResponse
+	(*ListTasksRequest)(nil),        // 23: treadle.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 24: treadle.v1.ListTasksResponse
+	(*WatchTaskRequest)(nil),        // 25: treadle.v1.WatchTaskRequest
+	(*CancelTaskRequest)(nil),       // 26: treadle.v1.CancelTaskRequest
+	(*GetLogsRequest)(nil),          // 27: treadle.v1.GetLogsRequest
+	(*TaskLogs)(nil),                // 28: treadle.v1.TaskLogs
+	(*ListWorkersRequest)(nil),      // 29: treadle.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 30: treadle.v1.ListWorkersResponse
+	(*Worker)(nil),                  // 31: treadle.v1.Worker
+	(*ListQueuesRequest)(nil),       // 32: treadle.v1.ListQueuesRequest
+	(*ListQueuesResponse)(nil),      // 33: treadle.v1.ListQueuesResponse
+	(*Queue)(nil),                   // 34: treadle.v1.Queue
+	(*GetServerInfoRequest)(nil),    // 35: treadle.v1.GetServerInfoRequest
+	(*ServerInfo)(nil),              // 36: treadle.v1.ServerInfo
+	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
 }
 var file_treadle_v1_fabric_proto_depIdxs = []int32{
-	36, // 0: treadle.v1.Function.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 1: treadle.v1.ListFunctionsResponse.functions:type_name -> treadle.v1.Function
-	37, // 2: treadle.v1.ExecuteOptions.timeout:type_name -> google.protobuf.Duration
-	36, // 3: treadle.v1.ExecuteOptions.deadline:type_name -> google.protobuf.Timestamp
-	6,  // 4: treadle.v1.ExecuteRequest.options:type_name -> treadle.v1.ExecuteOptions
-	7,  // 5: treadle.v1.ExecuteBatchRequest.requests:type_name -> treadle.v1.ExecuteRequest
-	10, // 6: treadle.v1.ExecuteBatchResponse.items:type_name -> treadle.v1.ExecuteBatchItem
-	11, // 7: treadle.v1.ExecuteBatchItem.error:type_name -> treadle.v1.ItemError
-	37, // 8: treadle.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
-	13, // 9: treadle.v1.CallRequest.input:type_name -> treadle.v1.CallInput
-	6,  // 10: treadle.v1.CallInput.options:type_name -> treadle.v1.ExecuteOptions
+	37, // 0: treadle.v1.Function.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 1: treadle.v1.ListFunctionsResponse.functions:type_name -> treadle.v1.Function
+	38, // 2: treadle.v1.ExecuteOptions.timeout:type_name -> google.protobuf.Duration
+	37, // 3: treadle.v1.ExecuteOptions.deadline:type_name -> google.protobuf.Timestamp
+	7,  // 4: treadle.v1.ExecuteRequest.options:type_name -> treadle.v1.ExecuteOptions
+	8,  // 5: treadle.v1.ExecuteBatchRequest.requests:type_name -> treadle.v1.ExecuteRequest
+	11, // 6: treadle.v1.ExecuteBatchResponse.items:type_name -> treadle.v1.ExecuteBatchItem
+	12, // 7: treadle.v1.ExecuteBatchItem.error:type_name -> treadle.v1.ItemError
+	38, // 8: treadle.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
+	14, // 9: treadle.v1.CallRequest.input:type_name -> treadle.v1.CallInput
+	7,  // 10: treadle.v1.CallInput.options:type_name -> treadle.v1.ExecuteOptions
 	0,  // 11: treadle.v1.Task.status:type_name -> treadle.v1.Task.Status
-	36, // 12: treadle.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	36, // 13: treadle.v1.Task.started_at:type_name -> google.protobuf.Timestamp
-	36, // 14: treadle.v1.Task.finished_at:type_name -> google.protobuf.Timestamp
-	15, // 15: treadle.v1.Task.attempts:type_name -> treadle.v1.Attempt
-	16, // 16: treadle.v1.Task.error:type_name -> treadle.v1.TaskError
-	6,  // 17: treadle.v1.Task.options:type_name -> treadle.v1.ExecuteOptions
-	36, // 18: treadle.v1.Task.not_before:type_name -> google.protobuf.Timestamp
-	36, // 19: treadle.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
-	36, // 20: treadle.v1.Attempt.finished_at:type_name -> google.protobuf.Timestamp
+	37, // 12: treadle.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	37, // 13: treadle.v1.Task.started_at:type_name -> google.protobuf.Timestamp
+	37, // 14: treadle.v1.Task.finished_at:type_name -> google.protobuf.Timestamp
+	16, // 15: treadle.v1.Task.attempts:type_name -> treadle.v1.Attempt
+	17, // 16: treadle.v1.Task.error:type_name -> treadle.v1.TaskError
+	7,  // 17: treadle.v1.Task.options:type_name -> treadle.v1.ExecuteOptions
+	37, // 18: treadle.v1.Task.not_before:type_name -> google.protobuf.Timestamp
+	37, // 19: treadle.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
+	37, // 20: treadle.v1.Attempt.finished_at:type_name -> google.protobuf.Timestamp
 	0,  // 21: treadle.v1.TaskResult.status:type_name -> treadle.v1.Task.Status
-	16, // 22: treadle.v1.TaskResult.error:type_name -> treadle.v1.TaskError
-	37, // 23: treadle.v1.GetResultRequest.wait:type_name -> google.protobuf.Duration
-	17, // 24: treadle.v1.AwaitResultsResponse.results:type_name -> treadle.v1.TaskResult
-	14, // 25: treadle.v1.ListTasksResponse.tasks:type_name -> treadle.v1.Task
-	30, // 26: treadle.v1.ListWorkersResponse.workers:type_name -> treadle.v1.Worker
-	36, // 27: treadle.v1.Worker.connected_at:type_name -> google.protobuf.Timestamp
-	36, // 28: treadle.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
-	33, // 29: treadle.v1.ListQueuesResponse.queues:type_name -> treadle.v1.Queue
-	37, // 30: treadle.v1.ServerInfo.retention:type_name -> google.protobuf.Duration
-	2,  // 31: treadle.v1.FabricService.RegisterFunction:input_type -> treadle.v1.RegisterFunctionRequest
-	3,  // 32: treadle.v1.FabricService.GetFunction:input_type -> treadle.v1.GetFunctionRequest
-	4,  // 33: treadle.v1.FabricService.ListFunctions:input_type -> treadle.v1.ListFunctionsRequest
-	7,  // 34: treadle.v1.FabricService.Execute:input_type -> treadle.v1.ExecuteRequest
-	8,  // 35: treadle.v1.FabricService.ExecuteBatch:input_type -> treadle.v1.ExecuteBatchRequest
-	12, // 36: treadle.v1.FabricService.Call:input_type -> treadle.v1.CallRequest
-	18, // 37: treadle.v1.FabricService.GetTask:input_type -> treadle.v1.GetTaskRequest
-	19, // 38: treadle.v1.FabricService.GetResult:input_type -> treadle.v1.GetResultRequest
-	20, // 39: treadle.v1.FabricService.AwaitResults:input_type -> treadle.v1.AwaitResultsRequest
-	22, // 40: treadle.v1.FabricService.ListTasks:input_type -> treadle.v1.ListTasksRequest
-	24, // 41: treadle.v1.FabricService.WatchTask:input_type -> treadle.v1.WatchTaskRequest
-	25, // 42: treadle.v1.FabricService.CancelTask:input_type -> treadle.v1.CancelTaskRequest
-	26, // 43: treadle.v1.FabricService.GetLogs:input_type -> treadle.v1.GetLogsRequest
-	28, // 44: treadle.v1.FabricService.ListWorkers:input_type -> treadle.v1.ListWorkersRequest
-	31, // 45: treadle.v1.FabricService.ListQueues:input_type -> treadle.v1.ListQueuesRequest
-	34, // 46: treadle.v1.FabricService.GetServerInfo:input_type -> treadle.v1.GetServerInfoRequest
-	1,  // 47: treadle.v1.FabricService.RegisterFunction:output_type -> treadle.v1.Function
-	1,  // 48: treadle.v1.FabricService.GetFunction:output_type -> treadle.v1.Function
-	5,  // 49: treadle.v1.FabricService.ListFunctions:output_type -> treadle.v1.ListFunctionsResponse
-	14, // 50: treadle.v1.FabricService.Execute:output_type -> treadle.v1.Task
-	9,  // 51: treadle.v1.FabricService.ExecuteBatch:output_type -> treadle.v1.ExecuteBatchResponse
-	17, // 52: treadle.v1.FabricService.Call:output_type -> treadle.v1.TaskResult
-	14, // 53: treadle.v1.FabricService.GetTask:output_type -> treadle.v1.Task
-	17, // 54: treadle.v1.FabricService.GetResult:output_type -> treadle.v1.TaskResult
-	21, // 55: treadle.v1.FabricService.AwaitResults:output_type -> treadle.v1.AwaitResultsResponse
-	23, // 56: treadle.v1.FabricService.ListTasks:output_type -> treadle.v1.ListTasksResponse
-	14, // 57: treadle.v1.FabricService.WatchTask:output_type -> treadle.v1.Task
-	14, // 58: treadle.v1.FabricService.CancelTask:output_type -> treadle.v1.Task
-	27, // 59: treadle.v1.FabricService.GetLogs:output_type -> treadle.v1.TaskLogs
-	29, // 60: treadle.v1.FabricService.ListWorkers:output_type -> treadle.v1.ListWorkersResponse
-	32, // 61: treadle.v1.FabricService.ListQueues:output_type -> treadle.v1.ListQueuesResponse
-	35, // 62: treadle.v1.FabricService.GetServerInfo:output_type -> treadle.v1.ServerInfo
-	47, // [47:63] is the sub-list for method output_type
-	31, // [31:47] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	17, // 22: treadle.v1.TaskResult.error:type_name -> treadle.v1.TaskError
+	38, // 23: treadle.v1.GetResultRequest.wait:type_name -> google.protobuf.Duration
+	18, // 24: treadle.v1.AwaitResultsResponse.results:type_name -> treadle.v1.TaskResult
+	1,  // 25: treadle.v1.ListTasksRequest.view:type_name -> treadle.v1.ListTasksRequest.View
+	15, // 26: treadle.v1.ListTasksResponse.tasks:type_name -> treadle.v1.Task
+	31, // 27: treadle.v1.ListWorkersResponse.workers:type_name -> treadle.v1.Worker
+	37, // 28: treadle.v1.Worker.connected_at:type_name -> google.protobuf.Timestamp
+	37, // 29: treadle.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
+	34, // 30: treadle.v1.ListQueuesResponse.queues:type_name -> treadle.v1.Queue
+	38, // 31: treadle.v1.ServerInfo.retention:type_name -> google.protobuf.Duration
+	3,  // 32: treadle.v1.FabricService.RegisterFunction:input_type -> treadle.v1.RegisterFunctionRequest
+	4,  // 33: treadle.v1.FabricService.GetFunction:input_type -> treadle.v1.GetFunctionRequest
+	5,  // 34: treadle.v1.FabricService.ListFunctions:input_type -> treadle.v1.ListFunctionsRequest
+	8,  // 35: treadle.v1.FabricService.Execute:input_type -> treadle.v1.ExecuteRequest
+	9,  // 36: treadle.v1.FabricService.ExecuteBatch:input_type -> treadle.v1.ExecuteBatchRequest
+	13, // 37: treadle.v1.FabricService.Call:input_type -> treadle.v1.CallRequest
+	19, // 38: treadle.v1.FabricService.GetTask:input_type -> treadle.v1.GetTaskRequest
+	20, // 39: treadle.v1.FabricService.GetResult:input_type -> treadle.v1.GetResultRequest
+	21, // 40: treadle.v1.FabricService.AwaitResults:input_type -> treadle.v1.AwaitResultsRequest
+	23, // 41: treadle.v1.FabricService.ListTasks:input_type -> treadle.v1.ListTasksRequest
+	25, // 42: treadle.v1.FabricService.WatchTask:input_type -> treadle.v1.WatchTaskRequest
+	26, // 43: treadle.v1.FabricService.CancelTask:input_type -> treadle.v1.CancelTaskRequest
+	27, // 44: treadle.v1.FabricService.GetLogs:input_type -> treadle.v1.GetLogsRequest
+	29, // 45: treadle.v1.FabricService.ListWorkers:input_type -> treadle.v1.ListWorkersRequest
+	32, // 46: treadle.v1.FabricService.ListQueues:input_type -> treadle.v1.ListQueuesRequest
+	35, // 47: treadle.v1.FabricService.GetServerInfo:input_type -> treadle.v1.GetServerInfoRequest
+	2,  // 48: treadle.v1.FabricService.RegisterFunction:output_type -> treadle.v1.Function
+	2,  // 49: treadle.v1.FabricService.GetFunction:output_type -> treadle.v1.Function
+	6,  // 50: treadle.v1.FabricService.ListFunctions:output_type -> treadle.v1.ListFunctionsResponse
+	15, // 51: treadle.v1.FabricService.Execute:output_type -> treadle.v1.Task
+	10, // 52: treadle.v1.FabricService.ExecuteBatch:output_type -> treadle.v1.ExecuteBatchResponse
+	18, // 53: treadle.v1.FabricService.Call:output_type -> treadle.v1.TaskResult
+	15, // 54: treadle.v1.FabricService.GetTask:output_type -> treadle.v1.Task
+	18, // 55: treadle.v1.FabricService.GetResult:output_type -> treadle.v1.TaskResult
+	22, // 56: treadle.v1.FabricService.AwaitResults:output_type -> treadle.v1.AwaitResultsResponse
+	24, // 57: treadle.v1.FabricService.ListTasks:output_type -> treadle.v1.ListTasksResponse
+	15, // 58: treadle.v1.FabricService.WatchTask:output_type -> treadle.v1.Task
+	15, // 59: treadle.v1.FabricService.CancelTask:output_type -> treadle.v1.Task
+	28, // 60: treadle.v1.FabricService.GetLogs:output_type -> treadle.v1.TaskLogs
+	30, // 61: treadle.v1.FabricService.ListWorkers:output_type -> treadle.v1.ListWorkersResponse
+	33, // 62: treadle.v1.FabricService.ListQueues:output_type -> treadle.v1.ListQueuesResponse
+	36, // 63: treadle.v1.FabricService.GetServerInfo:output_type -> treadle.v1.ServerInfo
+	48, // [48:64] is the sub-list for method output_type
+	32, // [32:48] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_treadle_v1_fabric_proto_init() }
@@ -2852,7 +2979,7 @@ func file_treadle_v1_fabric_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_treadle_v1_fabric_proto_rawDesc), len(file_treadle_v1_fabric_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -7,7 +7,8 @@
 //   the same content answers what the first call answered, with other content
 //   ALREADY_EXISTS. Retry after UNAVAILABLE with the same id.
 // - Lists are paged (AIP-158): page_size is at most 1000, 100 when 0; pass
-//   next_page_token as page_token, with the other fields unchanged.
+//   next_page_token as page_token, with the other fields unchanged. A page ends early
+//   at 4 MiB; the token alone says whether there is more.
 // - Every error is a google.rpc.Status with exactly one google.rpc.ErrorInfo
 //   (domain "treadle.dev"), whose reason is one of the words in docs/errors.md.
 // - Fields of type bytes whose comment says JSON hold UTF-8 JSON text. Over REST they
@@ -91,9 +92,9 @@ type FabricServiceClient interface {
 	CancelTask(ctx context.Context, in *CancelTaskRequest, opts ...grpc.CallOption) (*Task, error)
 	// Returns what an attempt printed, its last 64 KiB.
 	GetLogs(ctx context.Context, in *GetLogsRequest, opts ...grpc.CallOption) (*TaskLogs, error)
-	// Lists the workers that are attached now.
+	// Lists the workers that are attached now, by id.
 	ListWorkers(ctx context.Context, in *ListWorkersRequest, opts ...grpc.CallOption) (*ListWorkersResponse, error)
-	// Lists the queues that have unfinished tasks.
+	// Lists the queues that have unfinished tasks, by name and runtime.
 	ListQueues(ctx context.Context, in *ListQueuesRequest, opts ...grpc.CallOption) (*ListQueuesResponse, error)
 	// Says what this server is: version, durability, limits.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*ServerInfo, error)
@@ -324,9 +325,9 @@ type FabricServiceServer interface {
 	CancelTask(context.Context, *CancelTaskRequest) (*Task, error)
 	// Returns what an attempt printed, its last 64 KiB.
 	GetLogs(context.Context, *GetLogsRequest) (*TaskLogs, error)
-	// Lists the workers that are attached now.
+	// Lists the workers that are attached now, by id.
 	ListWorkers(context.Context, *ListWorkersRequest) (*ListWorkersResponse, error)
-	// Lists the queues that have unfinished tasks.
+	// Lists the queues that have unfinished tasks, by name and runtime.
 	ListQueues(context.Context, *ListQueuesRequest) (*ListQueuesResponse, error)
 	// Says what this server is: version, durability, limits.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*ServerInfo, error)

@@ -10,7 +10,8 @@ Conventions
   the same content answers what the first call answered, with other content
   ALREADY_EXISTS. Retry after UNAVAILABLE with the same id.
 - Lists are paged (AIP-158): page_size is at most 1000, 100 when 0; pass
-  next_page_token as page_token, with the other fields unchanged.
+  next_page_token as page_token, with the other fields unchanged. A page ends early
+  at 4 MiB; the token alone says whether there is more.
 - Every error is a google.rpc.Status with exactly one google.rpc.ErrorInfo
   (domain "treadle.dev"), whose reason is one of the words in docs/errors.md.
 - Fields of type bytes whose comment says JSON hold UTF-8 JSON text. Over REST they
@@ -656,9 +657,11 @@ class TaskError(_message.Message):
     exception_type: _builtins.str
     """The exception's class, for example "ValueError"; empty where none was raised."""
     message: _builtins.str
-    """At most 64 KiB."""
+    """At most 64 KiB; at most 1 KiB in the basic view of a list, where "... (cut)" ends
+    a longer one.
+    """
     traceback: _builtins.str
-    """Full text as the runtime prints it; at most 64 KiB."""
+    """Full text as the runtime prints it; at most 64 KiB. Not in the basic view."""
     task_id: _builtins.str
     worker_id: _builtins.str
     exception_pickle: _builtins.bytes
@@ -826,25 +829,55 @@ Global___AwaitResultsResponse: _TypeAlias = AwaitResultsResponse  # noqa: Y015
 class ListTasksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _View:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ListTasksRequest._View.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VIEW_UNSPECIFIED: ListTasksRequest._View.ValueType  # 0
+        """BASIC."""
+        BASIC: ListTasksRequest._View.ValueType  # 1
+        """Errors without traceback and pickles, their message cut to 1 KiB; GetTask has
+        the whole.
+        """
+        FULL: ListTasksRequest._View.ValueType  # 2
+        """Everything, as GetTask."""
+
+    class View(_View, metaclass=_ViewEnumTypeWrapper):
+        """View says how much of each record a list carries."""
+
+    VIEW_UNSPECIFIED: ListTasksRequest.View.ValueType  # 0
+    """BASIC."""
+    BASIC: ListTasksRequest.View.ValueType  # 1
+    """Errors without traceback and pickles, their message cut to 1 KiB; GetTask has
+    the whole.
+    """
+    FULL: ListTasksRequest.View.ValueType  # 2
+    """Everything, as GetTask."""
+
     FILTER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
     """A subset of AIP-160: status = X, function = ID or NAME, worker = ID,
     create_time > T, create_time < T (RFC 3339), joined by AND.
     """
     page_size: _builtins.int
     page_token: _builtins.str
+    view: Global___ListTasksRequest.View.ValueType
     def __init__(
         self,
         *,
         filter: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        view: Global___ListTasksRequest.View.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,12 +997,19 @@ Global___TaskLogs: _TypeAlias = TaskLogs  # noqa: Y015
 class ListWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -980,16 +1020,19 @@ class ListWorkersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
     def __init__(
         self,
         *,
         workers: _abc.Iterable[Global___Worker] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1066,12 +1109,19 @@ Global___Worker: _TypeAlias = Worker  # noqa: Y015
 class ListQueuesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1082,16 +1132,19 @@ class ListQueuesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     QUEUES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     @_builtins.property
     def queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___Queue]: ...
     def __init__(
         self,
         *,
         queues: _abc.Iterable[Global___Queue] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["queues", b"queues"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "queues", b"queues"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

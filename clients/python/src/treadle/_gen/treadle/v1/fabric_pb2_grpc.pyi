@@ -10,7 +10,8 @@ Conventions
   the same content answers what the first call answered, with other content
   ALREADY_EXISTS. Retry after UNAVAILABLE with the same id.
 - Lists are paged (AIP-158): page_size is at most 1000, 100 when 0; pass
-  next_page_token as page_token, with the other fields unchanged.
+  next_page_token as page_token, with the other fields unchanged. A page ends early
+  at 4 MiB; the token alone says whether there is more.
 - Every error is a google.rpc.Status with exactly one google.rpc.ErrorInfo
   (domain "treadle.dev"), whose reason is one of the words in docs/errors.md.
 - Fields of type bytes whose comment says JSON hold UTF-8 JSON text. Over REST they
@@ -88,9 +89,9 @@ class FabricServiceStub:
     GetLogs: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.GetLogsRequest, _fabric_pb2.TaskLogs]
     """Returns what an attempt printed, its last 64 KiB."""
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.ListWorkersRequest, _fabric_pb2.ListWorkersResponse]
-    """Lists the workers that are attached now."""
+    """Lists the workers that are attached now, by id."""
     ListQueues: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.ListQueuesRequest, _fabric_pb2.ListQueuesResponse]
-    """Lists the queues that have unfinished tasks."""
+    """Lists the queues that have unfinished tasks, by name and runtime."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.GetServerInfoRequest, _fabric_pb2.ServerInfo]
     """Says what this server is: version, durability, limits."""
 
@@ -140,9 +141,9 @@ class FabricServiceAsyncStub(FabricServiceStub):
     GetLogs: _aio.UnaryUnaryMultiCallable[_fabric_pb2.GetLogsRequest, _fabric_pb2.TaskLogs]  # type: ignore[assignment]
     """Returns what an attempt printed, its last 64 KiB."""
     ListWorkers: _aio.UnaryUnaryMultiCallable[_fabric_pb2.ListWorkersRequest, _fabric_pb2.ListWorkersResponse]  # type: ignore[assignment]
-    """Lists the workers that are attached now."""
+    """Lists the workers that are attached now, by id."""
     ListQueues: _aio.UnaryUnaryMultiCallable[_fabric_pb2.ListQueuesRequest, _fabric_pb2.ListQueuesResponse]  # type: ignore[assignment]
-    """Lists the queues that have unfinished tasks."""
+    """Lists the queues that have unfinished tasks, by name and runtime."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_fabric_pb2.GetServerInfoRequest, _fabric_pb2.ServerInfo]  # type: ignore[assignment]
     """Says what this server is: version, durability, limits."""
 
@@ -273,7 +274,7 @@ class FabricServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fabric_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fabric_pb2.ListWorkersResponse, _abc.Awaitable[_fabric_pb2.ListWorkersResponse]]:
-        """Lists the workers that are attached now."""
+        """Lists the workers that are attached now, by id."""
 
     @_abc_1.abstractmethod
     def ListQueues(
@@ -281,7 +282,7 @@ class FabricServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fabric_pb2.ListQueuesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fabric_pb2.ListQueuesResponse, _abc.Awaitable[_fabric_pb2.ListQueuesResponse]]:
-        """Lists the queues that have unfinished tasks."""
+        """Lists the queues that have unfinished tasks, by name and runtime."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(
