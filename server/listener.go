@@ -34,6 +34,10 @@ const (
 	sideWait = 5 * time.Second
 	// evictAge keeps newcomers from driving each other out in the middle of a handshake.
 	evictAge = 500 * time.Millisecond
+	// crowded is how many connections without an admitted call make an address the first that
+	// has to give some up, at any age. A gateway with a handful of people behind it is none, and
+	// whoever fills the 2048 places of such connections with less has at least 64 addresses.
+	crowded = 32
 	// tellEvery keeps a flood out of the log.
 	tellEvery = 10 * time.Second
 )
@@ -136,8 +140,9 @@ func (d *door) enter(raw net.Conn) *doorConn {
 // place finds room for c. It returns the connection that has to go, c itself included, and
 // why somebody does not get what he came for. d.mu is held.
 func (d *door) place(c *doorConn) (out *doorConn, reason string) {
-	room, reason := &d.fresh, ""
-	switch own := d.byAddr[c.addr]; {
+	room, reason, age := &d.fresh, "", evictAge
+	own := d.byAddr[c.addr]
+	switch {
 	case own != nil && own.Len() >= d.limits.freshAddr:
 		room, reason = own, refusedShare
 	case d.fresh.Len() >= d.limits.fresh:
@@ -146,12 +151,20 @@ func (d *door) place(c *doorConn) (out *doorConn, reason string) {
 		reason = refusedLimit
 	}
 	if reason != "" {
-		if out = oldest(room, c.born); out == nil {
+		if crowd := d.crowd(); reason != refusedShare && crowd != nil {
+			// Who has many gives way to who has fewer: opening them anew all the time helps nobody
+			// to keep others out.
+			room = crowd
+			if own == nil || own.Len()+1 < crowd.Len() {
+				age = 0
+			}
+		}
+		if out = oldest(room, c.born, age); out == nil {
 			return d.placeAside(c), reason
 		}
 		d.remove(out)
+		own = d.byAddr[c.addr]
 	}
-	own := d.byAddr[c.addr]
 	if own == nil {
 		own = list.New()
 		d.byAddr[c.addr] = own
@@ -165,7 +178,7 @@ func (d *door) place(c *doorConn) (out *doorConn, reason string) {
 // placeAside takes c into the side room, where it makes place for c as well. d.mu is held.
 func (d *door) placeAside(c *doorConn) (out *doorConn) {
 	if d.side.Len() >= sideRoom {
-		if out = oldest(&d.side, c.born); out == nil {
+		if out = oldest(&d.side, c.born, evictAge); out == nil {
 			return c
 		}
 		d.remove(out)
@@ -176,13 +189,25 @@ func (d *door) placeAside(c *doorConn) (out *doorConn) {
 	return out
 }
 
+// crowd lists the connections of the address that has most of those without an admitted call;
+// nil when none has many. It is asked when there is no room, and looks at no more addresses
+// than there may be such connections. d.mu is held.
+func (d *door) crowd() (most *list.List) {
+	for _, own := range d.byAddr {
+		if own.Len() >= crowded && (most == nil || own.Len() > most.Len()) {
+			most = own
+		}
+	}
+	return most
+}
+
 // oldest is the first connection of a list when it is old enough to be driven out.
-func oldest(l *list.List, now time.Time) *doorConn {
+func oldest(l *list.List, now time.Time, age time.Duration) *doorConn {
 	if l.Len() == 0 {
 		return nil
 	}
 	c := l.Front().Value.(*doorConn)
-	if now.Sub(c.born) < evictAge {
+	if now.Sub(c.born) < age {
 		return nil
 	}
 	return c
