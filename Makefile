@@ -33,7 +33,7 @@ run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-security test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 .PHONY: test-go
@@ -57,6 +57,16 @@ test-typescript: build ## the TypeScript client: types, tests against bin/treadl
 test-e2e: build ## the binary as its users see it: every mode, kills, restarts
 	tools/install.sh redis python
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" python -m pytest e2e
+
+.PHONY: test-security
+test-security: build ## a hostile peer of our own against real processes (5 minutes)
+	tools/install.sh redis
+	TREADLE_SECURITY=short TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 20m ./security
+
+.PHONY: test-long
+test-long: build ## the same with all cases, more streams and longer floods; not part of `make test`
+	tools/install.sh redis
+	TREADLE_SECURITY=long TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 90m ./security
 
 .PHONY: test-deploy
 test-deploy: ## deploy/: Dockerfile, compose file and manifests; what they start is started
