@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,22 +8,15 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 
-	"github.com/treadle-dev/treadle/internal/collector"
 	"github.com/treadle-dev/treadle/server/restjson"
-	"github.com/treadle-dev/treadle/task"
 )
 
 // Reading of bodies.
 const (
-	// freeBody is the size up to which bodies do not count against the budget.
-	freeBody = 64 << 10
 	// largeValue is the size from which results are written to a client as they are encoded.
 	largeValue = 1 << 20
-	// budgetWait is how long a large body or answer waits for its share of the budget.
-	budgetWait = 20 * time.Second
 	// bodyGrace and bodyRate give the time that a body or answer of some size may take.
 	bodyGrace = 15 * time.Second
 	bodyRate  = 256 << 10
@@ -33,13 +25,12 @@ const (
 // body is the body of one request. Nothing of it is read before a route asks for
 // all of it, and a route that does not ask sees an empty body.
 type body struct {
-	r      *http.Request
-	w      http.ResponseWriter
-	rest   io.ReadCloser
-	limit  int64
-	grace  time.Duration
-	budget *semaphore.Weighted
-	held   int64
+	r     *http.Request
+	w     http.ResponseWriter
+	rest  io.ReadCloser
+	limit int64
+	grace time.Duration
+	held  holding
 	// err is why the body was refused.
 	err *restError
 }
@@ -52,10 +43,8 @@ func (b *body) Close() error { return nil }
 
 // release gives the budget back, that of a large answer too.
 func (b *body) release() {
-	if b.held > 0 {
-		b.budget.Release(b.held)
-		b.held = 0
-	}
+	b.held.dropRequest()
+	b.held.dropAnswer()
 }
 
 var errRefused = errors.New("the body was refused")
@@ -133,47 +122,14 @@ func (b *body) readUnknown() ([]byte, error) {
 	return nil, b.tooLarge(-1)
 }
 
-// hold takes a share of the budget for large bodies and answers.
+// hold takes room in the budget for a large body.
 func (b *body) hold(size int64) error {
-	if size <= freeBody {
+	err := b.held.takeRequest(b.r.Context(), size)
+	if err == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(b.r.Context(), budgetWait)
-	defer cancel()
-	if err := b.budget.Acquire(ctx, size); err != nil {
-		b.w.Header().Set("Retry-After", "1")
-		return b.fail(restError{http: http.StatusServiceUnavailable, code: codes.Unavailable, reason: reasonBusy,
-			text: "the server is holding as many large request bodies and results as it may: try again"})
-	}
-	b.held += size
-	collector.Passing(int(size))
-	return nil
-}
-
-// answer reads a result for this request within the budget. How large a result is says
-// only its record: while there is room for the largest it is read at once, and only
-// otherwise is the record looked at before.
-func (b *body) answer(ctx context.Context, s *Server, id task.ID) (*task.Task, []byte, error) {
-	largest := int64(s.cfg.MaxPayload)
-	if b.held > 0 || !b.budget.TryAcquire(largest) {
-		t, err := s.taskByID(ctx, id)
-		if err != nil || t.Status != task.Completed {
-			return t, nil, err
-		}
-		if err := b.hold(int64(t.ResultSize)); err != nil {
-			return nil, nil, task.Errorf(task.CodeUnavailable, "", "%s", b.err.text)
-		}
-		return s.resultNow(ctx, id)
-	}
-	t, result, err := s.resultNow(ctx, id)
-	collector.Passing(len(result))
-	keep := int64(len(result))
-	if keep <= freeBody {
-		keep = 0
-	}
-	b.held = min(keep, largest)
-	b.budget.Release(largest - b.held)
-	return t, result, err
+	b.w.Header().Set("Retry-After", "1")
+	return b.fail(restError{http: http.StatusServiceUnavailable, code: codes.Unavailable, reason: reasonBusy, text: errBusy{}.Error()})
 }
 
 // write runs f, which writes an answer of that size, and bounds the time that the client

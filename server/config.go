@@ -91,9 +91,10 @@ type Config struct {
 	TaskTimeout time.Duration
 	// Retention is how long finished tasks are kept, for people to read. Default 24 h.
 	Retention time.Duration
-	// MaxBodies bounds the bytes of request bodies and of results over 64 KiB that are held
-	// for REST at one time; further ones wait, and are answered 503 with Retry-After when
-	// there is no room within 20 s. Default: twice the largest body.
+	// MaxBodies bounds the bytes of requests and results over 64 KiB that are held at one
+	// time, over REST and gRPC together; further ones wait, and are answered BUSY when there is
+	// no room within 20 s. With tokens, each has half of it, or as much as the largest body.
+	// Default: twice the largest body.
 	MaxBodies int64
 
 	// RESTCompat defaults to CompatCourse.
@@ -178,6 +179,14 @@ func (c *Config) maxMessage() int { return 2*c.MaxPayload + 1<<20 }
 // maxBody is the limit of an HTTP body: base64 makes 4/3 of a payload, and line
 // breaks, names and quotes the rest.
 func (c *Config) maxBody() int64 { return int64(c.MaxPayload) * 4 / 3 * 105 / 100 }
+
+// bodyShare is how much of MaxBodies one token may have.
+func (c *Config) bodyShare() int64 {
+	if c.Tokens == nil {
+		return c.MaxBodies
+	}
+	return max(c.MaxBodies/2, c.maxBody())
+}
 
 func fallback[T comparable](v *T, def T) {
 	var zero T

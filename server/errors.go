@@ -69,6 +69,8 @@ var httpByReason = func() map[string]int {
 		reasonUnserved:  http.StatusNotImplemented,
 		reasonRate:      http.StatusTooManyRequests,
 		reasonQuota:     http.StatusTooManyRequests,
+		reasonBusy:      http.StatusServiceUnavailable,
+		reasonSlowBody:  http.StatusRequestTimeout,
 	}
 	for _, row := range errorTable {
 		m[row.reason] = row.http

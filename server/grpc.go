@@ -47,6 +47,7 @@ const (
 // newGRPC builds the server that listens for the network.
 func (s *Server) newGRPC() *grpc.Server {
 	options := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(serverCodec{requestCodec}),
 		grpc.MaxRecvMsgSize(s.cfg.maxMessage()),
 		grpc.MaxSendMsgSize(s.cfg.maxMessage()),
 		grpc.WaitForHandlers(true),

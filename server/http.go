@@ -16,7 +16,6 @@ import (
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/semaphore"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -38,7 +37,7 @@ const (
 // newHTTP builds the HTTP server on the listener that is bound already.
 func (s *Server) newHTTP() (*http.Server, error) {
 	h := &httpHandler{
-		s: s, budget: semaphore.NewWeighted(s.cfg.MaxBodies), grace: bodyGrace, hosts: newHostList(s.httpLis.Addr(), s.cfg.HTTPAddr, s.cfg.AllowedHosts),
+		s: s, grace: bodyGrace, hosts: newHostList(s.httpLis.Addr(), s.cfg.HTTPAddr, s.cfg.AllowedHosts),
 		origins: http.NewCrossOriginProtection(),
 		metrics: promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}),
 	}
@@ -68,7 +67,6 @@ func (s *Server) newHTTP() (*http.Server, error) {
 type httpHandler struct {
 	s       *Server
 	mux     *runtime.ServeMux
-	budget  *semaphore.Weighted
 	grace   time.Duration
 	hosts   hostList
 	origins *http.CrossOriginProtection
@@ -142,7 +140,8 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			text: "Not Found: this process serves workers; the API is at the server"})
 		return
 	}
-	b := &body{r: r, w: w, rest: r.Body, limit: h.s.cfg.maxBody(), grace: h.grace, budget: h.budget}
+	p, _ := auth.From(ctx)
+	b := &body{r: r, w: w, rest: r.Body, limit: h.s.cfg.maxBody(), grace: h.grace, held: holding{b: h.s.budget, owner: p.ID}}
 	defer b.release()
 	ex.body = b
 	call := r.WithContext(context.WithValue(r.Context(), exchangeKey{}, ex))

@@ -298,13 +298,10 @@ func TestBodyBudget(t *testing.T) {
 	if _, err := hold.Write(body[:100<<10]); err != nil {
 		t.Fatal(err)
 	}
-	budget := e.srv.http.Handler.(*httpHandler).budget
+	budget := e.srv.budget
 	e.eventually("the body takes its share", func() bool {
-		if !budget.TryAcquire(e.srv.cfg.MaxBodies) {
-			return true
-		}
-		budget.Release(e.srv.cfg.MaxBodies)
-		return false
+		used, _, _ := budget.held()
+		return used > 0
 	})
 	answers := make(chan answer, 4)
 	for range cap(answers) {
@@ -329,10 +326,10 @@ func TestResultBudget(t *testing.T) {
 	value := bigPickle(2<<20 - 100)
 	large := e.finish(fn, succeed(value, task.EncodingPickle)).str("task_id")
 	small := e.finish(fn, succeed(bigPickle(100), task.EncodingPickle)).str("task_id")
-	budget := e.srv.http.Handler.(*httpHandler).budget
+	budget := e.srv.budget
 	all := e.srv.cfg.MaxBodies
-	if err := budget.Acquire(t.Context(), all); err != nil {
-		t.Fatal(err)
+	if !budget.try("somebody", all) {
+		t.Fatal("something is held")
 	}
 	answers := make(chan answer, 4)
 	for i := range cap(answers) {
@@ -345,7 +342,7 @@ func TestResultBudget(t *testing.T) {
 	if len(answers) != 0 {
 		t.Fatalf("%+v was served over the budget", <-answers)
 	}
-	budget.Release(all)
+	budget.release("somebody", all)
 	for range cap(answers) {
 		a := e.must(<-answers, 200)
 		if got := a.str("result"); got != "" && got != S(value) {
@@ -358,7 +355,7 @@ func TestResultBudget(t *testing.T) {
 			t.Errorf("Content-Length %q of %d bytes", length, len(a.raw))
 		}
 	}
-	e.eventually("everything is given back", func() bool { return budget.TryAcquire(all) })
+	e.eventually("everything is given back", func() bool { used, _, _ := budget.held(); return used == 0 })
 }
 
 // The time for a body ends with the body: a call may wait longer.

@@ -282,6 +282,8 @@ type doorConn struct {
 	checks, watches atomic.Int32
 	// met: a public call was made.
 	met atomic.Bool
+	// sent counts the bytes that were written.
+	sent atomic.Int64
 
 	// Guarded by door.mu.
 	gone                    bool
@@ -323,6 +325,13 @@ func connFrom(ctx context.Context) *doorConn {
 		return connOf(p.Addr)
 	}
 	return nil
+}
+
+// Write implements [net.Conn].
+func (c *doorConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.sent.Add(int64(n))
+	return n, err
 }
 
 // CloseWrite ends what is sent and leaves the other direction open, which net/http does

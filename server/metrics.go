@@ -86,6 +86,17 @@ func (m *metrics) door(d *door) {
 	}
 }
 
+// budget shows what is held of large requests and answers.
+func (m *metrics) budget(b *budget) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "treadle_held_bytes", Help: "Bytes of large requests and answers that are held."},
+			func() float64 { used, _, _ := b.held(); return float64(used) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "treadle_held_waiting", Help: "Large requests and answers that wait for room."},
+			func() float64 { _, waiting, _ := b.held(); return float64(waiting) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "treadle_held_refused_total", Help: "Large requests and answers that found no room (BUSY)."},
+			func() float64 { _, _, refused := b.held(); return float64(refused) }))
+}
+
 func (m *metrics) observeRPC(method string, code codes.Code, took time.Duration, lasting bool) {
 	m.rpcs.WithLabelValues(method, code.String()).Inc()
 	if !lasting {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -60,8 +62,10 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, service any) {
 func (s *Server) receiveOne(name string, m grpc.MethodDesc) grpc.StreamDesc {
 	limit, public := s.messageLimit(name)
 	return grpc.StreamDesc{StreamName: m.MethodName, Handler: func(service any, ss grpc.ServerStream) error {
-		ctx, start := ss.Context(), time.Now()
-		in := inbound{s: s, method: name, limit: limit, once: true, public: public}
+		start := time.Now()
+		in := s.inbound(ss.Context(), name, limit, public)
+		in.once = true
+		ctx := &in.ctx
 		answer, err := m.Handler(service, ctx, func(into any) error {
 			err := in.receive(ctx, into)
 			if err != nil {
@@ -69,10 +73,12 @@ func (s *Server) receiveOne(name string, m grpc.MethodDesc) grpc.StreamDesc {
 			}
 			return err
 		}, s.unary)
+		in.held.dropRequest()
 		if err != nil {
+			in.held.dropAnswer()
 			return err
 		}
-		return ss.SendMsg(answer)
+		return in.send(ss, answer)
 	}}
 }
 
@@ -81,7 +87,11 @@ func (s *Server) receiveMany(name string, d grpc.StreamDesc) grpc.StreamDesc {
 	limit, public := s.messageLimit(name)
 	handler := d.Handler
 	d.Handler = func(service any, ss grpc.ServerStream) error {
-		return handler(service, &receiver{ServerStream: ss, in: inbound{s: s, method: name, limit: limit, once: !d.ClientStreams, public: public}})
+		in := s.inbound(ss.Context(), name, limit, public)
+		in.once = !d.ClientStreams
+		defer in.held.dropAnswer()
+		defer in.held.dropRequest()
+		return handler(service, receiver{ServerStream: ss, in: in})
 	}
 	return d
 }
@@ -98,23 +108,56 @@ func (s *Server) messageLimit(method string) (limit int, public bool) {
 // receiver is a stream that reads its messages through inbound.
 type receiver struct {
 	grpc.ServerStream
-	in inbound
+	in *inbound
 }
 
-func (r *receiver) RecvMsg(m any) error { return r.in.receive(r.Context(), m) }
+func (r receiver) Context() context.Context { return &r.in.ctx }
+
+func (r receiver) RecvMsg(m any) error { return r.in.receive(r.Context(), m) }
+
+func (r receiver) SendMsg(m any) error { return r.in.send(r.ServerStream, m) }
+
+// callContext is the context of a call that knows what the call has of the budget.
+type callContext struct {
+	context.Context
+	held *holding
+}
+
+func (c *callContext) Value(key any) any {
+	if _, ok := key.(holdingKey); ok {
+		return c.held
+	}
+	return c.Context.Value(key)
+}
 
 // inbound reads the messages of one call. One goroutine at a time may use it.
 type inbound struct {
 	s      *Server
+	ctx    callContext
+	held   holding
 	method string
 	limit  int
 	// once: the call has exactly one message.
 	once bool
 	// public: whoever likes may call, so the message has to be there soon.
 	public bool
+	// free: messages do not count against the budget. What workers have done must not wait
+	// behind what clients ask for; the link bounds what a worker may send.
+	free   bool
 	got    bool
 	header [5]byte
 }
+
+func (s *Server) inbound(ctx context.Context, method string, limit int, public bool) *inbound {
+	p, _ := auth.From(ctx)
+	in := &inbound{s: s, method: method, limit: limit, public: public, free: strings.HasPrefix(method, workerMethods)}
+	in.held.b, in.held.owner = s.budget, p.ID
+	in.ctx.Context, in.ctx.held = ctx, &in.held
+	return in
+}
+
+// workerMethods is how the methods of workers begin.
+const workerMethods = "/treadle.v1.WorkerService/"
 
 // receive reads one message. It returns io.EOF when the caller has sent all, and
 // otherwise an error that is a status.
@@ -123,7 +166,7 @@ func (in *inbound) receive(ctx context.Context, into any) error {
 	if !ok {
 		return newStatus(codes.Internal, reasonInternal, "this version of gRPC hides how messages are read", nil, nil)
 	}
-	err := in.read(t, into)
+	err := in.read(ctx, t, into)
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
 	}
@@ -133,7 +176,7 @@ func (in *inbound) receive(ctx context.Context, into any) error {
 	return err
 }
 
-func (in *inbound) read(t transport, into any) error {
+func (in *inbound) read(ctx context.Context, t transport, into any) error {
 	if in.public {
 		defer in.hurry(t, publicGrace)()
 	}
@@ -158,6 +201,11 @@ func (in *inbound) read(t transport, into any) error {
 		return status.Errorf(codes.Internal, "grpc: received unexpected payload format %d", flag)
 	}
 	if size > freeBody {
+		if !in.free {
+			if err := in.held.takeRequest(ctx, int64(size)); err != nil {
+				return broken(err)
+			}
+		}
 		defer in.hurry(t, arrival(int(size)))()
 	}
 	data, err := t.Read(int(size))
@@ -180,7 +228,7 @@ func (in *inbound) read(t transport, into any) error {
 		return nil
 	}
 	// The caller has to be done: what came after would lie unread as long as the call lasts.
-	if err := in.read(t, into); !errors.Is(err, io.EOF) {
+	if err := in.read(ctx, t, into); !errors.Is(err, io.EOF) {
 		return err
 	}
 	return nil
@@ -213,4 +261,108 @@ func broken(err error) error {
 		return st.Err()
 	}
 	return status.FromContextError(err).Err()
+}
+
+// send sends one message. A large answer holds its room in the budget until it has been
+// written to the connection: gRPC takes any message at once, and keeps it for as long as
+// the caller does not read.
+func (in *inbound) send(ss grpc.ServerStream, m any) error {
+	if in.held.forAnswer() == 0 {
+		return ss.SendMsg(m)
+	}
+	defer in.held.dropAnswer()
+	a := &heldAnswer{message: m, written: make(chan struct{})}
+	if err := ss.SendMsg(a); err != nil {
+		return err
+	}
+	return a.wait(&in.ctx, connFrom(&in.ctx))
+}
+
+// heldAnswer is a message of which the codec tells when it has been written.
+type heldAnswer struct {
+	message any
+	size    int
+	parts   atomic.Int32
+	written chan struct{}
+}
+
+// wait waits until the answer was written, or the call has ended. A caller who reads less
+// than bodyRate from a connection, after bodyGrace, loses it: nothing else ends what gRPC holds
+// for him.
+func (a *heldAnswer) wait(ctx context.Context, conn *doorConn) error {
+	select {
+	case <-a.written:
+		return nil
+	default:
+	}
+	begun, before := time.Now(), int64(0)
+	if conn != nil {
+		before = conn.sent.Load()
+	}
+	timer := time.NewTimer(arrival(a.size))
+	defer timer.Stop()
+	for {
+		select {
+		case <-a.written:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		least := int64((time.Since(begun) - bodyGrace).Seconds() * bodyRate)
+		if conn == nil || conn.sent.Load()-before < least {
+			if conn != nil {
+				_ = conn.Close()
+			}
+			return newStatus(codes.DeadlineExceeded, reasonSlowBody, "the answer was read too slowly", nil, nil)
+		}
+		timer.Reset(bodyGrace) // the connection carries other answers as well
+	}
+}
+
+// serverCodec is requestCodec, and tells when a [heldAnswer] has been written.
+type serverCodec struct{ encoding.CodecV2 }
+
+// Marshal implements [encoding.CodecV2].
+func (c serverCodec) Marshal(v any) (mem.BufferSlice, error) {
+	a, ok := v.(*heldAnswer)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	data, err := c.CodecV2.Marshal(a.message)
+	if err != nil {
+		return nil, err
+	}
+	a.size = data.Len()
+	a.parts.Store(1)
+	for i, b := range data {
+		if raw := b.ReadOnlyData(); !mem.IsBelowBufferPoolingThreshold(cap(raw)) {
+			a.parts.Add(1)
+			data[i] = mem.NewBuffer(&raw, freed{a, b})
+		}
+	}
+	a.done()
+	return data, nil
+}
+
+// done counts one part of the answer as written.
+func (a *heldAnswer) done() {
+	if a.parts.Add(-1) == 0 {
+		close(a.written)
+	}
+}
+
+// freed is the pool to which a part of an answer returns when gRPC has written it.
+type freed struct {
+	a    *heldAnswer
+	part mem.Buffer
+}
+
+// Get implements [mem.BufferPool].
+func (freed) Get(size int) *[]byte { b := make([]byte, size); return &b }
+
+// Put implements [mem.BufferPool].
+func (f freed) Put(*[]byte) {
+	f.part.Free()
+	f.a.done()
 }

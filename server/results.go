@@ -83,39 +83,27 @@ func (s *Server) result(ctx context.Context, id task.ID, wait time.Duration) (*t
 	if err != nil || t.Status.Terminal() {
 		return t, result, err
 	}
-	return s.await(ctx, w, id, wait, s.answerNow)
+	return s.await(ctx, w, id, wait)
 }
 
 // await looks at a task when it has ended, or when the wait is over. A ring may be false:
 // the sweep rings for what the store does not have, and a task that is just being
 // submitted is not there yet.
-func (s *Server) await(
-	ctx context.Context, w *waiter, id task.ID, wait time.Duration,
-	look func(context.Context, task.ID) (*task.Task, []byte, error),
-) (*task.Task, []byte, error) {
+func (s *Server) await(ctx context.Context, w *waiter, id task.ID, wait time.Duration) (*task.Task, []byte, error) {
 	for end := time.Now().Add(wait); ; {
 		rung, err := w.sleep(ctx, time.Until(end), s.closing)
 		if err != nil {
 			return nil, nil, err
 		}
-		t, result, err := look(ctx, id)
+		t, result, err := s.answerNow(ctx, id)
 		if !rung || err != nil || t.Status.Terminal() {
 			return t, result, err
 		}
 		s.waiters.join(&w.nodes[0])
-		if t, result, err = look(ctx, id); err != nil || t.Status.Terminal() {
+		if t, result, err = s.answerNow(ctx, id); err != nil || t.Status.Terminal() {
 			return t, result, err
 		}
 	}
-}
-
-// answerNow is resultNow for an answer over REST, which holds a share of the budget for
-// large values while it is written.
-func (s *Server) answerNow(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
-	if ex := exchangeOf(ctx); ex != nil && ex.body != nil {
-		return ex.body.answer(ctx, s, id)
-	}
-	return s.resultNow(ctx, id)
 }
 
 func (s *Server) resultNow(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
@@ -135,6 +123,7 @@ func (s *Server) call(ctx context.Context, item store.Submission, wait time.Dura
 	}
 	defer s.waiters.remove(w)
 	answer, err := s.submit(ctx, s.cfg.Now(), item)
+	holdingOf(ctx).dropRequest() // it is recorded, and the wait may be long
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +136,7 @@ func (s *Server) call(ctx context.Context, item store.Submission, wait time.Dura
 		}
 		return resultProto(t, result), nil
 	}
-	t, result, err := s.await(ctx, w, id, wait, s.resultNow)
+	t, result, err := s.await(ctx, w, id, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +150,7 @@ func (s *Server) awaitResults(ctx context.Context, ids []task.ID, send func(*tre
 		return err
 	}
 	defer s.waiters.remove(w)
+	holdingOf(ctx).dropRequest()
 	open := make(map[task.ID]*waitNode, len(ids))
 	for i := range w.nodes {
 		open[w.nodes[i].id] = &w.nodes[i]
@@ -199,13 +189,14 @@ func (s *Server) awaitResults(ctx context.Context, ids []task.ID, send func(*tre
 // sendResults sends what has ended and strikes it from open.
 func (s *Server) sendResults(ctx context.Context, ended []*waitNode, open map[task.ID]*waitNode, send func(*treadlev1.AwaitResultsResponse) error) error {
 	out := &treadlev1.AwaitResultsResponse{}
-	size := 0
+	size, held := 0, holdingOf(ctx)
 	flush := func() error {
 		if len(out.Results) == 0 {
 			return nil
 		}
 		err := send(out)
 		out, size = &treadlev1.AwaitResultsResponse{}, 0
+		held.dropAnswer()
 		return err
 	}
 	for chunk := range slices.Chunk(ended, resultsAtOnce) {
@@ -223,7 +214,13 @@ func (s *Server) sendResults(ctx context.Context, ended []*waitNode, open map[ta
 			}
 			t, result := found[i].Task, found[i].Result
 			if t == nil {
-				if t, result, err = s.resultNow(ctx, id); err != nil {
+				// What is held goes first: a wait for room never has some of it.
+				if held.forAnswer() > 0 {
+					if err := flush(); err != nil {
+						return err
+					}
+				}
+				if t, result, err = s.answerNow(ctx, id); err != nil {
 					return err
 				}
 			}

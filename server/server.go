@@ -28,6 +28,7 @@ type Server struct {
 	waiters   *waiters
 	functions functionCache
 	guard     *guard
+	budget    *budget
 	public    *publicCalls
 	// watchAge is how long a watch of the health service lasts.
 	watchAge time.Duration
@@ -58,12 +59,13 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
-		public: newPublicCalls(), watchAge: watchAge,
-		quotas:  newQuotas(&cfg),
+		quotas: newQuotas(&cfg),
+		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), public: newPublicCalls(), watchAge: watchAge,
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}
 	s.metrics.security(&cfg)
+	s.metrics.budget(s.budget)
 	s.grpc = s.newGRPC()
 	if err := checkMethods(methodsOf(s.grpc)); err != nil {
 		return nil, err
