@@ -21,16 +21,15 @@ import (
 )
 
 const (
-	// wantEvery is the shortest time between two words of one session that it has an
-	// idle slot, and between two recalls of one session.
-	wantEvery = 50 * time.Millisecond
-	// wantLasts is how long a word of an idle slot holds for offers that the engine does
-	// not know of yet, or may not ask back yet.
-	wantLasts = 2 * wantEvery
 	// maxSlots bounds what a Hello may announce.
 	maxSlots = 4096
 	// maxListed bounds the queues, runtimes and handlers of a Hello.
 	maxListed = 1024
+	// maxPairs bounds the pairs of a queue and a runtime of a Hello: a claim looks at each.
+	maxPairs = 4096
+	// maxHeld bounds what a worker may say that it holds: slots and window, and reports that
+	// a slow store has not acknowledged for many seconds.
+	maxHeld = 1 << 16
 	// maxAsked bounds the credit that a pull worker may pile up.
 	maxAsked = 2 * maxSlots
 )
@@ -43,29 +42,22 @@ type Engine struct {
 	sessions map[task.ID]*session
 	// order lists the sessions as they opened, so that nothing depends on map order.
 	order []task.ID
+	// opened counts the sessions that ever opened.
+	opened uint64
 	// holders finds the session of a claim when the bell revokes it.
 	holders map[claimKey]task.ID
 
 	// standing says that the store holds requests until there is work.
 	standing bool
 
-	// wanted are words of idle slots that could not be followed at once.
-	wanted []wanted
+	wants wants
+	doors doors
 
 	balance balance
 
 	pollAt   time.Time
 	stopping bool
 	out      ready
-}
-
-// wanted is what is left of one word of idle slots.
-type wanted struct {
-	queue, runtime string
-	n              int
-	// from is the session here, or the dispatcher elsewhere, that has the slots.
-	from  task.ID
-	until time.Time
 }
 
 // claimKey names a claim of one task: what a Revoked signal carries.
@@ -81,8 +73,9 @@ func (e *Engine) step(now time.Time, ev event) {
 	e.now = now
 	switch ev := ev.(type) {
 	case opened:
+		e.opened++
 		s := &session{
-			id: ev.session, mode: ev.mode, openedAt: now, state: opening, lastHeard: now, held: map[task.Token]bool{},
+			id: ev.session, seq: e.opened, mode: ev.mode, openedAt: now, state: opening, lastHeard: now, held: map[task.Token]bool{},
 		}
 		if e.cfg.StreamAge > 0 && ev.mode != link.Local {
 			s.endsAt = now.Add(time.Duration(float64(e.cfg.StreamAge) * (0.9 + e.cfg.Jitter()/5)))
@@ -131,6 +124,7 @@ func (e *Engine) take(now time.Time) ready {
 	}
 	out := e.out
 	e.out = ready{}
+	e.wants.spent = 0
 	return out
 }
 
@@ -162,16 +156,15 @@ func (e *Engine) next() time.Time {
 			if s.wanting {
 				at(s.wantedAt.Add(wantEvery))
 			}
+			if s.paused {
+				at(s.pausedUntil)
+			}
 		case opening, silent, draining:
 			at(s.lastHeard.Add(e.giveUp()))
 		}
 	}
-	for i := range e.wanted {
-		for _, id := range e.order {
-			if s := e.sessions[id]; e.surplus(s, &e.wanted[i]) > 0 {
-				at(s.recalledAt.Add(wantEvery))
-			}
-		}
+	if !e.wants.next.IsZero() {
+		at(e.wants.next)
 	}
 	return first
 }
@@ -193,6 +186,9 @@ func (e *Engine) timers() {
 		s := e.sessions[id]
 		if poll {
 			s.idle = false
+		}
+		if s.paused && !s.pausedUntil.After(e.now) {
+			s.paused, s.idle = false, false
 		}
 		if s.wanting {
 			e.want(s)
@@ -241,7 +237,9 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	case *link.Accepts:
 		items := make([]store.Renewal, len(f.Items))
 		for i, a := range f.Items {
-			s.start(a.Token)
+			if !s.start(a.Token) && !e.unasked(s) {
+				return
+			}
 			items[i] = store.Renewal{Token: a.Token, Until: e.now.Add(e.cfg.Lease), StartedAt: e.now.Add(-max(a.Ago, 0))}
 		}
 		e.out.renews = append(e.out.renews, renew{session: s.id, items: items})
@@ -249,6 +247,10 @@ func (e *Engine) frame(s *session, f link.Frame) {
 		e.outcomes(s, f.Items)
 	case *link.Beat:
 		if f.Slots != 0 && !e.resize(s, f.Slots) {
+			return
+		}
+		if len(f.Held) > maxHeld {
+			e.refuse(s, fmt.Sprintf("a beat lists %d claims: want at most %d", len(f.Held), maxHeld))
 			return
 		}
 		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})
@@ -262,6 +264,9 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	case *link.NeedFunction:
 		e.out.loads = append(e.out.loads, load{session: s.id, hash: f.Hash})
 	case *link.Output:
+		if _, holds := s.held[f.Token]; !holds && !e.unasked(s) {
+			return
+		}
 		e.out.renews = append(e.out.renews, renew{session: s.id, items: []store.Renewal{
 			{Token: f.Token, Until: e.now.Add(e.cfg.Lease), Log: f.Bytes},
 		}})
@@ -291,6 +296,7 @@ func (e *Engine) resize(s *session, slots int) bool {
 	}
 	if slots != s.slots {
 		s.slots = slots
+		e.wants.follow(s)
 		e.show(s, false)
 	}
 	return true
@@ -345,12 +351,29 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 		e.refuse(s, fmt.Sprintf("%d slots at most: want %d, the slots that there are, to %d", h.MaxSlots, h.Slots, maxSlots))
 		return
 	case len(h.Queues) > maxListed || len(h.Runtimes) > maxListed || len(h.Handlers) > maxListed:
-		e.refuse(s, fmt.Sprintf("more than %d queues, runtimes or handlers", maxListed))
+		e.refuse(s, fmt.Sprintf("%d queues, %d runtimes and %d handlers: want at most %d of each",
+			len(h.Queues), len(h.Runtimes), len(h.Handlers), maxListed))
+		return
+	case len(h.Held) > maxHeld:
+		e.refuse(s, fmt.Sprintf("the worker says that it holds %d claims: want at most %d", len(h.Held), maxHeld))
+		return
+	}
+	// The frame is the worker's: what is changed is a copy.
+	own := *h
+	h = &own
+	h.Queues, h.Runtimes, h.Handlers = distinct(h.Queues), distinct(h.Runtimes), distinct(h.Handlers)
+	if n := len(h.Queues) * len(h.Runtimes); n > maxPairs {
+		e.refuse(s, fmt.Sprintf("%d queues and %d runtimes are %d pairs: want at most %d; serve fewer of them, or by several workers",
+			len(h.Queues), len(h.Runtimes), n, maxPairs))
+		return
+	}
+	if !e.admit(s, h.Worker) {
 		return
 	}
 	s.hello = h
 	s.slots, s.maxSlots = h.Slots, max(h.MaxSlots, h.Slots)
 	s.queues, s.runtimes = set(h.Queues), set(h.Runtimes)
+	s.spare.fill(e.now, s.spareRoom()+3*float64(len(h.Held)))
 	for _, id := range slices.Clone(e.order) {
 		if old := e.sessions[id]; old != s && old.hello != nil && old.hello.Worker == h.Worker {
 			// The same worker came back before its old link was seen to end. What it
@@ -367,6 +390,19 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 	e.out.resumes = append(e.out.resumes, resume{session: s.id, hello: h, handlers: h.Handlers, request: r})
 }
 
+// distinct returns items without repetitions, in their order.
+func distinct(items []string) []string {
+	seen := make(map[string]bool, len(items))
+	out := make([]string, 0, len(items))
+	for _, it := range items {
+		if !seen[it] {
+			seen[it] = true
+			out = append(out, it)
+		}
+	}
+	return out
+}
+
 func set(items []string) map[string]bool {
 	m := make(map[string]bool, len(items))
 	for _, it := range items {
@@ -381,6 +417,7 @@ func (e *Engine) resumed(ev resumed) {
 		return
 	}
 	if ev.err != nil {
+		e.readmit(s.hello.Worker) // it is not the worker's fault
 		e.send(s, &link.Bye{Retry: true, Reason: "the store does not answer: " + ev.err.Error()})
 		e.hangup(s, "resume: "+ev.err.Error())
 		return
@@ -406,7 +443,8 @@ func (e *Engine) resumed(ev resumed) {
 }
 
 func (e *Engine) outcomes(s *session, items []link.Report) {
-	for _, r := range items {
+	before, busy, looked := len(s.held), false, false
+	for i, r := range items {
 		switch err := r.Outcome.Check(e.cfg.MaxPayload); task.CodeOf(err) {
 		case task.CodeTooLarge:
 			// The limit that the worker was told, or should have been, is kept here.
@@ -418,15 +456,27 @@ func (e *Engine) outcomes(s *session, items []link.Report) {
 			e.refuse(s, err.Error())
 			return
 		}
+		r.Outcome.Unasked = false
+		if cameBack(r.Outcome.End) && !looked {
+			busy, looked = before-s.returning(items[i:]) >= s.slots, true
+		}
 		if e.release(s, r.Token) {
 			switch r.Outcome.End {
 			case task.EndSucceeded, task.EndRaised:
-				s.window.Observe(r.Outcome.RunTime)
-			case task.EndTimedOut, task.EndReturned:
+				s.window.Observe(max(r.Outcome.RunTime, 0))
+				s.relax()
+			case task.EndReturned:
+				s.window.Close()
+				r.Outcome.Unasked = e.returned(s, busy)
+			case task.EndCancelled:
+				r.Outcome.Unasked = e.returned(s, busy)
+			case task.EndTimedOut:
 				s.window.Close()
 			}
 			// A claim that came back may be had again, and there is room now.
 			s.idle = s.idle && r.Outcome.End != task.EndReturned
+		} else if !e.unasked(s) {
+			return
 		}
 		e.settle(s.id, r.Token, r.Outcome, r.Log)
 	}
@@ -481,78 +531,6 @@ func (e *Engine) claimed(ev claimed) {
 	}
 }
 
-// want says that s has idle slots and found nothing: offers that wait at other
-// workers are asked back, here and at the other dispatchers of the store.
-func (e *Engine) want(s *session) {
-	slots := s.credit().free
-	s.wanting = slots > 0
-	if slots == 0 || e.now.Sub(s.wantedAt) < wantEvery {
-		return
-	}
-	s.wantedAt, s.wanting = e.now, false
-	for _, q := range s.hello.Queues {
-		for _, r := range s.hello.Runtimes {
-			e.recall(q, r, slots, s.id)
-			e.out.rings = append(e.out.rings, store.Signal{Kind: store.Wanted, Queue: q, Runtime: r, From: e.cfg.ID, Count: slots})
-		}
-	}
-}
-
-// recall asks for up to n offers back that were not started. What cannot be had now is
-// remembered for a moment: an offer may be on its way here while the word of the slot
-// that it passed over has arrived.
-func (e *Engine) recall(queue, runtime string, n int, from task.ID) {
-	e.wanted = slices.DeleteFunc(e.wanted, func(w wanted) bool {
-		return w.from == from && w.queue == queue && w.runtime == runtime
-	})
-	w := wanted{queue: queue, runtime: runtime, n: n, from: from, until: e.now.Add(wantLasts)}
-	if e.ask(&w); w.n > 0 {
-		e.wanted = append(e.wanted, w)
-	}
-}
-
-// ask sends recalls for w and takes what they ask for off it.
-func (e *Engine) ask(w *wanted) {
-	for _, id := range e.order {
-		if w.n <= 0 {
-			return
-		}
-		s := e.sessions[id]
-		k := min(w.n, e.surplus(s, w))
-		if k == 0 || e.now.Sub(s.recalledAt) < wantEvery {
-			continue
-		}
-		w.n -= k
-		s.recalledAt = e.now
-		s.window.Close()
-		e.send(s, &link.Recall{N: k})
-	}
-}
-
-// surplus is how many offers of s may be asked back for w. What waits for a slot that is
-// about to be filled is none.
-func (e *Engine) surplus(s *session, w *wanted) int {
-	if s.id == w.from || s.hello == nil || s.state == lost || !s.serves(w.queue, w.runtime) {
-		return 0
-	}
-	return max(len(s.held)-s.slots, 0)
-}
-
-// remember follows words of idle slots that could not be followed before, and forgets
-// those that are old, or of sessions that have no use for them any more.
-func (e *Engine) remember() {
-	keep := e.wanted[:0]
-	for _, w := range e.wanted {
-		if s := e.sessions[w.from]; s != nil && !s.idle || w.until.Before(e.now) {
-			continue
-		}
-		if e.ask(&w); w.n > 0 {
-			keep = append(keep, w)
-		}
-	}
-	e.wanted = keep
-}
-
 func (e *Engine) signal(sig store.Signal) {
 	switch sig.Kind {
 	case store.Ready:
@@ -563,7 +541,7 @@ func (e *Engine) signal(sig store.Signal) {
 		}
 	case store.Wanted:
 		if sig.From != e.cfg.ID {
-			e.recall(sig.Queue, sig.Runtime, sig.Count, sig.From)
+			e.recall(wantKey{from: sig.From, queue: sig.Queue, runtime: sig.Runtime}, sig.Count)
 		}
 	case store.Revoked:
 		s := e.sessions[e.holders[claimKey{sig.Task, sig.Claim}]]
@@ -573,6 +551,7 @@ func (e *Engine) signal(sig store.Signal) {
 		for tok := range s.held {
 			if tok.Task == sig.Task && tok.Claim == sig.Claim {
 				// Credit returns when the worker has let go, not now.
+				s.owe(1)
 				e.send(s, &link.Revoke{Tokens: []task.Token{tok}})
 				return
 			}
@@ -596,6 +575,7 @@ func (e *Engine) renewed(ev renewed) {
 			stale = append(stale, ev.items[i].Token)
 		}
 	}
+	s.owe(len(stale))
 	switch {
 	case ev.seq != 0:
 		e.send(s, &link.BeatAck{Seq: ev.seq, Stale: stale})
@@ -714,17 +694,23 @@ func (e *Engine) forget(s *session) {
 	}
 	e.show(s, true)
 	delete(e.sessions, s.id)
+	e.wants.drop(s)
 	e.order = slices.DeleteFunc(e.order, func(id task.ID) bool { return id == s.id })
 }
 
 func (e *Engine) hold(s *session, tok task.Token, started bool) {
 	s.hold(tok, started)
+	e.wants.follow(s)
 	e.holders[claimKey{tok.Task, tok.Claim}] = s.id
 }
 
 func (e *Engine) release(s *session, tok task.Token) bool {
+	if !s.release(tok) {
+		return false
+	}
 	delete(e.holders, claimKey{tok.Task, tok.Claim})
-	return s.release(tok)
+	e.wants.follow(s)
+	return true
 }
 
 func (e *Engine) send(s *session, f link.Frame) {

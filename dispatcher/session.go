@@ -30,8 +30,9 @@ const (
 
 // session is one worker's attachment. Push and pull differ in refill alone.
 type session struct {
-	// Fixed when the link opens.
+	// Fixed when the link opens; sessions that opened later have a larger seq.
 	id       task.ID
+	seq      uint64
 	mode     link.Mode
 	openedAt time.Time
 
@@ -70,8 +71,23 @@ type session struct {
 	// it has more to say as soon as it may.
 	wantedAt time.Time
 	wanting  bool
-	// recalledAt is when offers were last asked back from it.
+	// rung is how far it is with telling the other dispatchers what it has a slot for.
+	rung int
+	// recalledAt is when offers were last asked back from it; owed is how many claims it was
+	// asked to give back, at most, or told to stop, that have not come; crowded is set while it has more claims than slots.
 	recalledAt time.Time
+	owed       int
+	crowded    bool
+
+	// spare is what it may still say about claims that it does not hold.
+	spare bucket
+	// paused: it gets no work until pausedUntil, as offers came back unasked; pause is how
+	// long, returned how many since noted, when that was logged last.
+	paused      bool
+	pausedUntil time.Time
+	pause       time.Duration
+	returned    int
+	notedAt     time.Time
 }
 
 // credit is how many tasks may be claimed for a session now.
@@ -89,7 +105,7 @@ func (s *session) room() int { return min(s.maxSlots, 2*s.slots) }
 // credit returns what may be claimed for the session. The window is refilled by halves:
 // one claim for many tasks costs the store what one task costs.
 func (s *session) credit() (c credit) {
-	if s.state != active || s.claiming {
+	if s.state != active || s.claiming || s.paused {
 		return c
 	}
 	taken, room := len(s.held), s.room()
@@ -130,6 +146,9 @@ func (s *session) serves(queue, runtime string) bool {
 
 // shares reports whether there may be tasks that both could take.
 func (s *session) shares(o *session) bool {
+	if len(s.hello.Queues)+len(s.hello.Runtimes) > len(o.hello.Queues)+len(o.hello.Runtimes) {
+		s, o = o, s
+	}
 	return slices.ContainsFunc(s.hello.Queues, func(q string) bool { return o.queues[q] }) &&
 		slices.ContainsFunc(s.hello.Runtimes, func(r string) bool { return o.runtimes[r] })
 }
@@ -143,12 +162,18 @@ func (s *session) hold(tok task.Token, started bool) {
 	}
 }
 
-func (s *session) start(tok task.Token) {
-	if started, ok := s.held[tok]; ok && !started {
+// start notes that a claim was started and reports whether the session has it.
+func (s *session) start(tok task.Token) bool {
+	started, ok := s.held[tok]
+	if ok && !started {
 		s.held[tok] = true
 		s.started++
 	}
+	return ok
 }
+
+// owe notes that up to n claims were asked back, or stopped.
+func (s *session) owe(n int) { s.owed = min(s.owed+n, maxHeld) }
 
 // release forgets a claim and reports whether the session had it.
 func (s *session) release(tok task.Token) bool {

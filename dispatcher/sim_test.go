@@ -52,14 +52,14 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 	t.Logf("%+v", total)
-	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0 || total.Moved == 0 || total.Grown == 0 || total.Shrunk == 0) {
+	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0 || total.Moved == 0 || total.Grown == 0 || total.Shrunk == 0 || total.Overran == 0) {
 		t.Errorf("a fault that must be seen was not: %+v", total)
 	}
 }
 
 // simStats counts what happened, so that a run without faults cannot pass for one.
 type simStats struct {
-	Tasks, Steps, Claims, Stood, Recorded, Stale, Duplicate, Lost, Lapsed, Resumed, Expired, Cancelled, Moved, Grown, Shrunk, Faults int
+	Tasks, Steps, Claims, Stood, Recorded, Stale, Duplicate, Lost, Lapsed, Resumed, Expired, Cancelled, Moved, Grown, Shrunk, Overran, Faults int
 }
 
 func (a *simStats) add(b simStats) {
@@ -74,6 +74,7 @@ func (a *simStats) add(b simStats) {
 	a.Lapsed += b.Lapsed
 	a.Resumed += b.Resumed
 	a.Expired += b.Expired
+	a.Overran += b.Overran
 	a.Cancelled += b.Cancelled
 	a.Moved += b.Moved
 	a.Grown += b.Grown
@@ -115,6 +116,7 @@ type simTask struct {
 	starts    int
 	finished  map[task.Token]bool // attempts that a worker ran to their end
 	cancelled bool                // a cancel returned CANCELLED
+	timeout   time.Duration
 }
 
 // simEngine is a dispatcher with the store's answers under way.
@@ -424,6 +426,19 @@ func (s *sim) look(id task.ID) *task.Task {
 	if tk.Losses > tk.MaxRetries+1 || tk.Lapses > task.MaxLapses || tk.Failures > tk.FunctionRetries+1 {
 		s.t.Errorf("I7: task %s has %d losses, %d lapses and %d failures", id, tk.Losses, tk.Lapses, tk.Failures)
 	}
+	if most := tk.MaxRetries + 1 + tk.FunctionRetries + task.MaxReturns; tk.AttemptCount > most {
+		s.t.Errorf("I7: task %s was started %d times, want at most %d", id, tk.AttemptCount, most)
+	}
+	for _, a := range tk.Attempts {
+		// A lease that was found at a restart lasts one length more.
+		most := tk.Timeout + task.TimeoutMargin(tk.Timeout) + 11*time.Second
+		if ran := s.now.Sub(a.StartedAt); tk.Timeout > 0 && a.End == task.EndNone && ran > most {
+			s.t.Errorf("task %s runs for %s with a timeout of %s", id, ran, tk.Timeout)
+		}
+		if a.End == task.EndTimedOut && tk.Failure != nil && a.FinishedAt.Sub(a.StartedAt) < tk.Timeout && tk.Deadline.IsZero() {
+			s.t.Errorf("task %s timed out after %s of %s", id, a.FinishedAt.Sub(a.StartedAt), tk.Timeout)
+		}
+	}
 	if tk.Status == task.Failed && tk.Failure.Class == task.ClassWorker && tk.Losses != tk.MaxRetries+1 {
 		s.t.Errorf("I7: task %s failed for lost workers after %d losses of %d", id, tk.Losses, tk.MaxRetries+1)
 	}
@@ -444,9 +459,12 @@ func (s *sim) submit() {
 		Args: task.EncodingJSON, Returns: task.EncodingJSON,
 	}
 	if s.chance(10) {
+		tk.Timeout = time.Second + s.upTo(4*time.Second)
+	}
+	if s.chance(10) {
 		tk.Deadline = s.now.Add(s.upTo(20 * time.Second))
 	}
-	s.tasks[tk.ID] = &simTask{finished: map[task.Token]bool{}}
+	s.tasks[tk.ID] = &simTask{finished: map[task.Token]bool{}, timeout: tk.Timeout}
 	s.order = append(s.order, tk.ID)
 	_, err := s.store.Submit(context.Background(), s.now, []store.Submission{{Task: tk}})
 	s.must(err)
@@ -576,6 +594,9 @@ func (s *sim) check() {
 			}
 		case tk.Status == task.Failed && tk.Failure.Class == task.ClassDeadline:
 			s.stats.Expired++
+			if tk.Deadline.IsZero() {
+				s.stats.Overran++
+			}
 		case tk.Status == task.Cancelled:
 			s.stats.Cancelled++
 		}

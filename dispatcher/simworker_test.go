@@ -117,6 +117,10 @@ func (w *simWorker) move(elsewhere bool) {
 // attach opens a session and says Hello.
 func (w *simWorker) attach(e *simEngine) {
 	w.engine, w.session, w.ready, w.asked = e, w.s.id(), false, 0
+	if w.s.chance(10) {
+		// It comes back without what it had.
+		w.claims, w.queue, w.busy = map[task.Token]*simClaim{}, nil, 0
+	}
 	session := w.session
 	w.s.step(e, opened{session: session, mode: w.mode})
 	h := &link.Hello{
@@ -308,6 +312,10 @@ func (w *simWorker) fill() {
 		if w.s.chance(20) {
 			run = w.s.upTo(8 * time.Second)
 		}
+		if w.s.tasks[tok.Task].timeout > 0 && w.s.chance(20) {
+			// It does not keep the timeout.
+			run = 2 * time.Minute
+		}
 		w.later(run, func() { w.finish(tok, run) })
 	}
 }
@@ -324,6 +332,8 @@ func (w *simWorker) finish(tok task.Token, run time.Duration) {
 		out = task.Fail(task.EndCancelled, "stopped")
 	case w.s.chance(5):
 		out = task.Fail(task.EndRaised, "ValueError")
+	case w.s.chance(3):
+		out = task.Fail(task.EndReturned, "not today")
 	case w.s.chance(2):
 		out = task.Fail(task.EndLost, "the runner died")
 	default:

@@ -88,14 +88,33 @@ func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
 		return // not acknowledged: the workers report again
 	}
 	failpoint.Seen(failpoint.AfterReport, len(verdicts))
+	d.logStale(items, verdicts)
 	for i, it := range items {
-		if verdicts[i] == task.VerdictStale {
-			d.log.Info("stale outcome refused", "task", it.settlement.Token.Task, "attempt", it.settlement.Token.Attempt,
-				"epoch", it.settlement.Token.Epoch, "end", it.settlement.Outcome.End, "session", it.session)
-		}
 		if !it.session.IsZero() {
 			d.post(settled{session: it.session, token: it.settlement.Token, verdict: verdicts[i]})
 		}
+	}
+}
+
+// logStale writes one line for each session with reports that were refused.
+func (d *Dispatcher) logStale(items []settle, verdicts []task.Verdict) {
+	var first []int
+	var count map[task.ID]int // most often there are none
+	for i := range items {
+		if verdicts[i] != task.VerdictStale {
+			continue
+		}
+		if count == nil {
+			count = map[task.ID]int{}
+		}
+		if count[items[i].session]++; count[items[i].session] == 1 {
+			first = append(first, i)
+		}
+	}
+	for _, i := range first {
+		it := &items[i]
+		d.log.Info("stale outcome refused", "count", count[it.session], "task", it.settlement.Token.Task, "attempt", it.settlement.Token.Attempt,
+			"epoch", it.settlement.Token.Epoch, "end", it.settlement.Outcome.End, "session", it.session)
 	}
 }
 
