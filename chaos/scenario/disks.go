@@ -110,7 +110,7 @@ func torn(ctx context.Context, e *Env) error {
 	if err != nil {
 		return err
 	}
-	refused, whole, short := 0, 0, 0
+	refused, whole := 0, 0
 	end := time.Now().Add(e.Dur)
 	n := 0
 	for ; time.Now().Before(end); n++ {
@@ -143,11 +143,11 @@ func torn(ctx context.Context, e *Env) error {
 		case present == len(ids):
 			whole++
 		default:
-			short++
+			return fmt.Errorf("I1: %s: the store opens with %d of %d acknowledged tasks without a word", what, present, len(ids))
 		}
 		os.RemoveAll(dir)
 	}
-	e.Note("%d damaged copies: %d refused, %d opened whole, %d opened without their torn tail", n, refused, whole, short)
+	e.Note("%d damaged copies: %d refused, %d opened whole", n, refused, whole)
 	if refused == 0 || n < 20 {
 		return errors.New("this run proves nothing: no copy was refused")
 	}

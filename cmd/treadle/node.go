@@ -52,7 +52,7 @@ func (n *node) openStore(ctx context.Context, shared bool) (store.Store, error) 
 	if redisstore.IsURL(n.Store) {
 		return redisstore.Open(ctx, redisstore.Options{URL: n.Store, Retention: n.Retention, Lease: n.Lease, Logger: n.Log})
 	}
-	opts := pebblestore.Options{Retention: n.Retention, Lease: n.Lease, Logger: n.Log}
+	opts := pebblestore.Options{Retention: n.Retention, Lease: n.Lease, Logger: n.Log, OpenDamaged: n.OpenDamaged}
 	switch n.Store {
 	case "embedded:":
 		opts.Durability, opts.Dir = pebblestore.Embedded, filepath.Join(n.DataDir, "store")

@@ -41,6 +41,8 @@ type serverFlags struct {
 	HTTPAddr string
 	Store    string
 	DataDir  string
+	// OpenDamaged opens an embedded store that lost a part of its log.
+	OpenDamaged bool
 
 	// Slots is the size of the pool; where MaxSlots is more, the pool grows to that while
 	// work waits, and slots that were idle for IdleAfter shut.
@@ -145,6 +147,9 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 			"which workers it takes; local takes none and runs a pool of --slots")
 	}
 	fl.StringVar(&f.DataDir, "data-dir", defaultDataDir(), "where state is kept")
+	if r == roleUp {
+		fl.BoolVar(&f.OpenDamaged, "open-damaged", false, "open a store whose log is damaged with what is left of it; a copy of the logs is kept")
+	}
 	if r != roleServer {
 		slots := "how many attempts run at once; MIN-MAX for a pool that grows while work waits"
 		if r != roleWorker {

@@ -114,6 +114,15 @@ func (x *txn) resave() {
 	}
 }
 
+// readClock reads the clock row; it is zero in a new store.
+func (s *Store) readClock() (clockRow, error) {
+	v, err := s.read(keyClock)
+	if err != nil || v == nil {
+		return clockRow{}, err
+	}
+	return decodeClockRow(v)
+}
+
 // recoverClock finds store time at open. A store that was written under a clock far
 // ahead of this one goes back to this one; what is left of a delay is then what was left
 // when the last change was written.
@@ -122,15 +131,11 @@ func (s *Store) recoverClock() (back time.Duration, err error) {
 	now := s.opts.Now()
 	s.now = plain(now)
 	s.clock = clock{anchor: now, at: s.now}
-	v, err := s.read(keyClock)
-	if err != nil || v == nil {
-		return 0, err
-	}
-	row, err := decodeClockRow(v)
+	row, err := s.readClock()
 	if err != nil {
 		return 0, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
-	s.seq = row.seq
+	s.seq, s.commits = row.seq, row.commits
 	ahead := row.now.Sub(s.now)
 	switch {
 	case ahead > maxDrift:

@@ -145,7 +145,8 @@ func (x *txn) empty() bool { return x.b.Empty() && x.live.Empty() }
 // seal completes the batch.
 func (x *txn) seal() {
 	x.retain()
-	clock := clockRow{now: x.s.now, seq: x.s.seq}
+	x.s.commits++
+	clock := clockRow{now: x.s.now, seq: x.s.seq, commits: x.s.commits}
 	x.buf = clock.append(x.buf[:0])
 	x.set(keyClock, x.buf)
 	x.saveOwners()
@@ -259,10 +260,12 @@ func (s *Store) commitGroup(group []*change) error {
 	}
 	s.flight = nil
 	close(x.done)
+	commits := s.commits
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	s.marker.durable(commits)
 	x.tell()
 	return x.close()
 }

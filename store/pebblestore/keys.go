@@ -52,7 +52,8 @@ var (
 
 // formatVersion is what this build writes and the newest that it reads. Records are
 // maps of numbered fields, so a new field needs no new version; a changed meaning does.
-const formatVersion = 1
+// Format 2 counts commits in the clock row.
+const formatVersion = 2
 
 func idKey(space byte, id task.ID) []byte {
 	return appendIDKey(make([]byte, 0, 1+len(id)), space, id)

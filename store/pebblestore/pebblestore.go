@@ -18,6 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +63,9 @@ type Options struct {
 	Now func() time.Time
 	// Logger takes what Pebble and recovery have to say. Default slog.Default().
 	Logger *slog.Logger
+	// OpenDamaged opens a store whose logs are damaged, or lost commits that were durable,
+	// with what is left; a copy of the logs is kept. Without it such a store is refused.
+	OpenDamaged bool
 
 	// maxResident bounds the records of unfinished tasks kept in memory; those beyond
 	// are read from disk when their turn comes. Default 100,000.
@@ -134,6 +139,8 @@ type Store struct {
 
 	queue   queue
 	stopped chan struct{}
+	// marker notes what is durable; nil in memory.
+	marker *marker
 	// closing ends what waits for space on a full disk.
 	closing chan struct{}
 
@@ -150,6 +157,8 @@ type Store struct {
 	now   time.Time
 	clock clock
 	seq   uint64
+	// commits counts the commits since the store was made.
+	commits uint64
 	// newest is the largest task id ever seen: a larger one is new without a look.
 	newest task.ID
 	// flight is the commit under way.
@@ -190,6 +199,11 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, s.closeDB())
 	}
+	if opts.Durability != Memory {
+		if err := s.startMarker(); err != nil {
+			return nil, errors.Join(task.Errorf(task.CodeUnavailable, "open store", "%w", err), s.closeDB())
+		}
+	}
 	s.tellSpace()
 	go s.committer()
 	return s, nil
@@ -211,11 +225,38 @@ func (s *Store) openDB() error {
 	}
 	s.lock = lock
 	s.layBallast()
+	if err := s.prepare(); err != nil {
+		return errors.Join(err, lock.Close())
+	}
 	s.db, err = pebble.Open(dir, s.pebbleOptions())
 	if err != nil {
 		return errors.Join(task.Errorf(task.CodeUnavailable, op, "the store in %s cannot be opened: %w", dir, err), lock.Close())
 	}
 	return nil
+}
+
+// prepare looks at what is in the folder before it is opened for writing.
+func (s *Store) prepare() error {
+	if s.opts.Durability == Memory {
+		return nil
+	}
+	names, err := s.opts.FS.List(s.opts.Dir)
+	if err != nil {
+		return task.Errorf(task.CodeUnavailable, "open store", "the folder %s cannot be read: %w", s.opts.Dir, err)
+	}
+	if !slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "MANIFEST-") || n == markName }) {
+		// A new store. Pebble notes in its logs how far they were synced, but not in the
+		// one that it makes before the format is raised: this one stays empty.
+		db, err := pebble.Open(s.opts.Dir, s.pebbleOptions())
+		if err != nil {
+			return task.Errorf(task.CodeUnavailable, "open store", "the store in %s cannot be made: %w", s.opts.Dir, err)
+		}
+		return db.Close()
+	}
+	if err = s.inspect(); err != nil && s.opts.OpenDamaged {
+		return s.salvage(err)
+	}
+	return err
 }
 
 const (
@@ -313,10 +354,14 @@ func (s *Store) Close() error {
 	s.queue.close()
 	<-s.stopped
 	s.space.flush.Wait()
+	marked := s.marker.close()
 	if err := s.broken.Load(); err != nil {
 		// A broken Pebble may hold its own locks for ever; the folder stays locked until
 		// the process ends, which is what must happen next.
 		return err
+	}
+	if marked != nil {
+		s.log.Warn("the last mark of durable commits was not written", "error", marked)
 	}
 	return s.closeDB()
 }

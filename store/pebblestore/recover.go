@@ -59,7 +59,7 @@ func (s *Store) checkFormat() error {
 		return task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
 	switch {
-	case v == nil:
+	case v == nil, len(v) == 1 && v[0] > 0 && v[0] < formatVersion:
 		if err := s.db.Set(keyFormat, []byte{formatVersion}, s.sync); err != nil {
 			return task.Errorf(task.CodeUnavailable, op, "the format version cannot be written: %w", err)
 		}

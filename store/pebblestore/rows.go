@@ -186,19 +186,23 @@ type clockRow struct {
 	now time.Time
 	// seq is the last sequence number given.
 	seq uint64
+	// commits counts the commits up to this one; stores of format 1 did not count.
+	commits uint64
 }
 
 func (c *clockRow) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(c.now.UnixNano()))
-	return binary.BigEndian.AppendUint64(b, c.seq)
+	b = binary.BigEndian.AppendUint64(b, c.seq)
+	return binary.BigEndian.AppendUint64(b, c.commits)
 }
 
 func decodeClockRow(b []byte) (clockRow, error) {
-	if len(b) != 16 {
-		return clockRow{}, fmt.Errorf("the clock row is damaged: it has %d bytes, want 16", len(b))
+	if len(b) != 16 && len(b) != 24 {
+		return clockRow{}, fmt.Errorf("the clock row is damaged: it has %d bytes, want 16 or 24", len(b))
 	}
-	return clockRow{
-		now: time.Unix(0, int64(binary.BigEndian.Uint64(b))).UTC(),
-		seq: binary.BigEndian.Uint64(b[8:]),
-	}, nil
+	c := clockRow{now: time.Unix(0, int64(binary.BigEndian.Uint64(b))).UTC(), seq: binary.BigEndian.Uint64(b[8:])}
+	if len(b) == 24 {
+		c.commits = binary.BigEndian.Uint64(b[16:])
+	}
+	return c, nil
 }
