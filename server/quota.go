@@ -91,9 +91,16 @@ type account struct {
 	// asked is what calls under way want, since what was let in after the reading, and
 	// during what was let in while the next one is under way.
 	asked, since, during demand
-	// queues are those that were let in since the reading and that it did not have.
-	queues map[string]struct{}
+	// queues are those that were let in and that the reading did not have.
+	queues map[string]queueUse
 	calls  int
+}
+
+// queueUse is what a reading cannot have seen of a queue: how many calls for it are under
+// way, and when the last one was done.
+type queueUse struct {
+	calls int
+	done  time.Time
 }
 
 func (q *quotas) account(owner string) *account {
@@ -108,7 +115,7 @@ func (q *quotas) account(owner string) *account {
 				}
 			}
 		}
-		a = &account{reading: make(chan struct{}, 1), queues: make(map[string]struct{})}
+		a = &account{reading: make(chan struct{}, 1), queues: make(map[string]queueUse)}
 		q.accounts[owner] = a
 	}
 	a.mu.Lock()
@@ -205,7 +212,11 @@ func (q *quotas) read(ctx context.Context, owner string, a *account, good func(a
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.have, a.at, a.since = have, began, a.during
-	clear(a.queues)
+	for name, use := range a.queues {
+		if _, had := have.Queues[name]; had || use.calls == 0 && use.done.Before(began) {
+			delete(a.queues, name)
+		}
+	}
 	return nil
 }
 
@@ -225,13 +236,13 @@ func (a *account) take(limits *Quotas, owner string, w demand) error {
 			return &overQuota{owner: owner, quota: c.name, used: c.used, wants: c.wants, limit: c.limit}
 		}
 	}
-	_, had := a.have.Queues[w.queue]
-	_, got := a.queues[w.queue]
-	if !had && !got {
-		if used := len(a.have.Queues) + len(a.queues); limits.Queues > 0 && used >= limits.Queues {
+	if _, had := a.have.Queues[w.queue]; !had {
+		use, got := a.queues[w.queue]
+		if used := len(a.have.Queues) + len(a.queues); !got && limits.Queues > 0 && used >= limits.Queues {
 			return &overQuota{owner: owner, quota: "queues", used: int64(used), wants: 1, limit: int64(limits.Queues)}
 		}
-		a.queues[w.queue] = struct{}{}
+		use.calls++
+		a.queues[w.queue] = use
 	}
 	a.asked.add(w, 1)
 	return nil
@@ -257,6 +268,9 @@ func (ad *admission) done(stored []bool) {
 			continue
 		}
 		a.asked.add(w, -1)
+		if use, ok := a.queues[w.queue]; ok {
+			a.queues[w.queue] = queueUse{calls: max(use.calls-1, 0), done: time.Now()}
+		}
 		if stored == nil || stored[i] {
 			a.since.add(w, 1)
 			a.during.add(w, 1)
