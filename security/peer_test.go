@@ -200,3 +200,13 @@ func dispatched(message []byte) *treadlev1.DispatcherFrame {
 	}
 	return &f
 }
+
+// wire is a message of the contract as bytes.
+func wire(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
