@@ -27,7 +27,9 @@ type Conn interface {
 	// The frame and all it points to must not be changed afterwards.
 	Send(Frame) error
 	// Recv waits for the next frame. After Close, or when the peer or the network
-	// ended the link, it returns an error: [ErrClosed] for an orderly end.
+	// ended the link, it returns an error: [ErrClosed] for an orderly end. A
+	// [task.CodeInvalid] or [task.CodeTooLarge] is about a frame that one end sent and that
+	// cannot be sent, or that the other end refuses: the link ended for that frame's sake.
 	Recv() (Frame, error)
 	// Close ends the link at once; frames queued but not yet sent may be lost. The
 	// reason is for logs, it may be nil.
@@ -212,6 +214,10 @@ type Bye struct {
 	// in another session.
 	Retry  bool
 	Reason string
+	// Refused is the field of the worker's frame that a dispatcher refused, as in
+	// "outcomes.items[3].end"; empty when the session ends for another reason. The worker
+	// must not send the same again for ever.
+	Refused string
 }
 
 func (*Hello) frame()         {}

@@ -10,7 +10,10 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -104,6 +107,19 @@ func invalid(field, format string, args ...any) error {
 	e := task.Errorf(task.CodeInvalid, "", format, args...)
 	e.Field = field
 	return e
+}
+
+// refusal returns why a request is not within the contract's limits, or nil. Frames of
+// workers are refused by their link, which has a word for it.
+func refusal(req any) error {
+	m, ok := req.(proto.Message)
+	if _, frame := req.(*treadlev1.WorkerFrame); !ok || frame {
+		return nil
+	}
+	if err := wire.Refusal(m); err != nil {
+		return invalid(err.Field, "%w", err)
+	}
+	return nil
 }
 
 // toStatus turns any error of a handler into the status that the client gets, with

@@ -151,6 +151,14 @@ type guardedStream struct {
 	ctx context.Context
 }
 
+// RecvMsg refuses messages that are not within the contract's limits.
+func (g guardedStream) RecvMsg(m any) error {
+	if err := g.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return refusal(m)
+}
+
 func (g guardedStream) Context() context.Context { return g.ctx }
 
 func (s *Server) panicked(ctx context.Context, method string, r any) error {

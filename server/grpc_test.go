@@ -214,6 +214,10 @@ func TestAttach(t *testing.T) {
 	if err := malformed.Send(&treadlev1.WorkerFrame{}); err != nil {
 		t.Fatal(err)
 	}
+	bye, err := malformed.Recv()
+	if err != nil || bye.GetBye().GetRefused() != "frame" || !bye.GetBye().GetRetry() {
+		t.Errorf("the first word is %v, %v: want a good-bye that says what is refused", bye, err)
+	}
 	_, err = malformed.Recv()
 	wantCode(t, err, codes.InvalidArgument, "INVALID_REQUEST")
 	without := start(t)

@@ -158,6 +158,9 @@ func (s *Server) check(ctx context.Context, method string, req any) error {
 	if err := s.guard.permit(ctx, method); err != nil {
 		return err
 	}
+	if err := refusal(req); err != nil {
+		return err
+	}
 	return s.guard.meter(ctx, method, req)
 }
 

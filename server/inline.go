@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/treadle-dev/treadle/internal/wire"
 )
 
 // inline is the gateway's connection to our own services. It runs the interceptors
@@ -22,6 +24,8 @@ type inline struct {
 	unary   grpc.UnaryServerInterceptor
 	stream  grpc.StreamServerInterceptor
 	methods map[string]inlineMethod
+	// limits are what requests are held to; nil for none.
+	limits *wire.Limits
 
 	mu     sync.Mutex
 	closed bool
@@ -76,11 +80,29 @@ func (c *inline) Invoke(ctx context.Context, method string, req, reply any, _ ..
 	if !ok || m.unary == nil {
 		return status.Errorf(codes.Unimplemented, "no unary method %s", method)
 	}
-	resp, err := m.unary.Handler(m.service, incoming(ctx), func(into any) error { return move(into, req) }, c.unary)
+	resp, err := m.unary.Handler(m.service, incoming(ctx), func(into any) error {
+		if err := move(into, req); err != nil {
+			return err
+		}
+		c.judge(into)
+		return nil
+	}, c.unary)
 	if err != nil {
 		return err
 	}
 	return share(reply, resp)
+}
+
+// judge holds a request that was made of a document to the limits that a gRPC request is
+// held to on the wire: the interceptor finds the refusal in it.
+func (c *inline) judge(req any) {
+	m, ok := req.(proto.Message)
+	if !ok || c.limits == nil {
+		return
+	}
+	if err := c.limits.Check(m); err != nil {
+		wire.Refuse(m, err)
+	}
 }
 
 // move is share, and leaves the source empty.
@@ -197,7 +219,11 @@ func (x inlineServerStream) RecvMsg(m any) error {
 	if !ok {
 		return io.EOF
 	}
-	return share(m, req)
+	if err := share(m, req); err != nil {
+		return err
+	}
+	x.s.conn.judge(m)
+	return nil
 }
 
 func (x inlineServerStream) SetHeader(metadata.MD) error  { return nil }

@@ -13,10 +13,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
-	_ "google.golang.org/grpc/encoding/proto" // registers the codec below
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
+	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/server/auth"
 )
 
@@ -26,8 +26,10 @@ import (
 // they are registered: they read the five bytes in front of a message from the transport,
 // judge its length, and only then ask for the rest.
 
-// requestCodec decodes the messages of callers and encodes the answers.
-var requestCodec = encoding.GetCodecV2("proto")
+// requestCodec decodes the messages of callers, held to the limits of the contract, and
+// encodes the answers. What of a message may be as large as its method lets it is bounded
+// by that.
+var requestCodec = wire.Codec(maxMaxPayload)
 
 // transport is what a gRPC server's stream is read through. ServerTransportStream of the
 // public API has less; a test holds that the stream of this version of gRPC has it all.
@@ -113,7 +115,12 @@ type receiver struct {
 
 func (r receiver) Context() context.Context { return &r.in.ctx }
 
-func (r receiver) RecvMsg(m any) error { return r.in.receive(r.Context(), m) }
+func (r receiver) RecvMsg(m any) error {
+	if err := r.in.receive(r.Context(), m); err != nil {
+		return err
+	}
+	return refusal(m)
+}
 
 func (r receiver) SendMsg(m any) error { return r.in.send(r.ServerStream, m) }
 

@@ -16,6 +16,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
+
+	"github.com/treadle-dev/treadle/internal/wire"
 )
 
 // Server serves the API. Use it in this order: New, Listen, Serve; Shutdown may be
@@ -70,7 +72,7 @@ func New(cfg Config) (*Server, error) {
 	if err := checkMethods(methodsOf(s.grpc)); err != nil {
 		return nil, err
 	}
-	s.inline = &inline{unary: s.unary, stream: s.stream}
+	s.inline = &inline{unary: s.unary, stream: s.stream, limits: wire.New(s.cfg.MaxPayload)}
 	s.registerServices(s.inline)
 	return s, nil
 }

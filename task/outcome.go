@@ -136,6 +136,7 @@ func Fail(e End, message string) Outcome {
 func (f *Failure) Bound() {
 	f.Type = plainText(f.Type, MaxTypeText)
 	f.Message = plainText(f.Message, MaxErrorText)
+	f.Traceback = strings.ToValidUTF8(f.Traceback, "\uFFFD")
 	if len(f.Traceback) > MaxErrorText {
 		const mark = "... (start of the traceback cut)\n"
 		tail := f.Traceback[len(f.Traceback)-(MaxErrorText-len(mark)):]
@@ -144,12 +145,19 @@ func (f *Failure) Bound() {
 		}
 		f.Traceback = mark + tail
 	}
-	f.Traceback = strings.ToValidUTF8(f.Traceback, "?")
 	if len(f.ForeignPickle) > MaxErrorText {
 		f.ForeignPickle = nil
 	}
 	if len(f.Pickle) > MaxErrorText {
 		f.Pickle = nil
+	}
+}
+
+// Bound cuts the texts of an outcome to what a record keeps. The failure is changed in place.
+func (o *Outcome) Bound() {
+	o.Repr = plainText(o.Repr, MaxRepr)
+	if o.Failure != nil {
+		o.Failure.Bound()
 	}
 }
 
@@ -166,5 +174,5 @@ func ClipText(s string, limit int) string {
 
 // plainText is s as valid UTF-8 of at most limit bytes.
 func plainText(s string, limit int) string {
-	return strings.ToValidUTF8(ClipText(s, limit), "?")
+	return ClipText(strings.ToValidUTF8(ClipText(s, limit), "\uFFFD"), limit)
 }

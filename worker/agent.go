@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/internal/seededbug"
@@ -49,6 +50,9 @@ type Agent struct {
 	accepts []link.Accept
 	reports []link.Report
 	needs   [][32]byte
+	// careful: reports go one by one; alone is the one that is under way, if any.
+	careful bool
+	alone   task.Token
 	// asked is the credit that was asked for and not used, under pull.
 	asked int
 	// owed is how many offers were recalled while executors had what could have been
@@ -76,11 +80,17 @@ func New(cfg Config) (*Agent, error) {
 				return nil, fmt.Errorf("worker: two executors for runtime %q", key)
 			}
 			a.executors[key] = ex
+			if len(key) > len("go/")+4*task.MaxNameLength || !utf8.ValidString(key) {
+				return nil, fmt.Errorf("worker: runtime or handler %.64q: want UTF-8 of at most %d bytes", key, 4*task.MaxNameLength)
+			}
 			a.runtimes = append(a.runtimes, key)
 			if name, ok := task.GoHandler(key); ok {
 				a.handlers = append(a.handlers, name)
 			}
 		}
+	}
+	if len(a.runtimes) > maxListed {
+		return nil, fmt.Errorf("worker: %d runtimes and handlers: want at most %d", len(a.runtimes), maxListed)
 	}
 	return a, nil
 }
@@ -273,6 +283,7 @@ func (a *Agent) finishLocked(c *claim, out task.Outcome) {
 // reportLocked ends a claim: its report waits in the outbox, and is kept after it
 // was sent until the dispatcher acknowledges it.
 func (a *Agent) reportLocked(c *claim, out task.Outcome) {
+	out = bounded(out, a.terms.MaxPayload)
 	c.phase, c.offer = ended, nil
 	a.active--
 	c.report = &link.Report{Token: c.token, Outcome: out, Log: c.output.take()}
@@ -420,6 +431,9 @@ func (a *Agent) acknowledged(items []link.Ack) {
 	for _, ack := range items {
 		if c := a.claims[ack.Token]; c != nil && c.phase == ended {
 			delete(a.claims, ack.Token)
+		}
+		if ack.Token == a.alone {
+			a.alone = task.Token{}
 		}
 		if ack.Verdict == task.VerdictStale {
 			a.log.Info("the dispatcher refused a stale outcome", "task", ack.Token.Task, "attempt", ack.Token.Attempt)

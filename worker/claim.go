@@ -37,7 +37,9 @@ type claim struct {
 	stopped stopReason
 	// report is kept until it is acknowledged.
 	report *link.Report
-	output output
+	// replaced: the report is the word that another could not be delivered.
+	replaced bool
+	output   output
 }
 
 // stopReason says why the agent ended an attempt itself.

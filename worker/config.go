@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
@@ -48,9 +50,23 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Reconnect pauses, doubled from the first to the last, with jitter. Default 20 ms to 1 s.
 	ReconnectFirst, ReconnectLast time.Duration
+	// RefusedLast is the longest pause while dispatchers refuse what the worker sends: the
+	// pauses grow to it from ReconnectFirst, with jitter. Default 30 s.
+	RefusedLast time.Duration
 	// CacheBytes bounds the functions kept in memory. Default 256 MiB.
 	CacheBytes int
 	Logger     *slog.Logger
+}
+
+// What a dispatcher takes of a Hello: maxWorkerText bytes of a text, maxListed queues,
+// runtimes or handlers.
+const (
+	maxWorkerText = 256
+	maxListed     = 1024
+)
+
+func badQueue(q string) bool {
+	return q == "" || len(q) > task.MaxQueueLength || !utf8.ValidString(q)
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -59,7 +75,7 @@ func (c Config) withDefaults() (Config, error) {
 		if err != nil {
 			host = "unknown"
 		}
-		c.Name = host
+		c.Name = task.ClipText(host, maxWorkerText)
 	}
 	if len(c.Queues) == 0 {
 		c.Queues = []string{task.DefaultQueue}
@@ -79,6 +95,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.ReconnectLast == 0 {
 		c.ReconnectLast = time.Second
 	}
+	if c.RefusedLast == 0 {
+		c.RefusedLast = refusedLast
+	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = 256 << 20
 	}
@@ -88,6 +107,14 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.ID == "" || len(c.ID) > 128:
 		return c, fmt.Errorf("worker: an id of %d bytes: want 1 to 128", len(c.ID))
+	case len(c.Name) > maxWorkerText || !utf8.ValidString(c.Name):
+		return c, fmt.Errorf("worker: the name %.64q has %d bytes: want UTF-8 of at most %d", c.Name, len(c.Name), maxWorkerText)
+	case len(c.Software) > maxWorkerText || !utf8.ValidString(c.Software):
+		return c, fmt.Errorf("worker: the software %.64q has %d bytes: want UTF-8 of at most %d", c.Software, len(c.Software), maxWorkerText)
+	case len(c.Queues) > maxListed:
+		return c, fmt.Errorf("worker: %d queues: want at most %d", len(c.Queues), maxListed)
+	case slices.ContainsFunc(c.Queues, badQueue):
+		return c, fmt.Errorf("worker: queue %.200q: want UTF-8 of 1 to %d bytes", c.Queues[slices.IndexFunc(c.Queues, badQueue)], task.MaxQueueLength)
 	case c.Dial == nil:
 		return c, fmt.Errorf("worker: Dial is required")
 	case c.Slots < 1 || c.Slots > 4096:

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/treadle-dev/treadle/task"
 )
@@ -32,7 +33,7 @@ var Default Handlers
 // ctx ends when the task's timeout passes, when it is cancelled and when its lease
 // is lost. A goroutine cannot be killed: a handler that ignores ctx keeps its slot.
 //
-// It panics when the name is empty or taken, like http.Handle.
+// It panics when the name is empty, no UTF-8, or taken, like http.Handle.
 func Handle[In, Out any](name string, f func(ctx context.Context, in In) (Out, error)) {
 	HandleIn(&Default, name, f)
 }
@@ -43,6 +44,9 @@ func HandleIn[In, Out any](h *Handlers, name string, f func(ctx context.Context,
 	defer h.mu.Unlock()
 	if name == "" || len([]rune(name)) > task.MaxNameLength {
 		panic(fmt.Sprintf("worker: a handler's name has 1 to %d characters", task.MaxNameLength))
+	}
+	if !utf8.ValidString(name) {
+		panic(fmt.Sprintf("worker: a handler's name is UTF-8, %.64q is not", name))
 	}
 	if h.funcs[name] != nil {
 		panic(fmt.Sprintf("worker: two handlers named %q", name))

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
 	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
@@ -42,19 +40,16 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 		case <-ctx.Done():
 		}
 	})
-	pause := &backoff.ExponentialBackOff{
-		InitialInterval: a.cfg.ReconnectFirst, MaxInterval: a.cfg.ReconnectLast, Multiplier: 2, RandomizationFactor: 0.5,
-	}
-	pause.Reset()
+	pause := newPauses(a.cfg)
 	// Links that were left for others close while the next session is served.
 	var leaving sync.WaitGroup
 	defer leaving.Wait()
 	var next link.Conn
 	for {
 		moved := next != nil
-		var welcomed bool
+		var progress bool
 		var err error
-		welcomed, next, err = a.attach(ctx, next, &leaving)
+		progress, next, err = a.attach(ctx, next, &leaving)
 		var refused refusal
 		switch {
 		case errors.Is(err, errDrained) || a.drained() || ctx.Err() != nil:
@@ -68,11 +63,20 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 			// One that was moved to has no say: those that it comes from want it.
 			return err
 		}
-		if welcomed {
-			pause.Reset()
+		var done string
+		fault := refusedFrame(err)
+		if fault != nil {
+			done = a.undelivered(fault)
 		}
-		wait := pause.NextBackOff()
-		a.log.Warn("not attached to a dispatcher; dialling again", "error", err, "in", wait)
+		wait, say := pause.next(progress, fault != nil, time.Now())
+		switch {
+		case fault != nil && done != "":
+			a.log.Warn("the dispatcher did not take a report; dialling again", "error", err, "in", wait, "then", done)
+		case say:
+			a.log.Warn("not attached to a dispatcher; dialling again", "error", err, "in", wait, "times", pause.count)
+		default:
+			a.log.Debug("not attached to a dispatcher; dialling again", "error", err, "in", wait)
+		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -81,8 +85,9 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 }
 
 // attach serves a session until it ends, on conn or on a link that it dials. next is the
-// link that the worker moves to; leaving counts the ends of links that were left.
-func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGroup) (welcomed bool, next link.Conn, err error) {
+// link that the worker moves to; progress says that the dispatcher did more than welcome
+// it; leaving counts the ends of links that were left.
+func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGroup) (progress bool, next link.Conn, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if conn == nil {
@@ -114,7 +119,7 @@ func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGr
 	} else {
 		end()
 	}
-	return s.welcomed, s.next, err
+	return s.progress, s.next, err
 }
 
 // session is one attachment. Only its goroutine sends.
@@ -126,7 +131,8 @@ type session struct {
 	readErr error
 	ended   chan struct{}
 
-	welcomed  bool
+	// progress: the dispatcher has taken, or given, something.
+	progress  bool
 	drainSent bool
 	// slots is how many the dispatcher knows of.
 	slots int
@@ -294,7 +300,7 @@ func (s *session) hello(ctx context.Context) error {
 	a.mu.Unlock()
 	sentAt := time.Now()
 	err := s.conn.Send(&link.Hello{
-		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: hostname(), PID: os.Getpid(), Software: a.cfg.Software,
+		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: task.ClipText(hostname(), maxWorkerText), PID: os.Getpid(), Software: a.cfg.Software,
 		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: slots, MaxSlots: most, Held: held,
 		Moves: a.cfg.Move != nil,
 	})
@@ -333,6 +339,11 @@ func hostname() string {
 }
 
 func byeError(f *link.Bye) error {
+	if f.Retry && f.Refused != "" {
+		e := task.Errorf(task.CodeInvalid, "", "the dispatcher said good-bye: %s", f.Reason)
+		e.Field = f.Refused
+		return e
+	}
 	if f.Retry {
 		return fmt.Errorf("the dispatcher said good-bye: %s", f.Reason)
 	}
@@ -342,8 +353,8 @@ func byeError(f *link.Bye) error {
 // welcome takes the terms and offers every unacknowledged report again.
 func (s *session) welcome(w *link.Welcome, sentAt time.Time, held []link.Holding) {
 	a := s.agent
-	s.welcomed = true
 	a.mu.Lock()
+	a.alone = task.Token{}
 	a.terms, a.attached = *w, true
 	for _, h := range held {
 		if c := a.claims[h.Token]; c != nil {
@@ -380,10 +391,13 @@ func (s *session) frame(ctx context.Context, f link.Frame) error {
 	a := s.agent
 	switch f := f.(type) {
 	case *link.Offers:
+		s.progress = true
 		a.offered(f.Items)
 	case *link.Acks:
+		s.progress = true
 		a.acknowledged(f.Items)
 	case *link.BeatAck:
+		s.progress = true
 		s.beatAck(f)
 	case *link.Revoke:
 		a.revoked(f.Tokens)
@@ -489,9 +503,8 @@ func (s *session) flush() error {
 	if accepts := a.startedLocked(); len(accepts) > 0 {
 		frames = append(frames, &link.Accepts{Items: accepts})
 	}
-	if len(a.reports) > 0 {
-		frames = append(frames, &link.Outcomes{Items: a.reports})
-		a.reports = nil
+	if reports := a.outcomesLocked(); len(reports) > 0 {
+		frames = append(frames, &link.Outcomes{Items: reports})
 	}
 	if n := a.wantLocked(); n > 0 {
 		frames = append(frames, &link.Want{N: n})

@@ -37,13 +37,17 @@ func eachErr[A, B any](in []A, f func(A) (B, error)) ([]B, error) {
 	return out, nil
 }
 
-// batches cuts items so that the bytes of each batch stay near batchBytes.
+// batches cuts items so that the bytes of each batch stay near batchBytes and their number
+// within batchItems. size may be nil for items of a few dozen bytes.
 func batches[T any](items []T, size func(T) int) [][]T {
 	var out [][]T
 	start, sum := 0, 0
 	for i, it := range items {
-		n := min(size(it), chunkSize)
-		if i > start && sum+n > batchBytes {
+		n := 0
+		if size != nil {
+			n = size(it)
+		}
+		if i > start && (sum+n > batchBytes || i-start == batchItems) {
 			out = append(out, items[start:i])
 			start, sum = i, 0
 		}
@@ -156,6 +160,18 @@ func (c *chunker) reportOut(r link.Report) *treadlev1.Report {
 	}
 	return out
 }
+
+// reportSize is what a report takes in its message, in bytes: a large result is not in it.
+func reportSize(r link.Report) int {
+	n := min(len(r.Outcome.Result), chunkSize) + len(r.Outcome.Repr) + len(r.Log)
+	if f := r.Outcome.Failure; f != nil {
+		n += len(f.Type) + len(f.Message) + len(f.Traceback) + len(f.Pickle) + len(f.ForeignPickle)
+	}
+	return n
+}
+
+// reasonOut keeps a reason within what the peer takes.
+func reasonOut(s string) string { return task.ClipText(s, 2<<10) }
 
 // ends are the words that a worker may report.
 var ends = map[string]task.End{

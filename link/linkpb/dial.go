@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/link"
 )
 
@@ -64,7 +65,7 @@ func NewDialer(addresses []string, mode link.Mode, maxPayload int, options ...gr
 	}
 	limit := MessageLimit(maxPayload)
 	options = append([]grpc.DialOption{
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(limit), grpc.MaxCallSendMsgSize(limit)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(limit), grpc.MaxCallSendMsgSize(limit), grpc.ForceCodecV2(wire.Codec(maxPayload))),
 		grpc.WithInitialWindowSize(1 << 20),
 		grpc.WithInitialConnWindowSize(4 << 20),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
@@ -76,7 +77,7 @@ func NewDialer(addresses []string, mode link.Mode, maxPayload int, options ...gr
 
 // MessageLimit is the gRPC message limit that goes with a payload limit, on every
 // server, client and connection inside a process.
-func MessageLimit(maxPayload int) int { return 2*maxPayload + 1<<20 }
+func MessageLimit(maxPayload int) int { return wire.MessageLimit(maxPayload) }
 
 // Dial opens a stream to a dispatcher, whichever answers. ctx bounds the dialling only;
 // the connection lives until its Close.

@@ -1,15 +1,20 @@
 package linkpb
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // dispatcherCodec is the dispatcher's end: it sends DispatcherFrames.
 var dispatcherCodec = codec[treadlev1.DispatcherFrame, treadlev1.WorkerFrame]{
 	encode: encodeDispatcher,
+	refuse: refuseWorker,
 	decode: decodeWorker,
 	chunk: func(c *treadlev1.Chunk) *treadlev1.DispatcherFrame {
 		return &treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Chunk{Chunk: c}}
@@ -22,16 +27,20 @@ func encodeDispatcher(f link.Frame, c *chunker) ([]*treadlev1.DispatcherFrame, e
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Welcome{Welcome: welcomeOut(f)}}), nil
 	case *link.Offers:
 		var out []*treadlev1.DispatcherFrame
-		for _, part := range batches(f.Items, func(o link.Offer) int { return len(o.Args) }) {
+		for _, part := range batches(f.Items, func(o link.Offer) int { return min(len(o.Args), chunkSize) }) {
 			offers := &treadlev1.Offers{Items: each(part, c.offerOut)}
 			out = append(out, &treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Offers{Offers: offers}})
 		}
 		return out, nil
 	case *link.Acks:
-		items := each(f.Items, func(a link.Ack) *treadlev1.Ack {
-			return &treadlev1.Ack{Token: tokenOut(a.Token), Verdict: string(a.Verdict)}
-		})
-		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Acks{Acks: &treadlev1.Acks{Items: items}}}), nil
+		var out []*treadlev1.DispatcherFrame
+		for _, part := range batches(f.Items, nil) {
+			items := each(part, func(a link.Ack) *treadlev1.Ack {
+				return &treadlev1.Ack{Token: tokenOut(a.Token), Verdict: string(a.Verdict)}
+			})
+			out = append(out, &treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Acks{Acks: &treadlev1.Acks{Items: items}}})
+		}
+		return out, nil
 	case *link.BeatAck:
 		ack := &treadlev1.BeatAck{Seq: f.Seq, Stale: tokensOut(f.Stale)}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_BeatAck{BeatAck: ack}}), nil
@@ -45,17 +54,27 @@ func encodeDispatcher(f link.Frame, c *chunker) ([]*treadlev1.DispatcherFrame, e
 		b := &treadlev1.FunctionBytes{Hash: f.Hash[:], Bytes: c.value(f.Bytes), Missing: f.Missing}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_FunctionBytes{FunctionBytes: b}}), nil
 	case *link.Drain:
-		drain := &treadlev1.Drain{Reason: f.Reason}
+		drain := &treadlev1.Drain{Reason: reasonOut(f.Reason)}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Drain{Drain: drain}}), nil
 	case *link.Move:
-		move := &treadlev1.Move{Reason: f.Reason, Elsewhere: f.Elsewhere}
+		move := &treadlev1.Move{Reason: reasonOut(f.Reason), Elsewhere: f.Elsewhere}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Move{Move: move}}), nil
 	case *link.Bye:
-		bye := &treadlev1.Bye{Retry: f.Retry, Reason: f.Reason}
+		bye := &treadlev1.Bye{Retry: f.Retry, Reason: reasonOut(f.Reason), Refused: task.ClipText(f.Refused, maxRefused)}
 		return one(&treadlev1.DispatcherFrame{Kind: &treadlev1.DispatcherFrame_Bye{Bye: bye}}), nil
 	default:
 		return nil, fmt.Errorf("%T is not a frame that a dispatcher sends", f)
 	}
+}
+
+// maxRefused bounds the name of a refused field, in bytes.
+const maxRefused = 256
+
+// refuseWorker is the good-bye to a worker one of whose frames cannot be taken. A Hello
+// would be the same the next time; what else it sends may not be.
+func refuseWorker(err *wire.Error) link.Frame {
+	hello := err.Field == "hello" || strings.HasPrefix(err.Field, "hello.")
+	return &link.Bye{Retry: !hello, Reason: "a frame of this worker is refused: " + err.Error(), Refused: cmp.Or(err.Field, "frame")}
 }
 
 func one(m *treadlev1.DispatcherFrame) []*treadlev1.DispatcherFrame {

@@ -19,8 +19,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -31,6 +35,9 @@ const (
 	chunkSize = 256 << 10
 	// batchBytes is where a frame of many items is cut in two.
 	batchBytes = 1 << 20
+	// batchItems is the most items of one message: what a worker has to say after a reconnect
+	// may be thousands, and the receiver takes no more than wire.MaxItems.
+	batchItems = 1024
 	// maxQueued bounds the messages that a peer may leave unread.
 	maxQueued = 1 << 16
 	// flushTime is how long Close waits for a peer that reads nothing of what was sent before.
@@ -49,6 +56,9 @@ type codec[S, R any] struct {
 	encode func(link.Frame, *chunker) ([]*S, error)
 	decode func(*R, *assembler) (link.Frame, error)
 	chunk  func(*treadlev1.Chunk) *S
+	// refuse is what is said to a peer whose frame cannot be taken, before the link ends; nil
+	// at the worker's end, where the next session says all there is to say.
+	refuse func(*wire.Error) link.Frame
 }
 
 // conn implements link.Conn on a stream.
@@ -69,6 +79,7 @@ type conn[S, R any] struct {
 	chunks  chunker
 	closing bool
 	aborted bool
+	sendErr error         // why a message could not be sent, where that is the message's fault
 	written chan struct{} // closed when the writer has ended
 	sent    atomic.Uint64 // messages, so that Close sees a peer that reads
 
@@ -192,7 +203,12 @@ func (c *conn[S, R]) write() {
 			if err := c.stream.Send(m); err != nil {
 				c.mu.Lock()
 				c.closing, c.aborted = true, true
+				c.sendErr = unsendable(err)
+				lame := c.sendErr != nil && c.whole == nil
 				c.mu.Unlock()
+				if lame {
+					c.Close(err) // the stream itself goes on: its handler has to end it
+				}
 				return
 			}
 			c.sent.Add(1)
@@ -209,15 +225,16 @@ func (c *conn[S, R]) read() {
 	for {
 		m, err := c.stream.Recv()
 		if err != nil {
-			c.recvErr = err
-			if errors.Is(err, io.EOF) {
-				c.recvErr = link.ErrClosed
-			}
+			c.recvErr = c.ended(err)
+			return
+		}
+		if refusal := wire.Refusal(any(m).(proto.Message)); refusal != nil {
+			c.refuse(refusal)
 			return
 		}
 		f, err := c.codec.decode(m, &parts)
 		if err != nil {
-			c.recvErr = task.Errorf(task.CodeInvalid, "", "the peer sent a malformed frame: %w", err)
+			c.refuse(&wire.Error{Field: kindOf(any(m).(proto.Message)), Text: err.Error()})
 			return
 		}
 		if f == nil {
@@ -230,6 +247,59 @@ func (c *conn[S, R]) read() {
 	}
 }
 
+// refuse ends the reading for the sake of a frame that cannot be taken, and tells the peer.
+func (c *conn[S, R]) refuse(err *wire.Error) {
+	e := task.Errorf(task.CodeInvalid, "", "the peer sent a malformed frame: %w", err)
+	e.Field = err.Field
+	c.recvErr = e
+	if c.codec.refuse != nil {
+		_ = c.Send(c.codec.refuse(err)) // a link that is closing has nobody to tell
+	}
+}
+
+// kindOf names the kind of a frame.
+func kindOf(m proto.Message) string {
+	r := m.ProtoReflect()
+	if f := r.WhichOneof(r.Descriptor().Oneofs().ByName("kind")); f != nil {
+		return string(f.Name())
+	}
+	return ""
+}
+
+// ended is the error of a stream that has ended. What became of a message of ours goes
+// before what the stream says of its end.
+func (c *conn[S, R]) ended(err error) error {
+	c.mu.Lock()
+	sendErr := c.sendErr
+	c.mu.Unlock()
+	switch {
+	case sendErr != nil:
+		return sendErr
+	case errors.Is(err, io.EOF):
+		return link.ErrClosed
+	case c.whole != nil && status.Code(err) == codes.InvalidArgument:
+		// A dispatcher without a word of its own for it.
+		return task.Errorf(task.CodeInvalid, "", "the dispatcher refused a frame: %w", err)
+	}
+	return err
+}
+
+// unsendable tells an error of a message from one of the stream: the same message would
+// fail on the next stream too. It returns nil for the latter.
+func unsendable(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil // the stream has ended; receiving says why
+	}
+	switch status.Code(err) {
+	case codes.ResourceExhausted:
+		return task.Errorf(task.CodeTooLarge, "", "a frame cannot be sent: %w", err)
+	case codes.Internal:
+		return task.Errorf(task.CodeInvalid, "", "a frame cannot be sent: %w", err)
+	default:
+		return nil
+	}
+}
+
 // Recv implements link.Conn.
 func (c *conn[S, R]) Recv() (link.Frame, error) {
 	select {
@@ -239,6 +309,11 @@ func (c *conn[S, R]) Recv() (link.Frame, error) {
 		}
 		return f, nil
 	case <-c.closed:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.sendErr != nil {
+			return nil, c.sendErr
+		}
 		return nil, link.ErrClosed
 	}
 }

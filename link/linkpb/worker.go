@@ -29,13 +29,17 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 			Moves: f.Moves, MaxSlots: int32(f.MaxSlots),
 		}}}), nil
 	case *link.Accepts:
-		items := each(f.Items, func(a link.Accept) *treadlev1.Accept {
-			return &treadlev1.Accept{Token: tokenOut(a.Token), Ago: durationOut(a.Ago)}
-		})
-		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Accepts{Accepts: &treadlev1.Accepts{Items: items}}}), nil
+		var out []*treadlev1.WorkerFrame
+		for _, part := range batches(f.Items, nil) {
+			items := each(part, func(a link.Accept) *treadlev1.Accept {
+				return &treadlev1.Accept{Token: tokenOut(a.Token), Ago: durationOut(a.Ago)}
+			})
+			out = append(out, &treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Accepts{Accepts: &treadlev1.Accepts{Items: items}}})
+		}
+		return out, nil
 	case *link.Outcomes:
 		var out []*treadlev1.WorkerFrame
-		for _, part := range batches(f.Items, func(r link.Report) int { return len(r.Outcome.Result) + len(r.Log) }) {
+		for _, part := range batches(f.Items, reportSize) {
 			out = append(out, lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Outcomes{Outcomes: &treadlev1.Outcomes{Items: each(part, c.reportOut)}}})...)
 		}
 		return out, nil
@@ -49,9 +53,9 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 	case *link.Output:
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Output{Output: &treadlev1.Output{Token: tokenOut(f.Token), Data: f.Bytes}}}), nil
 	case *link.Drain:
-		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Drain{Drain: &treadlev1.Drain{Reason: f.Reason}}}), nil
+		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Drain{Drain: &treadlev1.Drain{Reason: reasonOut(f.Reason)}}}), nil
 	case *link.Bye:
-		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Bye{Bye: &treadlev1.Bye{Retry: f.Retry, Reason: f.Reason}}}), nil
+		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Bye{Bye: &treadlev1.Bye{Retry: f.Retry, Reason: reasonOut(f.Reason)}}}), nil
 	default:
 		return nil, fmt.Errorf("%T is not a frame that a worker sends", f)
 	}
@@ -95,7 +99,7 @@ func decodeDispatcher(m *treadlev1.DispatcherFrame, a *assembler) (link.Frame, e
 	case *treadlev1.DispatcherFrame_Move:
 		return &link.Move{Reason: k.Move.GetReason(), Elsewhere: k.Move.GetElsewhere()}, nil
 	case *treadlev1.DispatcherFrame_Bye:
-		return &link.Bye{Retry: k.Bye.GetRetry(), Reason: k.Bye.GetReason()}, nil
+		return &link.Bye{Retry: k.Bye.GetRetry(), Reason: k.Bye.GetReason(), Refused: k.Bye.GetRefused()}, nil
 	default:
 		return nil, fmt.Errorf("a frame of kind %T from a dispatcher", k)
 	}

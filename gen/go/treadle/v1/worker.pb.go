@@ -2095,8 +2095,12 @@ type Bye struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From a dispatcher: whether the worker should dial again. From a worker: that it goes
 	// on in another session.
-	Retry         bool   `protobuf:"varint,1,opt,name=retry,proto3" json:"retry,omitempty"`
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Retry  bool   `protobuf:"varint,1,opt,name=retry,proto3" json:"retry,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// From a dispatcher that refused a frame of the worker: the field that is malformed or
+	// over its limit, as in "outcomes.items[3].end". A worker must not send the same again
+	// for ever.
+	Refused       string `protobuf:"bytes,3,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2141,6 +2145,13 @@ func (x *Bye) GetRetry() bool {
 func (x *Bye) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Bye) GetRefused() string {
+	if x != nil {
+		return x.Refused
 	}
 	return ""
 }
@@ -2288,10 +2299,11 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"<\n" +
 	"\x04Move\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1c\n" +
-	"\telsewhere\x18\x02 \x01(\bR\telsewhere\"3\n" +
+	"\telsewhere\x18\x02 \x01(\bR\telsewhere\"M\n" +
 	"\x03Bye\x12\x14\n" +
 	"\x05retry\x18\x01 \x01(\bR\x05retry\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason2\x93\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\tR\arefused2\x93\x01\n" +
 	"\rWorkerService\x12@\n" +
 	"\x04Push\x12\x17.treadle.v1.WorkerFrame\x1a\x1b.treadle.v1.DispatcherFrame(\x010\x01\x12@\n" +
 	"\x04Pull\x12\x17.treadle.v1.WorkerFrame\x1a\x1b.treadle.v1.DispatcherFrame(\x010\x01B<Z:github.com/treadle-dev/treadle/gen/go/treadle/v1;treadlev1b\x06proto3"

@@ -940,20 +940,27 @@ class Bye(_message.Message):
 
     RETRY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     retry: _builtins.bool
     """From a dispatcher: whether the worker should dial again. From a worker: that it goes
     on in another session.
     """
     reason: _builtins.str
+    refused: _builtins.str
+    """From a dispatcher that refused a frame of the worker: the field that is malformed or
+    over its limit, as in "outcomes.items[3].end". A worker must not send the same again
+    for ever.
+    """
     def __init__(
         self,
         *,
         retry: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "retry", b"retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "refused", b"refused", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

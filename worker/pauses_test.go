@@ -1,0 +1,41 @@
+package worker
+
+import (
+	"testing"
+	"time"
+)
+
+// Pauses after refusals grow to 30 s, those after links that fail to a second; the log tells
+// of the first and then once a minute; progress begins anew.
+func TestPauses(t *testing.T) {
+	cfg := Config{ReconnectFirst: 20 * time.Millisecond, ReconnectLast: time.Second, RefusedLast: refusedLast}
+	p := newPauses(cfg)
+	now := time.Now()
+	said, longest := 0, time.Duration(0)
+	for range 40 {
+		wait, say := p.next(false, true, now)
+		if say {
+			said++
+		}
+		longest = max(longest, wait)
+		now = now.Add(wait)
+	}
+	if longest < 15*time.Second || longest > 45*time.Second {
+		t.Errorf("the longest pause is %s, want about 30 s", longest)
+	}
+	if minutes := int(now.Sub(p.said)/sayEvery) + said; said < 2 || minutes > 40 {
+		t.Errorf("the log told %d times", said)
+	}
+	if _, say := p.next(true, false, now); !say {
+		t.Error("a failure after progress is not told")
+	}
+	if wait, _ := p.next(false, true, now); wait > 40*time.Millisecond {
+		t.Errorf("the first pause after progress is %s", wait)
+	}
+	p = newPauses(cfg)
+	for range 40 {
+		if wait, _ := p.next(false, false, now); wait > 1500*time.Millisecond {
+			t.Fatalf("a link that fails is dialled again after %s", wait)
+		}
+	}
+}
