@@ -359,7 +359,7 @@ func TestCancelRunning(t *testing.T) {
 	f.agent(d, link.Push, 1, h)
 	ids, ends := f.submit("hang", 2, nil)
 	<-started
-	if _, err := f.store.Cancel(t.Context(), time.Now(), ids[:1]); err != nil {
+	if _, err := f.store.Cancel(t.Context(), time.Now(), ids[:1], false); err != nil {
 		t.Fatal(err)
 	}
 	f.wait(ends, 5*time.Second)

@@ -475,7 +475,7 @@ func (s *sim) submit() {
 }
 
 func (s *sim) cancel(id task.ID) {
-	got, err := s.store.Cancel(context.Background(), s.now, []task.ID{id})
+	got, err := s.store.Cancel(context.Background(), s.now, []task.ID{id}, false)
 	s.must(err)
 	if got[0].Status == task.Cancelled {
 		s.tasks[id].cancelled = true

@@ -128,7 +128,7 @@ func (f fabric) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest
 	if err != nil {
 		return nil, err
 	}
-	records, err := f.s.cfg.Store.Cancel(ctx, f.s.cfg.Now(), []task.ID{id})
+	records, err := f.s.cfg.Store.Cancel(ctx, f.s.cfg.Now(), []task.ID{id}, req.GetOnlyQueued())
 	if err != nil {
 		return nil, err
 	}

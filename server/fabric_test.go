@@ -514,6 +514,10 @@ func TestWatchAndCancel(t *testing.T) {
 	want("QUEUED")
 	c := e.claim()
 	want("RUNNING")
+	left, err := e.fabric.CancelTask(ctx, &treadlev1.CancelTaskRequest{TaskId: id, OnlyQueued: true})
+	if err != nil || left.GetStatus() != treadlev1.Task_RUNNING {
+		t.Fatalf("one that runs is left alone: %v, %v", left, err)
+	}
 	cancelled, err := e.fabric.CancelTask(ctx, &treadlev1.CancelTaskRequest{TaskId: id})
 	if err != nil || cancelled.GetStatus() != treadlev1.Task_CANCELLED || cancelled.GetError().GetErrorType() != "Cancelled" {
 		t.Fatalf("%v, %v", cancelled, err)

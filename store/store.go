@@ -119,8 +119,9 @@ type Tasks interface {
 	// as q.Before for the following page, zero when the listing is complete.
 	ListTasks(ctx context.Context, q ListQuery) (page []*task.Task, next task.ID, err error)
 	// Cancel ends unfinished tasks (T9), rings [Done] and, where a session holds one,
-	// [Revoked]. It answers with the record after the call; a nil entry is an unknown id.
-	Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*task.Task, error)
+	// [Revoked]. With onlyQueued it leaves RUNNING ones alone, an offer that has not started
+	// is taken back. It answers with the record after the call; a nil entry is an unknown id.
+	Cancel(ctx context.Context, now time.Time, ids []task.ID, onlyQueued bool) ([]*task.Task, error)
 	// Log returns what is kept of an attempt's output: its last [task.MaxLog] bytes.
 	// Attempt 0 means the latest one. An attempt without output has an empty log;
 	// CodeNotFound for an unknown task.

@@ -261,6 +261,9 @@ func TestWatchAndCancel(t *testing.T) {
 			if *task.Options.Priority != 9 || task.Priority != 9 {
 				t.Errorf("%+v", task)
 			}
+			if task, err := c.CancelQueued(ctx, id); err != nil || task.Status != treadle.Running {
+				t.Fatalf("one that runs is left alone: %v, %v", task, err)
+			}
 			if _, err := c.Cancel(ctx, id); err != nil {
 				t.Fatal(err)
 			}

@@ -147,6 +147,16 @@ func (c *Client) Cancel(ctx context.Context, id string) (*Task, error) {
 	return taskOf(p), nil
 }
 
+// CancelQueued is [Client.Cancel] for a task whose attempt has not started: one that
+// runs is left alone and returned as it is.
+func (c *Client) CancelQueued(ctx context.Context, id string) (*Task, error) {
+	p, err := call(ctx, c, "CancelTask", c.rpc.CancelTask, &treadlev1.CancelTaskRequest{TaskId: id, OnlyQueued: true})
+	if err != nil {
+		return nil, err
+	}
+	return taskOf(p), nil
+}
+
 // Logs returns what an attempt printed; attempt 0 means the latest one.
 func (c *Client) Logs(ctx context.Context, id string, attempt int) (*Logs, error) {
 	p, err := call(ctx, c, "GetLogs", c.rpc.GetLogs, &treadlev1.GetLogsRequest{TaskId: id, Attempt: *int32Of(&attempt)})

@@ -178,6 +178,7 @@ func newLogsCommand() *cobra.Command {
 }
 
 func newCancelCommand() *cobra.Command {
+	var onlyQueued bool
 	cmd := &cobra.Command{
 		Use:   "cancel TASK_ID...",
 		Short: "Cancel tasks: they never complete, and running attempts are stopped",
@@ -187,11 +188,16 @@ is. The exit code is 1 when one of them is unknown.`,
   treadle tasks --status QUEUED --json | jq -r .task_id | xargs treadle cancel`,
 		Args: arguments(1, -1, "at least one TASK_ID"),
 	}
+	cmd.Flags().BoolVar(&onlyQueued, "only-queued", false, "leave tasks alone whose attempt has started")
 	return clientCommand(cmd, "print each task's record, one JSON object a line",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
 			var failed []error
 			for _, id := range args {
-				t, err := c.Cancel(cmd.Context(), id)
+				cancel := c.Cancel
+				if onlyQueued {
+					cancel = c.CancelQueued
+				}
+				t, err := cancel(cmd.Context(), id)
 				if errors.Is(err, treadle.ErrUnavailable) {
 					return errors.Join(append(failed, err)...)
 				}

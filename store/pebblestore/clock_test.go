@@ -217,7 +217,7 @@ func TestLeapFreezesNoDelay(t *testing.T) {
 				f.c.wall += leap
 				if how == "restart" {
 					// A commit that has nothing to do with it writes the clock as it is now.
-					if _, err := f.s.Cancel(context.Background(), f.c.now(t), []task.ID{f.submit(t)}); err != nil {
+					if _, err := f.s.Cancel(context.Background(), f.c.now(t), []task.ID{f.submit(t)}, false); err != nil {
 						t.Fatal(err)
 					}
 					f.reap(t)

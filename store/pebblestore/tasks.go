@@ -295,7 +295,7 @@ func (s *Store) Result(ctx context.Context, id task.ID) (*task.Task, []byte, err
 }
 
 // Cancel implements [store.Tasks].
-func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*task.Task, error) {
+func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID, onlyQueued bool) ([]*task.Task, error) {
 	const op = "cancel"
 	if err := s.enter(op); err != nil {
 		return nil, err
@@ -307,6 +307,10 @@ func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*ta
 		for i, id := range ids {
 			e := s.ix.entries[id]
 			if e == nil || !s.load(e) {
+				continue
+			}
+			if onlyQueued && e.t.Status == task.Running {
+				out[i] = e.t.Clone()
 				continue
 			}
 			if e.t.Status == task.Running && seededbug.On(seededbug.LostCancel) {

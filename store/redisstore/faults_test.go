@@ -159,7 +159,7 @@ func TestLostAnswers(t *testing.T) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		lose("cancel", func() error {
-			got, err := s.Cancel(ctx, time.Now(), []task.ID{withKey.Task.ID})
+			got, err := s.Cancel(ctx, time.Now(), []task.ID{withKey.Task.ID}, false)
 			if err == nil && got[0].Status != task.Cancelled {
 				t.Errorf("cancel: %+v", got[0])
 			}
@@ -345,7 +345,7 @@ func TestReplicated(t *testing.T) {
 	if got, err := other.Settle(t.Context(), time.Now(), settle); task.CodeOf(err) != task.CodeUnavailable {
 		t.Fatalf("the report again without a replica: %v, %v", got, err)
 	}
-	if got, err := other.Cancel(t.Context(), time.Now(), []task.ID{first.Task.ID}); task.CodeOf(err) != task.CodeUnavailable {
+	if got, err := other.Cancel(t.Context(), time.Now(), []task.ID{first.Task.ID}, false); task.CodeOf(err) != task.CodeUnavailable {
 		t.Fatalf("the cancel of a task whose end no replica has: %+v, %v", got, err)
 	}
 	if got, err := other.Task(t.Context(), task.ID{1}); task.CodeOf(err) != task.CodeUnavailable {
@@ -439,7 +439,7 @@ func TestTwoProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%2 == 0 {
-			if _, err := b.Cancel(t.Context(), time.Now(), []task.ID{c.Token.Task}); err != nil {
+			if _, err := b.Cancel(t.Context(), time.Now(), []task.ID{c.Token.Task}, false); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -342,7 +342,7 @@ func (s *Store) Settle(ctx context.Context, now time.Time, items []store.Settlem
 func tail(log []byte) []byte { return log[max(0, len(log)-task.MaxLog):] }
 
 // Cancel implements [store.Tasks].
-func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*task.Task, error) {
+func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID, onlyQueued bool) ([]*task.Task, error) {
 	const op = "cancel"
 	if err := s.enter(ctx, op); err != nil {
 		return nil, err
@@ -350,7 +350,9 @@ func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID) ([]*ta
 	defer s.leave()
 	moves := make([]*move, len(ids))
 	for i, id := range ids {
-		moves[i] = &move{id: id, forced: true, apply: func(_ *record, t *task.Task, at time.Time) bool { return t.Cancel(at) }}
+		moves[i] = &move{id: id, forced: true, apply: func(_ *record, t *task.Task, at time.Time) bool {
+			return !(onlyQueued && t.Status == task.Running) && t.Cancel(at)
+		}}
 	}
 	if err := s.perform(ctx, op, now, moves); err != nil {
 		return nil, err

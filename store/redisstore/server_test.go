@@ -431,7 +431,7 @@ func walkShards(t *testing.T, s *Store, clock *fakeClock) {
 	if got, err := s.Submit(ctx, clock.Now(), again[:1]); err != nil || got[0].Duplicate || got[0].Err != nil {
 		t.Fatalf("a key after retention: %+v, %v", got, err)
 	}
-	if _, err := s.Cancel(ctx, clock.Now(), []task.ID{again[0].Task.ID}); err != nil {
+	if _, err := s.Cancel(ctx, clock.Now(), []task.ID{again[0].Task.ID}, false); err != nil {
 		t.Fatal(err)
 	}
 	clock.Advance(s.opts.Retention + time.Second)

@@ -215,10 +215,10 @@ func (t *tap) Submit(ctx context.Context, now time.Time, items []store.Submissio
 }
 
 // Cancel implements store.Tasks.
-func (t *tap) Cancel(ctx context.Context, now time.Time, ids []task.ID) (out []*task.Task, err error) {
+func (t *tap) Cancel(ctx context.Context, now time.Time, ids []task.ID, onlyQueued bool) (out []*task.Task, err error) {
 	by := t.shift()
 	err = through(t, "cancel", func() error {
-		out, err = t.Store.Cancel(ctx, now.Add(by), ids)
+		out, err = t.Store.Cancel(ctx, now.Add(by), ids, onlyQueued)
 		return err
 	}, func() (list []Item) {
 		for _, o := range out {

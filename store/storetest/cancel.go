@@ -11,12 +11,13 @@ var cancelTests = []test{
 	{"Running", testCancelRunning},
 	{"Delayed", testCancelDelayed},
 	{"FinishedStays", testCancelFinished},
+	{"OnlyQueued", testCancelOnlyQueued},
 	{"UnknownIsNil", testCancelUnknown},
 }
 
 func (e *env) cancel(ids ...task.ID) []*task.Task {
 	e.Helper()
-	got, err := e.Store.Cancel(e.Context(), e.Now(), ids)
+	got, err := e.Store.Cancel(e.Context(), e.Now(), ids, false)
 	e.must(err)
 	if len(got) != len(ids) {
 		e.Fatalf("%d answers to %d ids", len(got), len(ids))
@@ -111,4 +112,29 @@ func testCancelUnknown(e *env) {
 	if got[0] != nil || got[2] != nil || got[1] == nil || got[3] == nil || got[1].Status != task.Cancelled {
 		e.Fatalf("answered %v", got)
 	}
+}
+
+func testCancelOnlyQueued(e *env) {
+	running := e.submit()
+	c := e.claimOne()
+	e.start(c.Token)
+	offered := e.submit()
+	o := e.claimOne()
+	queued, ended := e.submit(), e.submit()
+	e.cancel(ended)
+	got, err := e.Store.Cancel(e.Context(), e.Now(), []task.ID{running, offered, queued, ended, newID()}, true)
+	e.must(err)
+	for i, want := range []task.Status{task.Running, task.Cancelled, task.Cancelled, task.Cancelled} {
+		if got[i] == nil || got[i].Status != want {
+			e.Errorf("answer %d is %+v, want %s", i, got[i], want)
+		}
+	}
+	if got[4] != nil {
+		e.Errorf("an unknown id is %+v", got[4])
+	}
+	e.settle(o.Token, success("1"), task.VerdictStale)
+	// The one that ran goes on, and its result counts.
+	e.wantStatus(running, task.Running)
+	e.settle(c.Token, success("1"), task.VerdictRecorded)
+	e.wantStatus(running, task.Completed)
 }

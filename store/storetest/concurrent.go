@@ -119,7 +119,7 @@ func testConcurrentCancel(e *env) {
 		})
 		var seen *task.Task
 		wg.Go(func() {
-			got, err := e.Store.Cancel(e.Context(), e.Now(), []task.ID{id})
+			got, err := e.Store.Cancel(e.Context(), e.Now(), []task.ID{id}, false)
 			if !e.failed(err) {
 				seen = got[0]
 			}
@@ -192,7 +192,7 @@ func testConcurrentEverything(e *env) {
 				submitted = append(submitted, id)
 				mu.Unlock()
 				if rand.IntN(10) == 0 {
-					if _, err := e.Store.Cancel(e.Context(), e.Now(), []task.ID{id}); e.failed(err) {
+					if _, err := e.Store.Cancel(e.Context(), e.Now(), []task.ID{id}, false); e.failed(err) {
 						return
 					}
 				}

@@ -46,7 +46,7 @@ func testClosed(e *env) {
 		"Tasks":           func() error { _, err := s.Tasks(ctx, []task.ID{id}); return err },
 		"Result":          func() error { _, _, err := s.Result(ctx, id); return err },
 		"ListTasks":       func() error { _, _, err := s.ListTasks(ctx, store.ListQuery{Limit: 1}); return err },
-		"Cancel":          func() error { _, err := s.Cancel(ctx, now, []task.ID{id}); return err },
+		"Cancel":          func() error { _, err := s.Cancel(ctx, now, []task.ID{id}, false); return err },
 		"Log":             func() error { _, err := s.Log(ctx, id, 0); return err },
 		"QueueStats":      func() error { _, err := s.QueueStats(ctx); return err },
 		"Claim":           func() error { _, err := s.Claim(ctx, now, []store.ClaimRequest{e.request(1)}); return err },

@@ -106,7 +106,7 @@ func (h *history) walk() {
 	}
 	// Leave nothing behind that another history could meet.
 	h.did = "clean up"
-	got, err := h.Store.Cancel(h.Context(), h.Now(), h.m.ids)
+	got, err := h.Store.Cancel(h.Context(), h.Now(), h.m.ids, false)
 	if err != nil || len(got) != len(h.m.ids) {
 		h.fatal("cancel: %v", err)
 	}
@@ -242,7 +242,7 @@ func (h *history) cancelSome() {
 	}
 	id := h.m.ids[h.rng.IntN(len(h.m.ids))]
 	now := h.Now()
-	got, err := h.Store.Cancel(h.Context(), now, []task.ID{id})
+	got, err := h.Store.Cancel(h.Context(), now, []task.ID{id}, false)
 	if err != nil {
 		h.fatal("%v", err)
 	}

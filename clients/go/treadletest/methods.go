@@ -348,6 +348,9 @@ func (s *Server) CancelTask(_ context.Context, req *treadlev1.CancelTaskRequest)
 	if err != nil {
 		return nil, err
 	}
+	if t, _, _ := s.snapshot(r); req.GetOnlyQueued() && t.GetStatus() == treadlev1.Task_RUNNING {
+		return t, nil
+	}
 	s.update(r, func(t *treadlev1.Task) {
 		t.Status, t.FinishedAt = treadlev1.Task_CANCELLED, now()
 		t.Error = &treadlev1.TaskError{ErrorType: "Cancelled", Message: "cancelled by a client", TaskId: t.GetTaskId()}

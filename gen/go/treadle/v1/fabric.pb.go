@@ -1901,8 +1901,10 @@ func (x *WatchTaskRequest) GetTaskId() string {
 }
 
 type CancelTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Leaves a task alone whose attempt has started: the answer says RUNNING.
+	OnlyQueued    bool `protobuf:"varint,2,opt,name=only_queued,json=onlyQueued,proto3" json:"only_queued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1942,6 +1944,13 @@ func (x *CancelTaskRequest) GetTaskId() string {
 		return x.TaskId
 	}
 	return ""
+}
+
+func (x *CancelTaskRequest) GetOnlyQueued() bool {
+	if x != nil {
+		return x.OnlyQueued
+	}
+	return false
 }
 
 type GetLogsRequest struct {
@@ -2764,9 +2773,11 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x05tasks\x18\x01 \x03(\v2\x10.treadle.v1.TaskR\x05tasks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"+\n" +
 	"\x10WatchTaskRequest\x12\x17\n" +
-	"\atask_id\x18\x01 \x01(\tR\x06taskId\",\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\"M\n" +
 	"\x11CancelTaskRequest\x12\x17\n" +
-	"\atask_id\x18\x01 \x01(\tR\x06taskId\"C\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1f\n" +
+	"\vonly_queued\x18\x02 \x01(\bR\n" +
+	"onlyQueued\"C\n" +
 	"\x0eGetLogsRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\"Q\n" +

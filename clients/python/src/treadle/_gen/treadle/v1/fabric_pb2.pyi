@@ -930,15 +930,19 @@ class CancelTaskRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
+    ONLY_QUEUED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    only_queued: _builtins.bool
+    """Leaves a task alone whose attempt has started: the answer says RUNNING."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
+        only_queued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_queued", b"only_queued", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
