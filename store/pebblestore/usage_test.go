@@ -63,7 +63,7 @@ func TestUsageAfterAnotherBuild(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	clock := clockRow{now: f.clock.Now().Add(time.Second), seq: 1000}
+	clock := clockRow{now: f.clock.Now().Add(time.Second), seq: 1000, commits: f.s.commits + 1}
 	if err := b.Set(keyClock, clock.append(nil), nil); err != nil {
 		t.Fatal(err)
 	}
