@@ -1,6 +1,7 @@
 package linkpb
 
 import (
+	"errors"
 	"fmt"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
@@ -37,7 +38,7 @@ func (c *chunker) take() []*treadlev1.Chunk {
 	return out
 }
 
-// Bounds of what a peer may leave half sent.
+// Bounds of what a peer may leave half sent, where a payload limit does not say less.
 const (
 	maxPartial      = 1 << 30
 	maxPartialCount = 4096
@@ -45,6 +46,12 @@ const (
 
 // assembler puts chunks together on the receiving side.
 type assembler struct {
+	// maxValue bounds one value and maxTotal all that are under way, in bytes; 0 for
+	// [maxPartial]. A value over it is counted and not kept.
+	maxValue, maxTotal int
+	// waits refuses chunks until the peer has said Hello.
+	waits bool
+
 	parts map[uint64]partial
 	// size is the room that parts take or have announced, in bytes.
 	size int
@@ -55,27 +62,69 @@ type partial struct {
 	data []byte
 	// room is its share of assembler.size.
 	room int
+	// dropped: the value is too large, its bytes are not kept.
+	dropped bool
+	// length is how much of it has arrived.
+	length int
+}
+
+// newAssembler is the assembler for the dispatcher's end: a worker's values are results.
+func newAssembler(maxPayload int) assembler {
+	return assembler{maxValue: maxPayload, maxTotal: 2*maxPayload + 16<<20, waits: true}
+}
+
+// errTooLarge is the error of a value that was not kept.
+type errTooLarge struct {
+	size  uint64
+	limit int
+}
+
+func (e errTooLarge) Error() string {
+	return fmt.Sprintf("a value of %d bytes: the limit is %d (--max-payload)", e.size, e.limit)
+}
+
+// limits are maxValue and maxTotal with their defaults.
+func (a *assembler) limits() (value, total int) {
+	value, total = a.maxValue, a.maxTotal
+	if value == 0 {
+		value = maxPartial
+	}
+	if total == 0 {
+		total = maxPartial
+	}
+	return value, total
 }
 
 func (a *assembler) add(c *treadlev1.Chunk) error {
 	if c.GetValue() == 0 || len(c.GetData()) == 0 || len(c.GetData()) > chunkSize {
 		return fmt.Errorf("chunk of value %d has %d bytes: want 1 to %d", c.GetValue(), len(c.GetData()), chunkSize)
 	}
+	if a.waits {
+		return errors.New("chunk: the first frame must be Hello")
+	}
+	maxValue, maxTotal := a.limits()
 	p, begun := a.parts[c.GetValue()]
 	room := p.room
 	if !begun {
 		room = int(min(c.GetSize(), maxPartial+1))
 	}
-	room = max(room, len(p.data)+len(c.GetData()))
+	p.length += len(c.GetData())
+	room = max(room, p.length)
+	if p.dropped = p.dropped || a.maxValue > 0 && room > maxValue; p.dropped {
+		room, p.data = 0, nil
+	}
 	a.size += room - p.room
-	if a.size > maxPartial || !begun && len(a.parts) >= maxPartialCount {
+	if a.size > maxTotal || !begun && len(a.parts) >= maxPartialCount {
 		return fmt.Errorf("%d values with %d bytes in chunks that no frame named", len(a.parts), a.size)
 	}
-	if !begun {
+	if !begun && !p.dropped {
 		// A value that announces its length gets its memory at once, and no more than it needs.
 		p.data = make([]byte, 0, room)
 	}
-	p.data, p.room = append(p.data, c.GetData()...), room
+	if !p.dropped {
+		p.data = append(p.data, c.GetData()...)
+	}
+	p.room = room
 	if a.parts == nil {
 		a.parts = map[uint64]partial{}
 	}
@@ -89,6 +138,10 @@ func (a *assembler) value(v *treadlev1.Value) ([]byte, error) {
 		return v.GetInline(), nil
 	}
 	p := a.parts[v.GetChunked()]
+	if p.dropped {
+		delete(a.parts, v.GetChunked())
+		return nil, errTooLarge{v.GetSize(), a.maxValue}
+	}
 	if len(p.data) == 0 || uint64(len(p.data)) != v.GetSize() {
 		return nil, fmt.Errorf("value %d has %d bytes in chunks, the frame says %d", v.GetChunked(), len(p.data), v.GetSize())
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/task"
 )
 
 func TestChunks(t *testing.T) {
@@ -73,5 +74,59 @@ func TestChunksRefuse(t *testing.T) {
 		if _, err := a.value(v); err == nil {
 			t.Errorf("%v is resolved", v)
 		}
+	}
+}
+
+// A result over the payload limit is not kept, whatever its chunks announce, and fails its
+// task alone; one at the limit passes. Nothing is kept before Hello.
+func TestResultsAreHeldToThePayloadLimit(t *testing.T) {
+	const limit = 3 * chunkSize
+	for _, size := range []int{limit, limit + 1} {
+		for _, announced := range []bool{true, false} {
+			var c chunker
+			a := newAssembler(limit)
+			v := c.value(make([]byte, size))
+			chunks := c.take()
+			if err := a.add(chunks[0]); err == nil {
+				t.Fatal("a chunk before Hello is kept")
+			}
+			a.waits = false
+			for _, chunk := range chunks {
+				if !announced {
+					chunk.Size = 0
+				}
+				if err := a.add(chunk); err != nil {
+					t.Fatal(err)
+				}
+				if a.size > limit {
+					t.Fatalf("%d bytes are kept", a.size)
+				}
+			}
+			id := make([]byte, 16)
+			r, err := a.reportIn(&treadlev1.Report{Token: &treadlev1.Token{TaskId: id, ClaimId: id}, End: "succeeded", Result: v})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := task.EndSucceeded
+			if size > limit {
+				want = task.EndExhausted
+			}
+			if r.Outcome.End != want || want == task.EndSucceeded && len(r.Outcome.Result) != size {
+				t.Errorf("%d bytes, announced %v: reported as %s with %d bytes", size, announced, r.Outcome.End, len(r.Outcome.Result))
+			}
+			if a.size != 0 || len(a.parts) != 0 {
+				t.Errorf("%d bytes of %d values are left", a.size, len(a.parts))
+			}
+		}
+	}
+	// What is under way in all is bounded, too.
+	a := newAssembler(limit)
+	a.waits = false
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		err = a.add(&treadlev1.Chunk{Value: uint64(i + 1), Size: limit, Data: make([]byte, 1)})
+	}
+	if err == nil || a.size > 2*limit+16<<20+limit {
+		t.Errorf("%d bytes are under way: %v", a.size, err)
 	}
 }

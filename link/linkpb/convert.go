@@ -1,6 +1,7 @@
 package linkpb
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -191,6 +192,13 @@ func (a *assembler) reportIn(r *treadlev1.Report) (link.Report, error) {
 		return link.Report{}, fmt.Errorf("report: %q is not an end that a worker may report", task.ClipText(r.GetEnd(), 64))
 	}
 	result, err := a.value(r.GetResult())
+	var large errTooLarge
+	if errors.As(err, &large) {
+		// It ends the task, as no other attempt would do better, and nobody's session.
+		out := task.Fail(task.EndExhausted, fmt.Sprintf("the result has %d bytes, the limit is %d (--max-payload)", large.size, large.limit))
+		out.RunTime = r.GetRunTime().AsDuration()
+		return link.Report{Token: tok, Log: r.GetLog(), Outcome: out}, nil
+	}
 	if err != nil {
 		return link.Report{}, fmt.Errorf("report: result: %w", err)
 	}

@@ -87,6 +87,7 @@ func decodeWorker(m *treadlev1.WorkerFrame, a *assembler) (link.Frame, error) {
 		return nil, a.add(k.Chunk)
 	case *treadlev1.WorkerFrame_Hello:
 		held, err := eachErr(k.Hello.GetHeld(), holdingIn)
+		a.waits = false
 		return &link.Hello{
 			Version: int(k.Hello.GetVersion()), Worker: k.Hello.GetWorker(), Name: k.Hello.GetName(), Host: k.Hello.GetHost(),
 			PID: int(k.Hello.GetPid()), Software: k.Hello.GetSoftware(), Queues: k.Hello.GetQueues(),

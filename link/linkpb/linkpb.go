@@ -65,6 +65,7 @@ type codec[S, R any] struct {
 type conn[S, R any] struct {
 	stream stream[S, R]
 	codec  codec[S, R]
+	parts  assembler // of the goroutine that reads
 	// half ends the sending direction after the last message, whole the stream; both
 	// are nil at the dispatcher's end, where the handler's return ends the stream.
 	half, whole func()
@@ -94,22 +95,23 @@ type bulkMessage[S any] struct {
 	message *S
 }
 
-// NewDispatcherConn makes a Conn of the dispatcher's end of a worker stream. The
-// handler must return soon after Close: that is what ends the stream.
-func NewDispatcherConn(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame]) link.Conn {
-	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, nil, nil)
+// NewDispatcherConn makes a Conn of the dispatcher's end of a worker stream. maxPayload
+// bounds a result, in bytes: a larger one is not kept, and its report says so. The handler
+// must return soon after Close: that is what ends the stream.
+func NewDispatcherConn(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], maxPayload int) link.Conn {
+	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, newAssembler(maxPayload), nil, nil)
 }
 
 // NewWorkerConn makes a Conn of the worker's end. cancel ends the stream's context.
 func NewWorkerConn(s grpc.BidiStreamingClient[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], cancel context.CancelFunc) link.Conn {
-	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, func() {
+	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, assembler{}, func() {
 		_ = s.CloseSend() // the error would only say that the stream is over
 	}, cancel)
 }
 
-func newConn[S, R any](s stream[S, R], c codec[S, R], half, whole func()) *conn[S, R] {
+func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, half, whole func()) *conn[S, R] {
 	cn := &conn[S, R]{
-		stream: s, codec: c, half: half, whole: whole,
+		stream: s, codec: c, parts: parts, half: half, whole: whole,
 		received: make(chan link.Frame, 64),
 		written:  make(chan struct{}),
 		closed:   make(chan struct{}),
@@ -221,7 +223,6 @@ func (c *conn[S, R]) write() {
 func (c *conn[S, R]) read() {
 	defer close(c.readDone)
 	defer close(c.received)
-	var parts assembler
 	for {
 		m, err := c.stream.Recv()
 		if err != nil {
@@ -232,7 +233,7 @@ func (c *conn[S, R]) read() {
 			c.refuse(refusal)
 			return
 		}
-		f, err := c.codec.decode(m, &parts)
+		f, err := c.codec.decode(m, &c.parts)
 		if err != nil {
 			c.refuse(&wire.Error{Field: kindOf(any(m).(proto.Message)), Text: err.Error()})
 			return
