@@ -417,9 +417,7 @@ func (e *Engine) resumed(ev resumed) {
 		return
 	}
 	if ev.err != nil {
-		e.readmit(s.hello.Worker) // it is not the worker's fault
-		e.send(s, &link.Bye{Retry: true, Reason: "the store does not answer: " + ev.err.Error()})
-		e.hangup(s, "resume: "+ev.err.Error())
+		e.notResumed(s, ev.err)
 		return
 	}
 	s.state = active
@@ -440,6 +438,22 @@ func (e *Engine) resumed(ev resumed) {
 		return
 	}
 	e.note(s, "worker attached", nil, len(s.held))
+}
+
+// notResumed ends a session that the store did not let begin, and says why. Only what the
+// worker asked for itself ends it for good.
+func (e *Engine) notResumed(s *session, err error) {
+	reason := err.Error()
+	switch task.CodeOf(err) {
+	case task.CodeInvalid, task.CodeInvalidPayload, task.CodeConflict, task.CodeTooLarge, task.CodeDenied:
+		e.refuse(s, reason)
+		return
+	case task.CodeUnavailable, task.CodeUnknown:
+		reason = "the store does not answer: " + reason
+	}
+	e.readmit(s.hello.Worker) // it is not the worker's fault
+	e.send(s, &link.Bye{Retry: true, Reason: reason})
+	e.hangup(s, "resume: "+err.Error())
 }
 
 func (e *Engine) outcomes(s *session, items []link.Report) {

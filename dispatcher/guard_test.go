@@ -436,3 +436,24 @@ func TestResultOverTheLimit(t *testing.T) {
 		}
 	}
 }
+
+// A worker that cannot be resumed is told why, and blames the store only where it is to blame.
+func TestWhatAFailedResumeSays(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		says  string
+		retry bool
+	}{
+		{task.Errorf(task.CodeUnavailable, "resume", "no route"), "the store does not answer: resume: no route", true},
+		{task.Errorf(task.CodeExhausted, "put function", "the disk is full"), "put function: the disk is full", true},
+		{fmt.Errorf("handler %q: %w", "resize", task.Errorf(task.CodeConflict, "put function", "used")), `handler "resize": put function: used`, false},
+		{task.Errorf(task.CodeInvalid, "put function", "too long"), "put function: too long", false},
+	} {
+		r := newRig(t)
+		session, _ := r.open(hello("w", []string{"q"}, []string{"r"}))
+		r.step(resumed{session: session, err: c.err})
+		if b := r.bye(); b == nil || b.Reason != c.says || b.Retry != c.retry {
+			t.Errorf("%v: told %+v, want %q, retry %t", c.err, b, c.says, c.retry)
+		}
+	}
+}

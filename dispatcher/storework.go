@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/treadle-dev/treadle/internal/failpoint"
@@ -153,16 +155,37 @@ func (d *Dispatcher) doResume(ctx context.Context, r resume) {
 }
 
 // register records a Go handler as a function of its name, once for ever: workers
-// that come and go must not make new ids.
+// that come and go must not make new ids. Stores of earlier builds know handlers by a key that
+// clients could use too, so that one is looked at, and no longer written.
 func (d *Dispatcher) register(ctx context.Context, name string) error {
 	f := task.Function{
 		ID: d.cfg.NewFunctionID(), Name: name, Queue: task.DefaultQueue, Runtime: task.GoRuntime(name),
 		Form: task.FormNone, Hash: sha256.Sum256(nil), CreatedAt: time.Now(),
 	}
-	key := store.Key{ID: "handler/" + name, Digest: sha256.Sum256([]byte(f.Runtime))}
-	_, err := d.store.PutFunction(ctx, f, nil, key)
-	return err
+	digest := sha256.Sum256([]byte(f.Runtime))
+	key := store.Key{ID: store.InternalKey("handler", name), Digest: digest}
+	looks := []string{key.ID}
+	if old := "handler/" + name; len(old) <= store.MaxKey {
+		looks = append(looks, old)
+	}
+	for _, id := range looks {
+		_, err := d.store.PutFunction(ctx, f, nil, store.Key{ID: id, Digest: digest, Refused: errNotRegistered})
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errNotRegistered), id != key.ID && task.CodeOf(err) == task.CodeConflict:
+		default:
+			return fmt.Errorf("handler %q: %w", name, err)
+		}
+	}
+	if _, err := d.store.PutFunction(ctx, f, nil, key); err != nil {
+		return fmt.Errorf("handler %q: %w", name, err)
+	}
+	return nil
 }
+
+// errNotRegistered is the store's answer to a look at a key that nobody has used.
+var errNotRegistered = errors.New("not registered")
 
 func (d *Dispatcher) doLoad(ctx context.Context, l load) {
 	b, err := d.store.FunctionPayload(ctx, l.hash)

@@ -78,6 +78,7 @@ func TestRegisterFunction(t *testing.T) {
 		"go":              {Name: "f", Runtime: "go/resize"},
 		"unknown runtime": {Name: "f", Source: "x", Runtime: "ruby"},
 		"long request id": {Name: "f", Source: "x", RequestId: strings.Repeat("r", 129)},
+		"our request id":  {Name: "f", Source: "x", RequestId: store.InternalKey("handler", "resize")},
 	} {
 		_, err := e.fabric.RegisterFunction(ctx, req)
 		t.Log(name, err)

@@ -139,6 +139,9 @@ func checkRequestID(id string) error {
 	if len(id) > maxRequestID {
 		return invalid("request_id", "request_id has %d bytes: want at most %d", len(id), maxRequestID)
 	}
+	if !store.ClientKey(id) {
+		return invalid("request_id", "request_id %.40q begins with a zero byte: such ids are kept for Treadle itself, use another one", id)
+	}
 	return nil
 }
 

@@ -2,12 +2,29 @@ package store
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
+	"strings"
 
 	"github.com/treadle-dev/treadle/task"
 )
 
 // MaxKey bounds an idempotency key, in bytes.
 const MaxKey = 128
+
+// internalKey begins the keys that Treadle makes for itself. No client may name one: the
+// servers refuse request ids that begin like this, see [ClientKey].
+const internalKey = "\x00"
+
+// InternalKey is the id of a [Key] of Treadle's own, for one name of a kind. It has the same
+// length however long the name is.
+func InternalKey(kind, name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return internalKey + kind + "/" + hex.EncodeToString(sum[:])
+}
+
+// ClientKey says whether a client may use a request id: those that begin with a zero byte
+// are kept for [InternalKey].
+func ClientKey(id string) bool { return !strings.HasPrefix(id, internalKey) }
 
 // Check refuses a submission that no store can record, with CodeInvalid.
 func (it *Submission) Check() error {
