@@ -120,6 +120,9 @@ type Offer struct {
 	Args         []byte
 	Timeout      time.Duration
 	MemoryLimit  int64
+	// Deadline, zero for none, and MaxRetries are for the function to know.
+	Deadline   time.Time
+	MaxRetries int
 }
 
 // Accepts says that attempts were started (from the worker).

@@ -253,7 +253,7 @@ func (a *Agent) attemptLocked(c *claim) *Attempt {
 			return forPython(o.Python, code), err
 		},
 		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
-		MaxResult: a.terms.MaxPayload, Output: c.output.add,
+		Deadline: o.Deadline, MaxRetries: o.MaxRetries, MaxResult: a.terms.MaxPayload, Output: c.output.add,
 	}
 }
 

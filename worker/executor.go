@@ -26,6 +26,10 @@ type Attempt struct {
 	Timeout time.Duration
 	// MemoryLimit is in bytes; 0 means the executor's default.
 	MemoryLimit int64
+	// Deadline of the task, zero for none, and MaxRetries are for the function to know; nobody
+	// here acts on them.
+	Deadline   time.Time
+	MaxRetries int
 	// MaxResult is the largest result in bytes that may be reported.
 	MaxResult int
 	// Output takes what the attempt prints, from any goroutine, until Run returns. It

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"github.com/treadle-dev/treadle/task"
@@ -99,7 +100,7 @@ func (h *Handlers) Run(ctx context.Context, _ int, a *Attempt) task.Outcome {
 	if err != nil {
 		return task.Fail(task.EndUnreadable, err.Error())
 	}
-	runCtx := context.WithValue(ctx, outputKey{}, writerFunc(a.Output))
+	runCtx := context.WithValue(ctx, attemptKey{}, a)
 	if a.Timeout > 0 {
 		var cancel context.CancelFunc
 		runCtx, cancel = context.WithTimeout(runCtx, a.Timeout)
@@ -172,7 +173,36 @@ func handlerArgument(a *Attempt) (json.RawMessage, error) {
 	}
 }
 
-type outputKey struct{}
+type attemptKey struct{}
+
+// TaskInfo is what a handler may know of the task that it runs for.
+type TaskInfo struct {
+	// ID is the task's. It is the same in each attempt, so it serves as the idempotency key of
+	// side effects: an attempt may run more than once.
+	ID task.ID
+	// Attempt counts from 1.
+	Attempt int
+	// Function is the id that the handler's name is registered under.
+	Function     task.ID
+	FunctionName string
+	// Timeout of one attempt; 0 for none. Deadline of the task, by the store's clock; zero for none.
+	Timeout  time.Duration
+	Deadline time.Time
+	// MaxRetries is how many lost workers the task survives.
+	MaxRetries int
+}
+
+// TaskFrom returns the task that ctx belongs to; false outside a handler.
+func TaskFrom(ctx context.Context) (TaskInfo, bool) {
+	a, ok := ctx.Value(attemptKey{}).(*Attempt)
+	if !ok {
+		return TaskInfo{}, false
+	}
+	return TaskInfo{
+		ID: a.Token.Task, Attempt: a.Token.Attempt, Function: a.Function, FunctionName: a.FunctionName,
+		Timeout: a.Timeout, Deadline: a.Deadline, MaxRetries: a.MaxRetries,
+	}, true
+}
 
 type writerFunc func([]byte)
 
@@ -186,8 +216,8 @@ func (f writerFunc) Write(b []byte) (int, error) {
 // Output returns the log of the attempt that ctx belongs to: what a handler writes
 // there is kept with the task, its last 64 KiB. Outside an attempt it discards.
 func Output(ctx context.Context) io.Writer {
-	if w, ok := ctx.Value(outputKey{}).(writerFunc); ok {
-		return w
+	if a, ok := ctx.Value(attemptKey{}).(*Attempt); ok {
+		return writerFunc(a.Output)
 	}
 	return io.Discard
 }

@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -92,5 +93,32 @@ func TestOutputIsTheAttemptsLog(t *testing.T) {
 	}
 	if n, err := fmt.Fprint(worker.Output(t.Context()), "nobody hears"); n != 12 || err != nil {
 		t.Errorf("outside an attempt: %d, %v", n, err)
+	}
+}
+
+func TestHandlersKnowTheirTask(t *testing.T) {
+	var h worker.Handlers
+	worker.HandleIn(&h, "who", func(ctx context.Context, _ int) (worker.TaskInfo, error) {
+		info, ok := worker.TaskFrom(ctx)
+		if !ok {
+			return info, errors.New("no task")
+		}
+		return info, nil
+	})
+	want := worker.TaskInfo{
+		ID: task.ID{1}, Attempt: 2, Function: task.ID{3}, FunctionName: "who", Timeout: time.Minute,
+		Deadline: time.Date(2030, 1, 2, 3, 4, 5, 6, time.UTC), MaxRetries: 7,
+	}
+	a := &worker.Attempt{
+		Token: task.Token{Task: want.ID, Attempt: 2}, Function: want.Function, FunctionName: "who", Runtime: task.GoRuntime("who"),
+		ArgsEncoding: task.EncodingJSON, Args: []byte(`{"args":[1]}`), Timeout: want.Timeout, Deadline: want.Deadline, MaxRetries: 7,
+	}
+	out := h.Run(t.Context(), 0, a)
+	var got worker.TaskInfo
+	if err := json.Unmarshal(out.Result, &got); err != nil || got != want {
+		t.Fatalf("got %+v of %+v, %v; want %+v", got, out, err, want)
+	}
+	if _, ok := worker.TaskFrom(t.Context()); ok {
+		t.Fatal("a task outside of a handler")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/link"
@@ -106,11 +107,16 @@ func holdingIn(h *treadlev1.Holding) (link.Holding, error) {
 }
 
 func (c *chunker) offerOut(o link.Offer) *treadlev1.Offer {
-	return &treadlev1.Offer{
+	out := &treadlev1.Offer{
 		Token: tokenOut(o.Token), FunctionId: o.Function[:], FunctionName: o.FunctionName, Runtime: o.Runtime,
 		Form: string(o.Form), Hash: o.Hash[:], ArgsEncoding: string(o.ArgsEncoding), Returns: string(o.Returns),
 		Args: c.value(o.Args), Timeout: durationOut(o.Timeout), MemoryLimit: o.MemoryLimit, Python: o.Python,
+		MaxRetries: int32(min(o.MaxRetries, task.MaxRetriesLimit)),
 	}
+	if !o.Deadline.IsZero() {
+		out.Deadline = timestamppb.New(o.Deadline)
+	}
+	return out
 }
 
 func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
@@ -130,11 +136,16 @@ func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
 	if err != nil {
 		return link.Offer{}, fmt.Errorf("offer: arguments: %w", err)
 	}
-	return link.Offer{
+	out := link.Offer{
 		Token: tok, Function: fn, FunctionName: o.GetFunctionName(), Runtime: o.GetRuntime(), Form: task.Form(o.GetForm()),
 		Hash: hash, ArgsEncoding: task.Encoding(o.GetArgsEncoding()), Returns: task.Encoding(o.GetReturns()), Args: args,
 		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(), Python: o.GetPython(),
-	}, nil
+		MaxRetries: int(o.GetMaxRetries()),
+	}
+	if o.GetDeadline() != nil {
+		out.Deadline = o.GetDeadline().AsTime()
+	}
+	return out, nil
 }
 
 func hashIn(b []byte) (h [32]byte, err error) {

@@ -15,7 +15,7 @@ import (
 const (
 	magic       = "TRDL"
 	headSize    = 16
-	callSize    = 72
+	callSize    = 112
 	replySize   = 32
 	replySlack  = 1 << 20 // what a reply may hold beside the result
 	wireBuffer  = 64 << 10
@@ -77,7 +77,14 @@ type call struct {
 	maxResult int
 	task      [16]byte
 	hash      [32]byte
-	args      []byte
+	// What the function may know of its task: deadline in nanoseconds of Unix time and timeout
+	// in nanoseconds, both 0 for none.
+	function   [16]byte
+	deadline   int64
+	timeout    int64
+	attempt    uint32
+	maxRetries uint32
+	args       []byte
 }
 
 // size is the length of the call's frame.
@@ -106,6 +113,11 @@ func appendCall(b []byte, seq uint32, c *call) ([]byte, error) {
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.maxResult))
 	b = append(b, c.task[:]...)
 	b = append(b, c.hash[:]...)
+	b = append(b, c.function[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.deadline))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.timeout))
+	b = binary.LittleEndian.AppendUint32(b, c.attempt)
+	b = binary.LittleEndian.AppendUint32(b, c.maxRetries)
 	return append(b, c.name...), nil
 }
 

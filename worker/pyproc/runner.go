@@ -281,6 +281,10 @@ func (r *runner) newCall(a *worker.Attempt, hash [32]byte) call {
 	c := call{
 		form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: hash, args: a.Args,
 		maxResult: a.MaxResult, memory: r.memoryLimit(a),
+		function: a.Function, attempt: uint32(a.Token.Attempt), timeout: int64(a.Timeout), maxRetries: uint32(a.MaxRetries),
+	}
+	if !a.Deadline.IsZero() {
+		c.deadline = a.Deadline.UnixNano()
 	}
 	if a.Form == task.FormSource {
 		c.form = formSource

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 )
 
-//go:embed script/guard.py script/treadle_runner/*.py
+//go:embed script/guard.py script/treadle_runner/*.py script/bundled/*.py
 var script embed.FS
 
 // boot imports the runner's package from the folder in its last argument, so that its

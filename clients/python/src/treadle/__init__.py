@@ -13,6 +13,7 @@
 See Client, TaskFuture, Options and the exceptions in treadle.errors.
 """
 
+from ._current import CurrentTask, current_task
 from ._version import __version__
 from .client import Client
 from .errors import (
@@ -48,6 +49,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "Conflict",
+    "CurrentTask",
     "DeadlineExceededError",
     "Exhausted",
     "Function",
@@ -74,4 +76,5 @@ __all__ = [
     "Worker",
     "WorkerFailureError",
     "__version__",
+    "current_task",
 ]

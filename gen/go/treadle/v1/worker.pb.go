@@ -34,6 +34,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -1036,7 +1037,11 @@ type Offer struct {
 	Timeout      *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	MemoryLimit  int64                `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
 	// The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any.
-	Python        string `protobuf:"bytes,12,opt,name=python,proto3" json:"python,omitempty"`
+	Python string `protobuf:"bytes,12,opt,name=python,proto3" json:"python,omitempty"`
+	// What the task may be told of itself; it changes nothing at the worker. The deadline is by
+	// the store's clock, and absent for none.
+	Deadline      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	MaxRetries    int32                  `protobuf:"varint,14,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1153,6 +1158,20 @@ func (x *Offer) GetPython() string {
 		return x.Python
 	}
 	return ""
+}
+
+func (x *Offer) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Offer) GetMaxRetries() int32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
 }
 
 // Accepts says that attempts were started.
@@ -2161,7 +2180,7 @@ var File_treadle_v1_worker_proto protoreflect.FileDescriptor
 const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"\x17treadle/v1/worker.proto\x12\n" +
-	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\"\xdf\x03\n" +
+	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x03\n" +
 	"\vWorkerFrame\x12)\n" +
 	"\x05hello\x18\x01 \x01(\v2\x11.treadle.v1.HelloH\x00R\x05hello\x12/\n" +
 	"\aaccepts\x18\x02 \x01(\v2\x13.treadle.v1.AcceptsH\x00R\aaccepts\x122\n" +
@@ -2230,7 +2249,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"maxPayload\x12'\n" +
 	"\x05stale\x18\x06 \x03(\v2\x11.treadle.v1.TokenR\x05stale\"1\n" +
 	"\x06Offers\x12'\n" +
-	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\x8e\x03\n" +
+	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\xe7\x03\n" +
 	"\x05Offer\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x1f\n" +
 	"\vfunction_id\x18\x02 \x01(\fR\n" +
@@ -2245,7 +2264,10 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\atimeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
 	"\fmemory_limit\x18\v \x01(\x03R\vmemoryLimit\x12\x16\n" +
-	"\x06python\x18\f \x01(\tR\x06python\"3\n" +
+	"\x06python\x18\f \x01(\tR\x06python\x126\n" +
+	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1f\n" +
+	"\vmax_retries\x18\x0e \x01(\x05R\n" +
+	"maxRetries\"3\n" +
 	"\aAccepts\x12(\n" +
 	"\x05items\x18\x01 \x03(\v2\x12.treadle.v1.AcceptR\x05items\"^\n" +
 	"\x06Accept\x12'\n" +
@@ -2322,35 +2344,36 @@ func file_treadle_v1_worker_proto_rawDescGZIP() []byte {
 
 var file_treadle_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_treadle_v1_worker_proto_goTypes = []any{
-	(*WorkerFrame)(nil),         // 0: treadle.v1.WorkerFrame
-	(*DispatcherFrame)(nil),     // 1: treadle.v1.DispatcherFrame
-	(*Token)(nil),               // 2: treadle.v1.Token
-	(*Value)(nil),               // 3: treadle.v1.Value
-	(*Chunk)(nil),               // 4: treadle.v1.Chunk
-	(*Hello)(nil),               // 5: treadle.v1.Hello
-	(*Holding)(nil),             // 6: treadle.v1.Holding
-	(*Welcome)(nil),             // 7: treadle.v1.Welcome
-	(*Offers)(nil),              // 8: treadle.v1.Offers
-	(*Offer)(nil),               // 9: treadle.v1.Offer
-	(*Accepts)(nil),             // 10: treadle.v1.Accepts
-	(*Accept)(nil),              // 11: treadle.v1.Accept
-	(*Outcomes)(nil),            // 12: treadle.v1.Outcomes
-	(*Report)(nil),              // 13: treadle.v1.Report
-	(*Failure)(nil),             // 14: treadle.v1.Failure
-	(*Acks)(nil),                // 15: treadle.v1.Acks
-	(*Ack)(nil),                 // 16: treadle.v1.Ack
-	(*Beat)(nil),                // 17: treadle.v1.Beat
-	(*BeatAck)(nil),             // 18: treadle.v1.BeatAck
-	(*Want)(nil),                // 19: treadle.v1.Want
-	(*Revoke)(nil),              // 20: treadle.v1.Revoke
-	(*Recall)(nil),              // 21: treadle.v1.Recall
-	(*NeedFunction)(nil),        // 22: treadle.v1.NeedFunction
-	(*FunctionBytes)(nil),       // 23: treadle.v1.FunctionBytes
-	(*Output)(nil),              // 24: treadle.v1.Output
-	(*Drain)(nil),               // 25: treadle.v1.Drain
-	(*Move)(nil),                // 26: treadle.v1.Move
-	(*Bye)(nil),                 // 27: treadle.v1.Bye
-	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
+	(*WorkerFrame)(nil),           // 0: treadle.v1.WorkerFrame
+	(*DispatcherFrame)(nil),       // 1: treadle.v1.DispatcherFrame
+	(*Token)(nil),                 // 2: treadle.v1.Token
+	(*Value)(nil),                 // 3: treadle.v1.Value
+	(*Chunk)(nil),                 // 4: treadle.v1.Chunk
+	(*Hello)(nil),                 // 5: treadle.v1.Hello
+	(*Holding)(nil),               // 6: treadle.v1.Holding
+	(*Welcome)(nil),               // 7: treadle.v1.Welcome
+	(*Offers)(nil),                // 8: treadle.v1.Offers
+	(*Offer)(nil),                 // 9: treadle.v1.Offer
+	(*Accepts)(nil),               // 10: treadle.v1.Accepts
+	(*Accept)(nil),                // 11: treadle.v1.Accept
+	(*Outcomes)(nil),              // 12: treadle.v1.Outcomes
+	(*Report)(nil),                // 13: treadle.v1.Report
+	(*Failure)(nil),               // 14: treadle.v1.Failure
+	(*Acks)(nil),                  // 15: treadle.v1.Acks
+	(*Ack)(nil),                   // 16: treadle.v1.Ack
+	(*Beat)(nil),                  // 17: treadle.v1.Beat
+	(*BeatAck)(nil),               // 18: treadle.v1.BeatAck
+	(*Want)(nil),                  // 19: treadle.v1.Want
+	(*Revoke)(nil),                // 20: treadle.v1.Revoke
+	(*Recall)(nil),                // 21: treadle.v1.Recall
+	(*NeedFunction)(nil),          // 22: treadle.v1.NeedFunction
+	(*FunctionBytes)(nil),         // 23: treadle.v1.FunctionBytes
+	(*Output)(nil),                // 24: treadle.v1.Output
+	(*Drain)(nil),                 // 25: treadle.v1.Drain
+	(*Move)(nil),                  // 26: treadle.v1.Move
+	(*Bye)(nil),                   // 27: treadle.v1.Bye
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_treadle_v1_worker_proto_depIdxs = []int32{
 	5,  // 0: treadle.v1.WorkerFrame.hello:type_name -> treadle.v1.Hello
@@ -2385,30 +2408,31 @@ var file_treadle_v1_worker_proto_depIdxs = []int32{
 	2,  // 29: treadle.v1.Offer.token:type_name -> treadle.v1.Token
 	3,  // 30: treadle.v1.Offer.args:type_name -> treadle.v1.Value
 	28, // 31: treadle.v1.Offer.timeout:type_name -> google.protobuf.Duration
-	11, // 32: treadle.v1.Accepts.items:type_name -> treadle.v1.Accept
-	2,  // 33: treadle.v1.Accept.token:type_name -> treadle.v1.Token
-	28, // 34: treadle.v1.Accept.ago:type_name -> google.protobuf.Duration
-	13, // 35: treadle.v1.Outcomes.items:type_name -> treadle.v1.Report
-	2,  // 36: treadle.v1.Report.token:type_name -> treadle.v1.Token
-	3,  // 37: treadle.v1.Report.result:type_name -> treadle.v1.Value
-	14, // 38: treadle.v1.Report.failure:type_name -> treadle.v1.Failure
-	28, // 39: treadle.v1.Report.run_time:type_name -> google.protobuf.Duration
-	16, // 40: treadle.v1.Acks.items:type_name -> treadle.v1.Ack
-	2,  // 41: treadle.v1.Ack.token:type_name -> treadle.v1.Token
-	6,  // 42: treadle.v1.Beat.held:type_name -> treadle.v1.Holding
-	2,  // 43: treadle.v1.BeatAck.stale:type_name -> treadle.v1.Token
-	2,  // 44: treadle.v1.Revoke.tokens:type_name -> treadle.v1.Token
-	3,  // 45: treadle.v1.FunctionBytes.bytes:type_name -> treadle.v1.Value
-	2,  // 46: treadle.v1.Output.token:type_name -> treadle.v1.Token
-	0,  // 47: treadle.v1.WorkerService.Push:input_type -> treadle.v1.WorkerFrame
-	0,  // 48: treadle.v1.WorkerService.Pull:input_type -> treadle.v1.WorkerFrame
-	1,  // 49: treadle.v1.WorkerService.Push:output_type -> treadle.v1.DispatcherFrame
-	1,  // 50: treadle.v1.WorkerService.Pull:output_type -> treadle.v1.DispatcherFrame
-	49, // [49:51] is the sub-list for method output_type
-	47, // [47:49] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	29, // 32: treadle.v1.Offer.deadline:type_name -> google.protobuf.Timestamp
+	11, // 33: treadle.v1.Accepts.items:type_name -> treadle.v1.Accept
+	2,  // 34: treadle.v1.Accept.token:type_name -> treadle.v1.Token
+	28, // 35: treadle.v1.Accept.ago:type_name -> google.protobuf.Duration
+	13, // 36: treadle.v1.Outcomes.items:type_name -> treadle.v1.Report
+	2,  // 37: treadle.v1.Report.token:type_name -> treadle.v1.Token
+	3,  // 38: treadle.v1.Report.result:type_name -> treadle.v1.Value
+	14, // 39: treadle.v1.Report.failure:type_name -> treadle.v1.Failure
+	28, // 40: treadle.v1.Report.run_time:type_name -> google.protobuf.Duration
+	16, // 41: treadle.v1.Acks.items:type_name -> treadle.v1.Ack
+	2,  // 42: treadle.v1.Ack.token:type_name -> treadle.v1.Token
+	6,  // 43: treadle.v1.Beat.held:type_name -> treadle.v1.Holding
+	2,  // 44: treadle.v1.BeatAck.stale:type_name -> treadle.v1.Token
+	2,  // 45: treadle.v1.Revoke.tokens:type_name -> treadle.v1.Token
+	3,  // 46: treadle.v1.FunctionBytes.bytes:type_name -> treadle.v1.Value
+	2,  // 47: treadle.v1.Output.token:type_name -> treadle.v1.Token
+	0,  // 48: treadle.v1.WorkerService.Push:input_type -> treadle.v1.WorkerFrame
+	0,  // 49: treadle.v1.WorkerService.Pull:input_type -> treadle.v1.WorkerFrame
+	1,  // 50: treadle.v1.WorkerService.Push:output_type -> treadle.v1.DispatcherFrame
+	1,  // 51: treadle.v1.WorkerService.Pull:output_type -> treadle.v1.DispatcherFrame
+	50, // [50:52] is the sub-list for method output_type
+	48, // [48:50] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_treadle_v1_worker_proto_init() }

@@ -13,7 +13,7 @@ import time
 import types
 from typing import Any, Callable
 
-from . import failures, functions, limits, pickling, settings, state, values, wire
+from . import about, failures, functions, limits, pickling, settings, state, values, wire
 
 # Exit codes that the agent explains to people; see protocol.go.
 EXIT_WIRE = 97
@@ -83,6 +83,7 @@ class Runner:
         config = json.loads(bytes(body))
         self._most = config.get("max_attempts", 0)
         hello = _set_up(config)
+        self._about = about.About()
         _hide()
         self._cache = functions.Cache()
         self._process = state.Process()
@@ -130,13 +131,14 @@ class Runner:
             return True
 
     def _attempt(self, body: memoryview) -> wire.Reply:
-        form, flags, name_len, code_len, memory, max_result, task, digest = wire.CALL.unpack_from(body)
+        form, flags, name_len, code_len, memory, max_result, task, digest, *told = wire.CALL.unpack_from(body)
         self._ahead = flags & wire.CALL_AHEAD
         at = wire.CALL.size
         name, code, args = at, at + name_len, at + name_len + code_len
         limit = limits.AddressSpace(memory) if flags & wire.CALL_RLIMIT else None
         self._reply_flags = 0
         self._watch = True
+        self._about.tell(task, body[name:code], told)
         try:
             entry = self._cache.get(digest)
             if entry is None and not flags & wire.CALL_HAS_CODE:
@@ -165,6 +167,7 @@ class Runner:
             return _raised(exc, task)
         finally:
             self._in_function = False
+            self._about.forget()
             pickling.origin.args = b""
             if limit is not None:
                 limit.lift()
@@ -244,15 +247,9 @@ class Runner:
         )
 
 
-def _task_id(task: bytes) -> str:
-    # As uuid.UUID writes it; importing that module takes longer than all else of a start.
-    text = task.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
 def _raised(exc: BaseException, task: bytes) -> wire.Reply:
     try:
-        told = failures.describe(exc, _task_id(task))
+        told = failures.describe(exc, about.uuid_text(task))
     except MemoryError:
         raise
     except BaseException as broken:  # whatever an exception's own code does, the function raised it

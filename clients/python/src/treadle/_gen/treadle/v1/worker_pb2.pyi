@@ -30,6 +30,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -444,6 +445,8 @@ class Offer(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
     function_id: _builtins.bytes
     """16 bytes."""
     function_name: _builtins.str
@@ -456,12 +459,19 @@ class Offer(_message.Message):
     memory_limit: _builtins.int
     python: _builtins.str
     """The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any."""
+    max_retries: _builtins.int
     @_builtins.property
     def token(self) -> Global___Token: ...
     @_builtins.property
     def args(self) -> Global___Value: ...
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """What the task may be told of itself; it changes nothing at the worker. The deadline is by
+        the store's clock, and absent for none.
+        """
+
     def __init__(
         self,
         *,
@@ -477,10 +487,12 @@ class Offer(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         memory_limit: _builtins.int = ...,
         python: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        max_retries: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "deadline", b"deadline", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "memory_limit", b"memory_limit", "python", b"python", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "deadline", b"deadline", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "max_retries", b"max_retries", "memory_limit", b"memory_limit", "python", b"python", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

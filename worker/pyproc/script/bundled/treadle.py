@@ -1,0 +1,32 @@
+"""What a function may ask of the worker that runs it.
+
+This small module comes with the runner. Where the client package is installed, which has the
+same names and many more, that one is imported instead.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import sys
+
+__all__ = ["CurrentTask", "current_task"]
+
+CurrentTask = collections.namedtuple("CurrentTask", "id attempt function_id function_name deadline timeout max_retries")
+CurrentTask.__doc__ = """The task that a function runs for.
+
+id is the same in each attempt: the idempotency key of side effects. attempt counts from 1.
+deadline is an aware datetime, timeout is in seconds; both are None where there is none.
+max_retries is how many lost workers the task survives.
+"""
+
+
+def current_task() -> CurrentTask | None:
+    """The task that this code runs for, or None outside of one. Threads and forked children see it, too."""
+    hook = sys.modules.get("_treadle_task")
+    told = None if hook is None else hook.current()
+    if told is None:
+        return None
+    if told["deadline"] is not None:
+        told["deadline"] = datetime.datetime.fromtimestamp(told["deadline"], datetime.timezone.utc)
+    return CurrentTask(*(told[name] for name in CurrentTask._fields))

@@ -1,0 +1,78 @@
+"""What a function may know of the task that it runs for.
+
+Functions ask by ``treadle.current_task()``. The package ``treadle`` is the client's where that
+is installed, and otherwise a small one that comes with the runner; both ask the module
+``_treadle_task``, which is in ``sys.modules`` of a runner and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+_HOOK = "_treadle_task"
+
+
+def uuid_text(value: bytes) -> str:
+    """An id as uuid.UUID writes it; importing that module takes longer than all else of a start."""
+    text = value.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class About:
+    """The task of the attempt that runs. Threads of the function and forked children see it, too."""
+
+    def __init__(self) -> None:
+        self._call: tuple[bytes, Any, Any] | None = None
+        hook = types.ModuleType(_HOOK, "What the runner tells of the attempt that runs; see treadle.current_task.")
+        hook.current = self.current  # type: ignore[attr-defined]
+        sys.modules[_HOOK] = hook
+        sys.meta_path.insert(0, _Finder)
+
+    def tell(self, task: bytes, name: Any, told: Any) -> None:
+        """Note what a call says; it is read only when somebody asks."""
+        self._call = task, name, told
+
+    def forget(self) -> None:
+        """The attempt is over."""
+        self._call = None
+
+    def current(self) -> dict[str, Any] | None:
+        """What is known, by names that only become more; None between attempts."""
+        call = self._call
+        if call is None:
+            return None
+        task, name, (function, deadline, timeout, attempt, max_retries) = call
+        return {
+            "id": uuid_text(task),
+            "attempt": attempt,
+            "function_id": uuid_text(function),
+            "function_name": bytes(name).decode("utf-8", "replace"),
+            "deadline": deadline / 1e9 if deadline else None,
+            "timeout": timeout / 1e9 if timeout else None,
+            "max_retries": max_retries,
+        }
+
+
+class _Finder:
+    """Finds the package that comes with the runner, where no other one is installed.
+
+    A folder on sys.path would not do: a folder named treadle in the working directory, without
+    any Python in it, would be taken for a package before it.
+    """
+
+    # Constant while the runner's modules are out of reach.
+    _path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bundled", "treadle.py")
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "treadle":
+            return None
+        found = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if found is not None and found.origin is not None:
+            return found
+        return importlib.util.spec_from_file_location(name, cls._path)
