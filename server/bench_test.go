@@ -190,3 +190,20 @@ func BenchmarkBatch(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkGRPC is one unary call over gRPC after another that does next to nothing.
+func BenchmarkGRPC(b *testing.B) {
+	srv, _ := benchServer(b)
+	conn, err := grpc.NewClient(srv.GRPCAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	client := treadlev1.NewFabricServiceClient(conn)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := client.GetServerInfo(b.Context(), &treadlev1.GetServerInfoRequest{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

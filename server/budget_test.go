@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -397,4 +398,35 @@ func TestDoorCountsBytes(t *testing.T) {
 		t.Errorf("%d, %v, %d counted", n, err, c.sent.Load())
 	}
 	near.Close()
+}
+
+// A stream over REST that ends after its request leaves nothing behind.
+func TestStreamsOutliveTheirRequest(t *testing.T) {
+	b := newBudget(1<<20, 1<<20)
+	ex := &exchange{body: &body{held: holding{b: b}}}
+	ctx := context.WithValue(t.Context(), exchangeKey{}, ex)
+	gone := make(chan struct{})
+	c := &inline{stream: func(service any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		return handler(service, ss)
+	}}
+	c.RegisterService(&grpc.ServiceDesc{ServiceName: "test.Late", Streams: []grpc.StreamDesc{{
+		StreamName: "Late", ServerStreams: true, Handler: func(_ any, ss grpc.ServerStream) error {
+			<-gone
+			return holdingOf(ss.Context()).takeAnswer(ss.Context(), 1<<20)
+		},
+	}}}, nil)
+	s, err := c.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/test.Late/Late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	ex.body.release()
+	close(gone)
+	c.close()
+	if err := s.RecvMsg(nil); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	b.empty(t)
 }

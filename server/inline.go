@@ -178,6 +178,8 @@ func (s *inlineStream) CloseSend() error {
 	}
 	s.conn.streams.Go(func() {
 		defer close(s.ended)
+		// It may end after its request, which gives back what it knows of.
+		defer holdingOf(s.ctx).dropAnswer()
 		s.err = s.conn.stream(s.m.service, inlineServerStream{s, incoming(s.ctx)},
 			&grpc.StreamServerInfo{FullMethod: s.method, IsServerStream: true}, s.m.stream.Handler)
 	})
