@@ -10,8 +10,9 @@ const (
 	// peakMiB bounds the resident memory of a server, a dispatcher or both in one, at any
 	// moment of any attack.
 	peakMiB = 1024
-	// restMiB bounds it soon after an attack: what is over it was not given back.
-	restMiB = 512
+	// restMiB bounds it soon after an attack: what is over it was not given back. While large
+	// values pass the collector aims at 576 MiB, and what it frees goes back by and by.
+	restMiB = 768
 	// restWithin is how long giving back may take.
 	restWithin = 20 * time.Second
 
@@ -20,6 +21,9 @@ const (
 	// and a window of 2 s has a hundred calls, so that their 99th percentile is the second worst.
 	slowFactor = 3
 	slowFloor  = 500 * time.Millisecond
+	// rightfulWork is what honest calls may take while a client has the server do a lot of what
+	// he may have it do: sixty requests of 60 MiB a second, for example.
+	rightfulWork = 5 * time.Second
 	// shortAttack is over before enough honest calls have begun to speak of a percentile.
 	shortAttack = time.Second
 	// honestTimeout fails a call of the honest client.

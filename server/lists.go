@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/collector"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -22,6 +23,9 @@ const (
 	// rowsAtOnce is how many tasks are read from the store at first, before it is known how
 	// large they are: one has up to 256 KiB of error.
 	rowsAtOnce = 32
+	// maxRowsAtOnce bounds it later on: short rows say nothing of those that follow, and 64 of
+	// the longest are 16 MiB.
+	maxRowsAtOnce = 64
 )
 
 // listPage is a page that is being filled.
@@ -133,9 +137,13 @@ func nextRows(last []*task.Task) int {
 		}
 	}
 	if bytes == 0 {
-		return maxPage
+		return maxRowsAtOnce
 	}
-	return max(rowsAtOnce, min(maxPage, len(last)*maxPageBytes/bytes))
+	if bytes >= maxPageBytes/4 {
+		// Most of it is garbage in a moment, and many pages may be asked for at once.
+		collector.Passing(collector.Large)
+	}
+	return max(rowsAtOnce, min(maxRowsAtOnce, len(last)*maxPageBytes/bytes))
 }
 
 // taskView is how a list shows a task.

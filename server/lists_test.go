@@ -263,3 +263,20 @@ func TestJSONCallersGetNoPickles(t *testing.T) {
 		t.Errorf("%v, %v", res, err)
 	}
 }
+
+// TestRowsOfThePagesRead: short rows are no promise that those after them are short.
+func TestRowsOfThePagesRead(t *testing.T) {
+	small, large := make([]*task.Task, 32), make([]*task.Task, 32)
+	for i := range small {
+		small[i] = &task.Task{}
+		large[i] = &task.Task{Failure: &task.Failure{Message: strings.Repeat("m", 64<<10), Traceback: strings.Repeat("t", 64<<10)}}
+	}
+	for name, tt := range map[string]struct {
+		last []*task.Task
+		want int
+	}{"none": {nil, 64}, "short": {small, 64}, "long": {large, 32}} {
+		if got := nextRows(tt.last); got != tt.want {
+			t.Errorf("after %s rows %d are read, want %d", name, got, tt.want)
+		}
+	}
+}
