@@ -258,6 +258,8 @@ class FakeFabric(fabric_pb2_grpc.FabricServiceServicer):
     def CancelTask(self, request: Any, context: Any) -> Any:
         self._enter("CancelTask", context)
         with self.changed:
+            if request.only_queued and self.results[request.task_id].status == pb.Task.RUNNING:
+                return self._task(request.task_id, context)
             self.cancelled.append(request.task_id)
         error = pb.TaskError(error_type="Cancelled", message="the task was cancelled by a client")
         self.end(request.task_id, status=pb.Task.CANCELLED, error=error)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import http.server
 import operator
 import pickle
+import socket
+import threading
 
 import grpc
 import pytest
 import treadle
 from fake_fabric import FakeFabric, Fault
-from treadle import _connection, records
+from treadle import _address, records
 from treadle._gen.treadle.v1 import fabric_pb2 as pb
 
 
@@ -53,7 +56,7 @@ def test_a_token_does_not_travel_in_the_clear(address: str) -> None:
     ["127.0.0.1:1", "localhost:1", "[::1]:1", "::1", "unix:/run/t.sock", "dns:///localhost:1", "ipv4:127.1.2.3:1"],
 )
 def test_loopback(address: str) -> None:
-    assert _connection.is_loopback(address)
+    assert _address.is_loopback(address)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +145,77 @@ def test_records() -> None:
     assert task.finished_at is None
     assert task.attempts == (treadle.Attempt(1, "w", None, None, "lost", ""),)
     assert task.options == treadle.Options(priority=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("fabric", "fabric:50051"),
+        ("fabric:1", "fabric:1"),
+        ("::1", "[::1]:50051"),
+        ("[::1]", "[::1]:50051"),
+        ("[::1]:7", "[::1]:7"),
+        ("unix:/run/t.sock", "unix:/run/t.sock"),
+        ("dns:///fabric:1", "dns:///fabric:1"),
+    ],
+)
+def test_addresses(given: str, meant: str) -> None:
+    with treadle.Client(given) as client:
+        assert client.address == meant
+
+
+@pytest.mark.parametrize(
+    "given", ["http://127.0.0.1:8000", "a:b", "a:0", "a:65536", "a:", ":1", "a b:1", "[::1", "a/b", " ", "a:\u0661"]
+)
+def test_malformed_addresses(given: str) -> None:
+    with pytest.raises(ValueError, match='want "host:port"'):
+        treadle.Client(given)
+
+
+def test_an_unknown_host_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with treadle.Client("no-such-host.invalid:1", timeout=60) as client:
+        with pytest.raises(treadle.Unavailable, match="there is no host 'no-such-host.invalid'"):
+            client.info()
+
+
+def test_the_rest_port_is_told_at_once() -> None:
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with treadle.Client(f"127.0.0.1:{server.server_port}", timeout=30) as client:
+            with pytest.raises(treadle.Unavailable, match="8000 is the REST port; gRPC is 50051"):
+                client.info()
+            with pytest.raises(treadle.Unavailable, match="8000 is the REST port; gRPC is 50051"):
+                client.submit(operator.neg, 1).result(20)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("deadline", "tomorrow"),
+        ("timeout", float("nan")),
+        ("timeout", float("inf")),
+        ("timeout", 1e300),
+        ("timeout", "5s"),
+        ("priority", 1.5),
+        ("max_retries", 1 << 40),
+        ("memory_limit", "1g"),
+    ],
+)
+def test_a_bad_option_is_named(client: treadle.Client, option: str, value: object) -> None:
+    with pytest.raises(treadle.InvalidRequest) as info:
+        client.options(**{"priority": 3, "timeout": 1, option: value}).submit(operator.neg, 1)
+    assert str(info.value).startswith(f"options.{option} = {value!r}: want ")

@@ -73,6 +73,19 @@ def test_ca_and_token(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.info().durability == "memory"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_wrong_ca_is_told_at_once(secure: Secure, tmp_path: Path, host: str) -> None:
+    subprocess.run([str(BINARY), "certs", "--dir", str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+    other = str(tmp_path / "ca.pem")
+    address = f"{host}:{secure.address.rpartition(':')[2]}"
+    # The client's own limit is longer than any test may take.
+    with treadle.Client(address, ca=other, token=secure.tokens["client"], timeout=600) as client:
+        with pytest.raises(treadle.Unavailable, match="is not one that the CA in .*ca.pem vouches for"):
+            client.info()
+    with treadle.Client(address, ca=secure.ca, token=secure.tokens["client"]) as client:
+        assert client.info().durability == "memory"
+
+
 def test_tokens_that_will_not_do(secure: Secure) -> None:
     with treadle.Client(secure.address, ca=secure.ca) as client, pytest.raises(treadle.Unauthenticated) as none:
         client.info()

@@ -234,7 +234,7 @@ def check(found: Any, cls: type, whole: bool) -> None:
 
 
 @pytest.mark.parametrize("pair", EXCEPTIONS, ids=name_of)
-@pytest.mark.parametrize("way", ["result", "timeout", "exception", "wrap_future"])
+@pytest.mark.parametrize("way", ["result", "timeout", "exception", "wrap_future", "await"])
 def test_exceptions(fabric: FakeFabric, client: treadle.Client, pair: tuple[type, bool], way: str) -> None:
     if way == "wrap_future" and pair[0] is StopIteration and sys.version_info < (3, 12):
         pytest.skip("asyncio's own futures of this Python refuse it")
@@ -246,13 +246,13 @@ def test_exceptions(fabric: FakeFabric, client: treadle.Client, pair: tuple[type
         check(futures[1].exception(20), *pair)
         return
     try:
-        if way == "wrap_future":
+        if way in ("wrap_future", "await"):
             # asyncio.run prints what its coroutine returns or raises, which is more than some can take.
             seen: list[BaseException] = []
 
             async def wrapped() -> None:
                 try:
-                    await asyncio.wait_for(asyncio.wrap_future(futures[1]), 20)
+                    await (futures[1] if way == "await" else asyncio.wrap_future(futures[1]))
                 except BaseException as exc:
                     seen.append(exc)
 
@@ -262,6 +262,9 @@ def test_exceptions(fabric: FakeFabric, client: treadle.Client, pair: tuple[type
         else:
             futures[1].result(*([20] if way == "timeout" else []))
     except BaseException as exc:
+        if way == "await" and pair[0] is StopIteration:
+            assert isinstance(exc, RuntimeError), "a generator cannot raise it"
+            return
         if way == "wrap_future" and pair[0] in (StopIteration, *_translated):
             return  # asyncio puts its own class in the place of these
         check(exc, *pair)

@@ -38,8 +38,14 @@ class Backend(Protocol):
     def withdraw(self, future: TaskFuture[Any]) -> bool:
         """Take a task back that was not sent yet; says whether that was so."""
 
-    def cancel_all(self, futures: Iterable[TaskFuture[Any]]) -> None:
+    def cancel_all(self, futures: Iterable[TaskFuture[Any]], only_queued: bool = False) -> None:
         """Cancel many tasks, as far as that is possible; raises nothing."""
+
+    def cancel_later(self, future: TaskFuture[Any], only_queued: bool) -> None:
+        """Cancel a task in the background, once it is recorded; waits for nobody."""
+
+    def glance(self, task_id: str) -> pb.Task | None:
+        """A task's record where it can be had within a second."""
 
     def get_task(self, task_id: str) -> pb.Task:
         """A task's record."""
@@ -47,7 +53,7 @@ class Backend(Protocol):
     def get_result(self, task_id: str, timeout: float | None) -> pb.TaskResult:
         """A task's result, waiting for the end of the task; TimeoutError when timeout ends first."""
 
-    def cancel_task(self, task_id: str) -> pb.Task:
+    def cancel_task(self, task_id: str, only_queued: bool = False) -> pb.Task:
         """Cancel a task."""
 
     def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:

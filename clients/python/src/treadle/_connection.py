@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import ipaddress
 import logging
 import os
 import threading
@@ -15,14 +14,14 @@ from typing import Any, Callable, Union
 
 import grpc
 
-from . import _await, _status, _submit
+from . import _address, _await, _cancel, _status, _submit
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._gen.treadle.v1 import fabric_pb2_grpc
 from ._results import Loader, Outcome, finished
 from ._submit import Call
 from ._version import __version__
 from .errors import ClientClosed, TreadleError, Unavailable
-from .future import TaskFuture, mark_recorded
+from .future import TaskFuture, mark_recorded, mark_unwanted
 
 log = logging.getLogger("treadle")
 
@@ -32,8 +31,6 @@ _MAX_MESSAGE = 2 * (64 << 20) + (1 << 20)
 _MAX_WAIT = 60.0
 # A slow line gets this long for a mebibyte, beyond the client's timeout.
 _SECONDS_PER_MIB = 1.0
-# How many cancellations are under way at once.
-_CANCEL_WINDOW = 100
 
 Tls = Union[bool, grpc.ChannelCredentials]
 # The word for the CAs of the system where the file of one is asked for.
@@ -44,14 +41,26 @@ class Connection:
     """The Backend that is a server, over gRPC."""
 
     def __init__(
-        self, address: str, *, token: str | None, timeout: float, tls: Tls, insecure: bool, load: Loader
+        self,
+        address: str,
+        *,
+        token: str | None,
+        timeout: float,
+        tls: Tls,
+        insecure: bool,
+        load: Loader,
+        ca: str | None = None,
     ) -> None:
-        if token and tls is False and not insecure and not is_loopback(address):
+        address = _address.checked(address)
+        if token and tls is False and not insecure and not _address.is_loopback(address):
             raise ValueError(
                 f"a token would travel to {address} without TLS, where others can read it: "
                 "name the server's CA (ca=, TREADLE_TLS_CA), or allow it with insecure=True"
             )
         self._address = address
+        self._ca = ca
+        # Whether a server has ever answered: what is wrong before may be wrong for good.
+        self._met = False
         self._timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = _dial(address, tls)
@@ -65,6 +74,7 @@ class Connection:
         """Told of functions that the server turned out not to know."""
         self._awaiter = _await.Awaiter(self._open_stream, self._known_task, load, timeout)
         self._submitter = _submit.Submitter(self._send_batch, self._landed, lambda f: self.forget_function(f))
+        self._canceller = _cancel.Canceller(self._cancel_window)
         _open.add(self)
 
     @property
@@ -86,6 +96,7 @@ class Connection:
                 return False
             self._is_closed = True
         self._submitter.close(self._timeout)
+        self._canceller.close(self._timeout)
         self._ended.set()
         self._submitter.fail()
         self._awaiter.close()
@@ -113,7 +124,9 @@ class Connection:
         warned = False
         for pause in _await.backoff():
             try:
-                return method(request, timeout=max(end - time.monotonic(), 0.001), metadata=self._metadata)
+                answer = method(request, timeout=max(end - time.monotonic(), 0.001), metadata=self._metadata)
+                self._met = True
+                return answer
             except grpc.RpcError as err:
                 exc = _status.from_rpc(op, err)
             except ValueError as err:  # what grpc raises on a closed channel
@@ -122,6 +135,10 @@ class Connection:
                 raise ClientClosed(f"{op}: the client was closed")
             if not isinstance(exc, Unavailable):
                 raise exc
+            if not self._met and not warned:
+                hopeless = _address.diagnose(self._address, self._ca, str(exc))
+                if hopeless:
+                    raise Unavailable(f"{op}: {hopeless}")
             left = end - time.monotonic()
             if left <= pause:
                 raise Unavailable(f"no server answered at {self._address} within {limit:.3g} s: {exc}")
@@ -138,6 +155,9 @@ class Connection:
         return answer
 
     def _landed(self, futures: list[TaskFuture[Any]]) -> None:
+        for future in futures:
+            if future._unwanted is not None:
+                self._canceller.add(future.task_id, future._unwanted)
         if not self._is_closed:
             self._awaiter.add(futures)
             return
@@ -199,7 +219,7 @@ class Connection:
         """Take a task back that was not sent yet; says whether that was so."""
         return self._submitter.withdraw(future)
 
-    def cancel_all(self, futures: Iterable[TaskFuture[Any]]) -> None:
+    def cancel_all(self, futures: Iterable[TaskFuture[Any]], only_queued: bool = False) -> None:
         """Cancel many tasks, as far as that is possible; raises nothing."""
         sent = []
         for future in futures:
@@ -207,25 +227,53 @@ class Connection:
                 continue
             if self.withdraw(future):
                 future._mark_cancelled()
-            else:
+            elif future._wait_recorded() is not None:
                 sent.append(future)
         while sent and not self._is_closed:
-            window, sent = sent[:_CANCEL_WINDOW], sent[_CANCEL_WINDOW:]
-            calls = []
-            for future in window:
-                try:
-                    request = pb.CancelTaskRequest(task_id=future.task_id)
-                    calls.append(
-                        (future, self._stub.CancelTask.future(request, timeout=self._timeout, metadata=self._metadata))
-                    )
-                except Exception as exc:  # it failed meanwhile, or the channel was closed
-                    log.debug("cancel: %s", exc)
-            for future, call in calls:
-                try:
-                    if call.result().status == pb.Task.CANCELLED:
-                        future._mark_cancelled()
-                except Exception as exc:
-                    log.debug("cancel: %s", exc)
+            window, sent = sent[: _cancel.WINDOW], sent[_cancel.WINDOW :]
+            answers = self._cancel_window([(future.task_id, only_queued) for future in window])
+            for future, cancelled in zip(window, answers):
+                if cancelled:
+                    future._mark_cancelled()
+
+    def cancel_later(self, future: TaskFuture[Any], only_queued: bool) -> None:
+        """Cancel a task in the background, once it is recorded; waits for nobody."""
+        task_id = mark_unwanted(future, only_queued)
+        if task_id is not None:
+            self._canceller.add(task_id, only_queued)
+
+    def _cancel_window(self, tasks: list[tuple[str, bool]]) -> list[bool]:
+        """Cancel a few tasks at once; says of each whether it is cancelled now. Raises nothing."""
+        calls: list[Any] = []
+        for task_id, only_queued in tasks:
+            request = pb.CancelTaskRequest(task_id=task_id, only_queued=only_queued)
+            try:
+                # A server that restarts is waited for.
+                call = self._stub.CancelTask.future(
+                    request, timeout=self._timeout, metadata=self._metadata, wait_for_ready=True
+                )
+            except Exception as exc:  # the channel was closed
+                log.debug("cancel: %s", exc)
+                call = None
+            calls.append(call)
+        answers = []
+        for call in calls:
+            try:
+                answers.append(call is not None and call.result().status == pb.Task.CANCELLED)
+            except Exception as exc:
+                log.debug("cancel: %s", exc)
+                answers.append(False)
+        return answers
+
+    def glance(self, task_id: str) -> pb.Task | None:
+        """A task's record where it can be had within a second."""
+        try:
+            request = pb.GetTaskRequest(task_id=task_id)
+            found: pb.Task = self._stub.GetTask(request, timeout=min(1.0, self._timeout), metadata=self._metadata)
+        except Exception as exc:
+            log.debug("a task's status: %s", exc)
+            return None
+        return found
 
     def get_task(self, task_id: str) -> pb.Task:
         """A task's record."""
@@ -246,9 +294,10 @@ class Connection:
             if end is not None and time.monotonic() >= end:
                 raise concurrent.futures.TimeoutError(f"task {task_id} is not finished after {timeout:.3g} s")
 
-    def cancel_task(self, task_id: str) -> pb.Task:
+    def cancel_task(self, task_id: str, only_queued: bool = False) -> pb.Task:
         """Cancel a task."""
-        answer: pb.Task = self._call("CancelTask", self._stub.CancelTask, pb.CancelTaskRequest(task_id=task_id))
+        request = pb.CancelTaskRequest(task_id=task_id, only_queued=only_queued)
+        answer: pb.Task = self._call("CancelTask", self._stub.CancelTask, request)
         return answer
 
     def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
@@ -328,33 +377,12 @@ def _dial(address: str, tls: Tls) -> grpc.Channel:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.primary_user_agent", f"treadle-python/{__version__}"),
     ]
-    if is_loopback(address):
+    if _address.is_loopback(address):
         # A proxy of the environment (http_proxy) cannot reach this machine's loopback.
         options.append(("grpc.enable_http_proxy", 0))
     if tls is False:
         return grpc.insecure_channel(address, options)
     return grpc.secure_channel(address, grpc.ssl_channel_credentials() if tls is True else tls, options)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address ("host:port", or any name that gRPC knows) cannot leave this machine."""
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    text = address.rpartition("/")[2]  # dns:///host:port
-    for scheme in ("dns:", "ipv4:", "ipv6:"):
-        if text.startswith(scheme):
-            text = text[len(scheme) :]
-    if text.startswith("["):
-        host = text[1:].partition("]")[0]
-    else:
-        # More than one colon without brackets is an IPv6 address without a port.
-        host = text.partition(":")[0] if text.count(":") == 1 else text
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # Connections that are open: what is queued at the end of the interpreter is still sent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import uuid
@@ -12,6 +13,7 @@ from typing import Any, Callable, Literal, Optional, TypeVar, Union, overload
 import grpc
 
 from . import _mapping, _pickling, _results, _value
+from ._address import DEFAULT_PORT
 from ._backend import Backend
 from ._connection import Connection, credentials
 from ._gen.treadle.v1 import fabric_pb2 as pb
@@ -26,7 +28,7 @@ from .records import Queue, ServerInfo, Status, Task, Worker, info_of, queue_of,
 T = TypeVar("T")
 C = TypeVar("C", bound="Client")
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 
 Unpickle = Literal["trust", "safe"]
 
@@ -56,7 +58,8 @@ class Client:
     ) -> None:
         """Make a client of the server at address.
 
-        address: "host:port". Default: TREADLE_ADDRESS, else 127.0.0.1:50051.
+        address: "host:port", or a host alone for port 50051. Default: TREADLE_ADDRESS, else 127.0.0.1:50051.
+            Raises ValueError for one that is malformed.
         token: sent with every call. Default: TREADLE_TOKEN; "" sends none.
         timeout: how long, in seconds, a call goes on while no server answers before it raises
             Unavailable. It does not limit how long a task may take.
@@ -75,8 +78,11 @@ class Client:
         if ca is None and tls is None:
             ca = os.environ.get("TREADLE_TLS_CA")
         load = _results.loader(unpickle)
+        speaks = credentials(tls, ca)
+        # Whose certificates these are is known unless the caller brought credentials.
+        trusted = (ca or "system") if tls is True else ca if tls is None else None
         connection = Connection(
-            address, token=token, timeout=timeout, tls=credentials(tls, ca), insecure=insecure, load=load
+            address, token=token, timeout=timeout, tls=speaks, insecure=insecure, load=load, ca=trusted
         )
         self._attach(connection, load)
         connection.forget_function = self._registry.forget
@@ -107,6 +113,18 @@ class Client:
         self, kind: Optional[type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+    async def aclose(self) -> None:
+        """close, without standing in the way of an event loop; "async with client" does it at its end."""
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    async def __aenter__(self: C) -> C:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -347,9 +365,12 @@ class Client:
         """
         return _results.outcome(self._backend.get_result(task_id, timeout), self._load).get()
 
-    def cancel(self, task_id: str) -> bool:
-        """Cancel a task, also while it runs; False when it had finished before. Raises NotFound."""
-        return Status.of(self._backend.cancel_task(task_id).status) is Status.CANCELLED
+    def cancel(self, task_id: str, *, only_queued: bool = False) -> bool:
+        """Cancel a task, also while it runs; with only_queued not once it has started.
+
+        False when it had finished before, or goes on. Raises NotFound.
+        """
+        return Status.of(self._backend.cancel_task(task_id, only_queued).status) is Status.CANCELLED
 
     def logs(self, task_id: str, attempt: int = 0) -> str:
         """What an attempt (0: the latest) has printed, the last 64 KiB; raises NotFound."""

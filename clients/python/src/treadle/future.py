@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import functools
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
 
+from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._results import Outcome
 from .errors import Cancelled, TreadleError
 
@@ -29,7 +31,7 @@ _recording = threading.Condition()
 class TaskFuture(concurrent.futures.Future[T]):
     """The future of one task: a concurrent.futures.Future in every respect.
 
-    wait, as_completed and asyncio.wrap_future take it. Callbacks run on a thread of the
+    wait, as_completed and asyncio.wrap_future take it, and it can be awaited. Callbacks run on a thread of the
     client; do not block in them. running() is always False, as by its meaning it would say
     that the call cannot be cancelled: status() asks the server.
     """
@@ -40,6 +42,8 @@ class TaskFuture(concurrent.futures.Future[T]):
         self._name = name
         # Set once, under _recording.
         self._task_id: Optional[str] = None
+        # Set under it too: whether it is to be cancelled, and then whether only if it is queued.
+        self._unwanted: Optional[bool] = None
         self._notified = False
         self.function = function
         """Id or name of the function. The name, until a callable's first submission has registered it."""
@@ -90,6 +94,24 @@ class TaskFuture(concurrent.futures.Future[T]):
             return super().exception(timeout)
         except concurrent.futures.CancelledError:
             raise self._cancelled() from None
+        except concurrent.futures.TimeoutError:
+            raise concurrent.futures.TimeoutError(self._unfinished(timeout or 0.0)) from None
+
+    def _unfinished(self, waited: float) -> str:
+        """Why there is nothing yet, as far as that can be had in a moment."""
+        what = self._name or self.function
+        if self._task_id is None:
+            return f"the task of {what!r} was not recorded within {waited:.3g} s: no server has answered yet"
+        look = f"client.task({self._task_id!r}) shows its record"
+        # A poll costs no call, and an event loop stands for none.
+        seen = self._backend.glance(self._task_id) if waited > 0 and not _in_event_loop() else None
+        if seen is None:
+            return f"task {self._task_id} of {what!r} is not finished after {waited:.3g} s; {look}"
+        from .records import Status
+
+        where = f" in the queue {seen.queue!r}" if seen.status == pb.Task.QUEUED else ""
+        status = Status.of(seen.status).value
+        return f"task {self._task_id} of {what!r} is {status}{where} after {waited:.3g} s; {look}"
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """Have fn called with this future when it is done, on a thread of the client; at once if it is done.
@@ -98,24 +120,44 @@ class TaskFuture(concurrent.futures.Future[T]):
         """
         super().add_done_callback(functools.partial(_call, fn))
 
-    def cancel(self) -> bool:
-        """Cancel the task on the server, also while it runs.
+    def cancel(self, *, only_queued: bool = False) -> bool:
+        """Cancel the task on the server, also while it runs; with only_queued not once it has started.
 
-        Returns True when the task is cancelled, False when it had finished before.
-        Raises Unavailable when no server can be asked.
+        Returns True when the task is cancelled, False when it had finished before, or goes on.
+        Waits for the server's answer; raises Unavailable when no server can be asked.
+
+        In an event loop it waits for nothing: it answers True at once, the future is cancelled,
+        and the server is told in the background. (With only_queued it answers False there, and
+        the future is cancelled when the task is.)
         """
         if self.done():
             return self.cancelled()
         if self._backend.withdraw(self):
             return self._mark_cancelled()
+        if _in_event_loop():
+            self._backend.cancel_later(self, only_queued)
+            return False if only_queued else self._mark_cancelled()
         task_id = self._wait_recorded()
         if task_id is None or self.done():
             return self.cancelled()
         from .records import Status
 
-        if Status.of(self._backend.cancel_task(task_id).status) is not Status.CANCELLED:
+        if Status.of(self._backend.cancel_task(task_id, only_queued).status) is not Status.CANCELLED:
             return False
         return self._mark_cancelled()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait in an event loop. Cancelling the waiting task cancels this one, in the background."""
+        if not self.done():
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[None] = loop.create_future()
+            self.add_done_callback(functools.partial(_wake, loop, done))
+            try:
+                yield from done
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        return self.result(0)
 
     # The rest is for this package.
 
@@ -179,6 +221,29 @@ def _call(fn: Callable[[concurrent.futures.Future[T]], object], future: concurre
         if threading.current_thread() is threading.main_thread():
             raise  # a signal's, or the caller's own
         log.exception("a callback of a future failed")
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _wake(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None], _: object) -> None:
+    """Tell a loop that a future is done. What it came to stays here: asyncio's futures refuse some exceptions."""
+    try:
+        loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(None))
+    except RuntimeError:
+        pass  # the loop was closed
+
+
+def mark_unwanted(future: TaskFuture[Any], only_queued: bool) -> Optional[str]:
+    """Note that a task is to be cancelled; returns its id, None as long as it is not recorded."""
+    with _recording:
+        future._unwanted = only_queued
+        return future._task_id
 
 
 def mark_recorded(recorded: Iterable[tuple[TaskFuture[Any], str]]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from .errors import InvalidRequest
@@ -42,24 +43,37 @@ class Options:
         if self == _DEFAULTS:
             return None
         out = pb.ExecuteOptions()
-        try:
-            if self.priority is not None:
-                out.priority = self.priority
-            if self.timeout is not None:
-                out.timeout.FromTimedelta(_seconds(self.timeout))
-            if self.deadline is not None:
-                out.deadline.FromDatetime(_moment(self.deadline))
-            if self.max_retries is not None:
-                out.max_retries = self.max_retries
-            if self.function_retries is not None:
-                out.function_retries = self.function_retries
-            if self.memory_limit is not None:
-                out.memory_limit = self.memory_limit
-        except (TypeError, ValueError, OverflowError) as exc:
-            raise InvalidRequest(f"{self}: {exc}") from exc
+        for name, (set_, want) in _FIELDS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                set_(out, value)
+            except (TypeError, ValueError, OverflowError, AttributeError) as exc:
+                raise InvalidRequest(f"options.{name} = {reprlib.repr(value)}: want {want}") from exc
         return out
 
 
+def _set_timeout(out: pb.ExecuteOptions, value: Any) -> None:
+    out.timeout.FromTimedelta(_seconds(value))
+
+
+def _set_deadline(out: pb.ExecuteOptions, value: Any) -> None:
+    out.deadline.FromDatetime(_moment(value))
+
+
+def _set_number(name: str) -> Callable[[pb.ExecuteOptions, Any], None]:
+    return lambda out, value: setattr(out, name, value)
+
+
+_FIELDS: dict[str, tuple[Callable[[pb.ExecuteOptions, Any], None], str]] = {
+    "priority": (_set_number("priority"), "an integer from 0 to 9"),
+    "timeout": (_set_timeout, "seconds as a number, or a timedelta"),
+    "deadline": (_set_deadline, "a datetime, or a timedelta from now"),
+    "max_retries": (_set_number("max_retries"), "an integer from 0"),
+    "function_retries": (_set_number("function_retries"), "an integer from 0"),
+    "memory_limit": (_set_number("memory_limit"), "bytes as an integer"),
+}
 _DEFAULTS = Options()
 
 

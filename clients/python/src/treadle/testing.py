@@ -115,8 +115,14 @@ class _LocalBackend:
     def withdraw(self, future: TaskFuture[Any]) -> bool:
         return False
 
-    def cancel_all(self, futures: Iterable[TaskFuture[Any]]) -> None:
+    def cancel_all(self, futures: Iterable[TaskFuture[Any]], only_queued: bool = False) -> None:
         pass  # every task is finished
+
+    def cancel_later(self, future: TaskFuture[Any], only_queued: bool) -> None:
+        pass
+
+    def glance(self, task_id: str) -> pb.Task | None:
+        return self._task(task_id).task
 
     def _task(self, task_id: str) -> _Finished:
         if task_id not in self.tasks:
@@ -129,7 +135,7 @@ class _LocalBackend:
     def get_result(self, task_id: str, timeout: float | None) -> pb.TaskResult:
         return self._task(task_id).result
 
-    def cancel_task(self, task_id: str) -> pb.Task:
+    def cancel_task(self, task_id: str, only_queued: bool = False) -> pb.Task:
         return self._task(task_id).task
 
     def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
