@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/treadle-dev/treadle/internal/failpoint"
@@ -76,6 +77,15 @@ func (d *Dispatcher) doStood(_ context.Context, events []claimed) {
 	}
 }
 
+// staleLevel is how loud a refused outcome is. An attempt that was stopped because its
+// task was cancelled or went elsewhere says so, and nobody needs its word any more.
+func staleLevel(end task.End) slog.Level {
+	if end == task.EndCancelled || end == task.EndReturned {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
 func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
 	settlements := make([]store.Settlement, len(items))
 	for i, it := range items {
@@ -90,7 +100,7 @@ func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
 		return // not acknowledged: the workers report again
 	}
 	failpoint.Seen(failpoint.AfterReport, len(verdicts))
-	d.logStale(items, verdicts)
+	d.logStale(ctx, items, verdicts)
 	for i, it := range items {
 		if !it.session.IsZero() {
 			d.post(settled{session: it.session, token: it.settlement.Token, verdict: verdicts[i]})
@@ -98,25 +108,31 @@ func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
 	}
 }
 
-// logStale writes one line for each session with reports that were refused.
-func (d *Dispatcher) logStale(items []settle, verdicts []task.Verdict) {
+// logStale writes one line for each session with reports that were refused, and another one
+// at debug level for those that were stopped on purpose.
+func (d *Dispatcher) logStale(ctx context.Context, items []settle, verdicts []task.Verdict) {
+	type cause struct {
+		session task.ID
+		level   slog.Level
+	}
+	of := func(it *settle) cause { return cause{it.session, staleLevel(it.settlement.Outcome.End)} }
 	var first []int
-	var count map[task.ID]int // most often there are none
+	var count map[cause]int // most often there are none
 	for i := range items {
 		if verdicts[i] != task.VerdictStale {
 			continue
 		}
 		if count == nil {
-			count = map[task.ID]int{}
+			count = map[cause]int{}
 		}
-		if count[items[i].session]++; count[items[i].session] == 1 {
+		if count[of(&items[i])]++; count[of(&items[i])] == 1 {
 			first = append(first, i)
 		}
 	}
 	for _, i := range first {
 		it := &items[i]
-		d.log.Info("stale outcome refused", "count", count[it.session], "task", it.settlement.Token.Task, "attempt", it.settlement.Token.Attempt,
-			"epoch", it.settlement.Token.Epoch, "end", it.settlement.Outcome.End, "session", it.session)
+		d.log.Log(ctx, of(it).level, "stale outcome refused", "count", count[of(it)], "task", it.settlement.Token.Task,
+			"attempt", it.settlement.Token.Attempt, "epoch", it.settlement.Token.Epoch, "end", it.settlement.Outcome.End, "session", it.session)
 	}
 }
 

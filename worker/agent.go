@@ -429,14 +429,18 @@ func (a *Agent) acknowledged(items []link.Ack) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, ack := range items {
+		level := slog.LevelInfo
 		if c := a.claims[ack.Token]; c != nil && c.phase == ended {
+			if c.stopped != notStopped {
+				level = slog.LevelDebug // it was stopped as the dispatcher asked for that
+			}
 			delete(a.claims, ack.Token)
 		}
 		if ack.Token == a.alone {
 			a.alone = task.Token{}
 		}
 		if ack.Verdict == task.VerdictStale {
-			a.log.Info("the dispatcher refused a stale outcome", "task", ack.Token.Task, "attempt", ack.Token.Attempt)
+			a.log.Log(context.Background(), level, "the dispatcher refused a stale outcome", "task", ack.Token.Task, "attempt", ack.Token.Attempt)
 		}
 	}
 }

@@ -307,10 +307,11 @@ func newBenchWorkerCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var handlers worker.Handlers
 			worker.HandleIn(&handlers, bench.GoFunction, func(context.Context, struct{}) (struct{}, error) { return struct{}{}, nil })
-			log, err := newLogger(cmd.ErrOrStderr(), "warn", "text")
+			log, flush, err := newLogger(cmd.ErrOrStderr(), "warn", "text")
 			if err != nil {
 				return err
 			}
+			defer flush()
 			return worker.Serve(cmd.Context(), worker.Options{
 				Dispatchers: []string{dispatcher}, Mode: link.Mode(mode), Slots: slots, Handlers: &handlers, Logger: log,
 			})

@@ -34,6 +34,9 @@ const asTreadle = "TREADLE_TEST_AS_BINARY"
 const listening = "listening for signals\n"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asStuck) != "" {
+		os.Exit(runStuck())
+	}
 	if os.Getenv(asTreadle) != "" {
 		ctx, stop := withSignals(context.Background())
 		fmt.Fprint(os.Stderr, listening)

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -197,12 +199,49 @@ func TestByteSize(t *testing.T) {
 	}
 }
 
-func TestLogger(t *testing.T) {
+// TestJSONLogValues: what text logs show in words JSON logs do, too.
+func TestJSONLogValues(t *testing.T) {
 	var out bytes.Buffer
-	log, err := newLogger(&out, "warn", "json")
+	log, flush, err := newLogger(&out, "info", "json")
 	if err != nil {
 		t.Fatal(err)
 	}
+	log.Info("x", "lease", 10*time.Second, "slots", slotRange{&serverFlags{Slots: 2, MaxSlots: 8}}, "error", errors.New("bad"),
+		slog.Group("g", "took", 1500*time.Millisecond))
+	for range 60 {
+		log.Error("again")
+	}
+	flush()
+	for _, part := range []string{`"lease":"10s"`, `"slots":"2-8"`, `"error":"bad"`, `"g":{"took":"1.5s"}`, `"msg":"again","folded":10,"window":"10s"`} {
+		if !strings.Contains(out.String(), part) {
+			t.Errorf("the log lacks %s: %.600s", part, out.String())
+		}
+	}
+}
+
+// TestJSONLogHasTheReadyLine: with --log-format json nothing but JSON is written.
+func TestJSONLogHasTheReadyLine(t *testing.T) {
+	var out, log bytes.Buffer
+	n := &node{Log: slog.New(slog.NewJSONHandler(&log, nil))}
+	n.LogFormat = "json"
+	n.announce(&out, "127.0.0.1:1", "127.0.0.1:2")
+	if out.Len() != 0 || !strings.Contains(log.String(), `"grpc_addr":"127.0.0.1:1","http_addr":"127.0.0.1:2"`) {
+		t.Errorf("standard output %q, log %s", out.String(), log.String())
+	}
+	n.JSON = true
+	n.announce(&out, "127.0.0.1:1", "127.0.0.1:2")
+	if !json.Valid(out.Bytes()) {
+		t.Errorf("with --json: %q", out.String())
+	}
+}
+
+func TestLogger(t *testing.T) {
+	var out bytes.Buffer
+	log, flush, err := newLogger(&out, "warn", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer flush()
 	log.Info("hidden")
 	log.Warn("shown", slog.Int("n", 1))
 	if got := out.String(); strings.Contains(got, "hidden") || !strings.Contains(got, `"msg":"shown","n":1`) {

@@ -20,6 +20,8 @@ const (
 	// exitMisuse: an unknown command or flag, a wrong number of arguments, a value
 	// that cannot be.
 	exitMisuse = 2
+	// exitStuck: the process was told to stop, and a part of it did not in its time.
+	exitStuck = 3
 	// exitInterrupted: a second Ctrl-C ended the program on the spot.
 	exitInterrupted = 130
 )

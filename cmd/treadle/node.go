@@ -34,6 +34,8 @@ type node struct {
 	serverFlags
 	Version string
 	Log     *slog.Logger
+	// flush writes what the log still owes; may be nil.
+	flush func()
 	// Ready is called once: with the addresses that a server listens on, or with a
 	// worker's id and its HTTP address.
 	Ready func(grpcAddrOrWorker, httpAddr string)
@@ -122,6 +124,12 @@ type parts struct {
 }
 
 func (n *node) serve(ctx context.Context, p parts) (err error) {
+	limit := apiDrain + drainMargin
+	if p.slots > 0 {
+		limit += n.DrainTimeout
+	}
+	stages, end := n.stages(ctx, limit)
+	defer end()
 	collector.KeepFloor(heapFloor)
 	st, err := n.openStore(ctx, p.shared)
 	if err != nil {
@@ -168,17 +176,16 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if err := srv.Listen(); err != nil {
 		return err
 	}
-	var stages stages
-	stages.run(watchStore(st))
+	stages.run("store", watchStore(st))
 	if reload != nil {
-		stages.run(reloadOnHangup(n.Log, reload))
+		stages.run("reload", reloadOnHangup(n.Log, reload))
 	}
-	stages.run(srv.Serve)
+	stages.run("API", srv.Serve)
 	if d != nil {
-		stages.run(d.Run)
+		stages.run("dispatcher", d.Run)
 	}
 	if pool != nil {
-		stages.run(pool.Run)
+		stages.run("pool", pool.Run)
 	}
 	if n.Ready != nil {
 		n.Ready(srv.GRPCAddr(), srv.HTTPAddr())
@@ -236,11 +243,12 @@ func (n *node) work(ctx context.Context) error {
 	if n.Ready != nil {
 		n.Ready(id, n.HTTPAddr)
 	}
-	var stages stages
+	stages, end := n.stages(ctx, n.DrainTimeout+drainMargin)
+	defer end()
 	if n.HTTPAddr != "" {
-		stages.run(func(ctx context.Context) error { return serveWorkerHealth(ctx, n.HTTPAddr, agent) })
+		stages.run("HTTP", func(ctx context.Context) error { return serveWorkerHealth(ctx, n.HTTPAddr, agent) })
 	}
-	stages.run(agent.Run)
+	stages.run("worker", agent.Run)
 	return stages.wait(ctx)
 }
 
@@ -265,24 +273,40 @@ func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link
 // stages are parts that start in order and stop in the opposite one, each when the
 // one after it has ended. The first that fails stops all.
 type stages struct {
-	parts  []*stage
-	failed chan struct{}
-	once   sync.Once
+	watchdog *watchdog
+	mu       sync.Mutex
+	parts    []*stage
+	failed   chan struct{}
+	once     sync.Once
 }
 
 type stage struct {
+	name   string
 	cancel context.CancelFunc
 	done   chan struct{}
 	err    error
 }
 
-func (s *stages) run(part func(context.Context) error) {
-	if s.failed == nil {
-		s.failed = make(chan struct{})
+// stages makes the parts of a process. When it takes longer than limit after ctx ended, or
+// a part failed, until end is called, the process ends by itself.
+func (n *node) stages(ctx context.Context, limit time.Duration) (s *stages, end func()) {
+	s = &stages{watchdog: newWatchdog(limit, n.Log, os.Exit), failed: make(chan struct{})}
+	stop := context.AfterFunc(ctx, func() { s.watchdog.begin(s.running) }) // while parts are made, too
+	return s, func() {
+		stop()
+		s.watchdog.end()
+		if n.flush != nil {
+			n.flush()
+		}
 	}
+}
+
+func (s *stages) run(name string, part func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	st := &stage{cancel: cancel, done: make(chan struct{})}
+	st := &stage{name: name, cancel: cancel, done: make(chan struct{})}
+	s.mu.Lock()
 	s.parts = append(s.parts, st)
+	s.mu.Unlock()
 	go func() {
 		defer close(st.done)
 		st.err = part(ctx)
@@ -299,6 +323,7 @@ func (s *stages) wait(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-s.failed:
 	}
+	s.watchdog.begin(s.running)
 	var errs []error
 	for i := len(s.parts) - 1; i >= 0; i-- {
 		s.parts[i].cancel()
@@ -306,4 +331,23 @@ func (s *stages) wait(ctx context.Context) error {
 		errs = append(errs, s.parts[i].err)
 	}
 	return errors.Join(errs...)
+}
+
+// running names the parts that have not ended. Without any it is the store, which is closed
+// last.
+func (s *stages) running() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for _, p := range s.parts {
+		select {
+		case <-p.done:
+		default:
+			names = append(names, p.name)
+		}
+	}
+	if len(names) == 0 {
+		names = append(names, "store")
+	}
+	return names
 }

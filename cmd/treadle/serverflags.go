@@ -252,12 +252,12 @@ func defaultDataDir() string {
 }
 
 // logger builds the logger that the flags ask for.
-func (f *serverFlags) logger(w io.Writer) (*slog.Logger, error) {
-	log, err := newLogger(w, f.LogLevel, f.LogFormat)
+func (f *serverFlags) logger(w io.Writer) (*slog.Logger, func(), error) {
+	log, flush, err := newLogger(w, f.LogLevel, f.LogFormat)
 	if err != nil {
-		return nil, &usageError{err}
+		return nil, nil, &usageError{err}
 	}
-	return log, nil
+	return log, flush, nil
 }
 
 // validate refuses settings that cannot work, as misuse. Each message names the value,
@@ -272,7 +272,7 @@ func (f *serverFlags) validate(r role) error {
 	if utf8.RuneCountInString(f.Name) > 256 {
 		return misuse("--name has %d characters: want at most 256", utf8.RuneCountInString(f.Name))
 	}
-	_, err := f.logger(io.Discard)
+	_, _, err := f.logger(io.Discard)
 	return err
 }
 

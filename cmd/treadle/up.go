@@ -80,6 +80,10 @@ what they run; when one joins, the others ask some of their workers to go there.
 				return err
 			}
 			n.Ready = func(grpcAddr, httpAddr string) {
+				if n.logsJSON() {
+					n.Log.Info("the dispatcher is up", "grpc_addr", grpcAddr, "http_addr", httpAddr, "pid", os.Getpid())
+					return
+				}
 				if !n.JSON {
 					fmt.Fprintf(cmd.OutOrStdout(), "The dispatcher is up: workers dial %s\n", grpcAddr)
 					return
@@ -135,11 +139,11 @@ func (n *node) prepare(cmd *cobra.Command, r role) error {
 	if err := n.validate(r); err != nil {
 		return err
 	}
-	log, err := n.logger(cmd.ErrOrStderr())
+	log, flush, err := n.logger(cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
-	n.Log, n.Version = log, versionOf().Version
+	n.Log, n.flush, n.Version = log, flush, versionOf().Version
 	return nil
 }
 
@@ -147,6 +151,10 @@ func (n *node) prepare(cmd *cobra.Command, r role) error {
 func (n *node) announce(w io.Writer, grpcAddr, httpAddr string) {
 	if n.JSON {
 		printReady(w, map[string]any{"grpc_addr": grpcAddr, "http_addr": httpAddr, "pid": os.Getpid()})
+		return
+	}
+	if n.logsJSON() {
+		n.Log.Info("Treadle is up", "grpc_addr", grpcAddr, "http_addr", httpAddr, "pid", os.Getpid())
 		return
 	}
 	if httpAddr == "" {
@@ -168,6 +176,10 @@ func (n *node) announce(w io.Writer, grpcAddr, httpAddr string) {
 
 `, grpcAddr, scheme+"://"+httpAddr, curl)
 }
+
+// logsJSON reports whether the ready line belongs to the log: collectors merge standard
+// output and standard error, and take JSON lines alone.
+func (n *node) logsJSON() bool { return n.LogFormat == "json" && !n.JSON }
 
 // printReady writes the one line that programs wait for.
 func printReady(w io.Writer, line map[string]any) {
