@@ -151,7 +151,7 @@ var table = map[string]map[string]Limit{
 	"treadle.v1.Offer": {
 		"token": anything, "function_id": text(16), "function_name": text(maxName), "runtime": text(maxName + len("go/")), "form": forms,
 		"hash": text(32), "args_encoding": encodings, "returns": encodings, "args": anything, "timeout": anything,
-		"memory_limit": anything, "python": text(maxWorkerText),
+		"memory_limit": anything, "python": text(maxWorkerText), "deadline": anything, "max_retries": anything,
 	},
 	"treadle.v1.Acks":          {"items": many(MaxItems, anything)},
 	"treadle.v1.Ack":           {"token": anything, "verdict": verdicts},
@@ -183,7 +183,7 @@ var table = map[string]map[string]Limit{
 	"treadle.v1.AwaitResultsRequest":  {"task_ids": many(maxBatch, text(maxText))},
 	"treadle.v1.ListTasksRequest":     {"filter": text(maxFilter), "page_size": anything, "page_token": text(maxText), "view": anything},
 	"treadle.v1.WatchTaskRequest":     {"task_id": text(maxText)},
-	"treadle.v1.CancelTaskRequest":    {"task_id": text(maxText)},
+	"treadle.v1.CancelTaskRequest":    {"task_id": text(maxText), "only_queued": anything},
 	"treadle.v1.GetLogsRequest":       {"task_id": text(maxText), "attempt": anything},
 	"treadle.v1.ListWorkersRequest":   {"page_size": anything, "page_token": text(maxText)},
 	"treadle.v1.ListQueuesRequest":    {"page_size": anything, "page_token": text(maxText)},

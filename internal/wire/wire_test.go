@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/task"
 )
 
 const testPayload = 1 << 10
@@ -465,5 +467,27 @@ func TestScanAllocatesNothing(t *testing.T) {
 	}
 	if !utf8.ValidString(valid("\xff")) {
 		t.Error("valid does not make text valid")
+	}
+}
+
+// docs/security.md tells the limits as the table has them.
+func TestDocumentedLimits(t *testing.T) {
+	b, err := os.ReadFile("../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		fmt.Sprintf("| ids, names and tokens of requests | %d KiB each", maxText>>10),
+		fmt.Sprintf("| what a worker says of itself | %d bytes a text; 1,024 queues (%d bytes each)", maxWorkerText, task.MaxQueueLength),
+		fmt.Sprintf("exception type %d KiB, repr %d KiB, message and traceback %d KiB each, of which %d, %d and %d KiB are kept",
+			2*task.MaxTypeText>>10, 2*task.MaxRepr>>10, maxErrorText>>10, task.MaxTypeText>>10, task.MaxRepr>>10, task.MaxErrorText>>10),
+		"4,096; claims listed in one frame: 16,384", "| items of a batch, ids of a wait | 10,000 |",
+	} {
+		if !strings.Contains(string(b), line) {
+			t.Errorf("docs/security.md does not say %q", line)
+		}
+	}
+	if maxListed != 1024 || MaxItems != 4096 || MaxHeld != 16384 || maxBatch != 10_000 {
+		t.Error("the limits have changed: docs/security.md and worker.proto name them")
 	}
 }

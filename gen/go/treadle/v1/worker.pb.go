@@ -19,6 +19,16 @@
 //                             <--   Move (when another dispatcher has room)
 //   Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 //
+// Authorization: a worker sends its token as the metadata "authorization: Bearer TOKEN" of
+// the call, where the dispatcher asks for tokens.
+//
+// Limits: the dispatcher checks every frame before it reads it. One that is malformed or over
+// a limit ends the session with a Bye that names the field (Bye.refused); text that is not
+// UTF-8 is repaired instead. The comments below give the limits; a frame lists at most 4,096
+// items of Accepts or Outcomes, and at most 16,384 claims in held. A message field may be
+// given once. A stream may have twice the payload limit and 16 MiB in chunks that no frame
+// has named yet, and none before Hello.
+//
 // Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 // that names them, and frames without such values may overtake those with them.
 
@@ -691,14 +701,19 @@ type Hello struct {
 	// Version of this protocol: 1.
 	Version int32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Id of this agent process, at most 128 bytes.
-	Worker   string   `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
-	Name     string   `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Host     string   `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
-	Pid      int32    `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
-	Software string   `protobuf:"bytes,6,opt,name=software,proto3" json:"software,omitempty"`
-	Queues   []string `protobuf:"bytes,7,rep,name=queues,proto3" json:"queues,omitempty"`
+	Worker string `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
+	// For people, as host and software: at most 256 bytes each.
+	Name     string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Host     string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	Pid      int32  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	Software string `protobuf:"bytes,6,opt,name=software,proto3" json:"software,omitempty"`
+	// At most 1,024 queues, of 128 bytes each.
+	Queues []string `protobuf:"bytes,7,rep,name=queues,proto3" json:"queues,omitempty"`
+	// Runtime keys, at most 1,024: "python", "command", or "go/NAME" for each handler.
 	Runtimes []string `protobuf:"bytes,8,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
-	// Go handlers, to be known as functions of that name.
+	// Functions that live in the worker, in whatever language: they become known under these
+	// names, have the runtime "go/NAME", take JSON arguments and answer JSON. At most 1,024,
+	// of 256 characters each.
 	Handlers []string `protobuf:"bytes,9,rep,name=handlers,proto3" json:"handlers,omitempty"`
 	// How many attempts run at once at present.
 	Slots int32 `protobuf:"varint,10,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -892,9 +907,11 @@ func (x *Holding) GetStartedAgo() *durationpb.Duration {
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 bytes.
-	Session    []byte               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Lease      *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
-	Heartbeat  *durationpb.Duration `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	Session   []byte               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Lease     *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Heartbeat *durationpb.Duration `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// How long before the end of a lease, counted from the sending of the last renewal that
+	// was acknowledged, the worker stops the attempt: another worker may have the task then.
 	Margin     *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
 	MaxPayload int32                `protobuf:"varint,5,opt,name=max_payload,json=maxPayload,proto3" json:"max_payload,omitempty"`
 	// Claims of Hello.held that are no longer in force.
@@ -1030,12 +1047,18 @@ type Offer struct {
 	Runtime      string `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	Form         string `protobuf:"bytes,5,opt,name=form,proto3" json:"form,omitempty"`
 	// SHA-256 of the function's bytes; ask for them once by NeedFunction.
-	Hash         []byte               `protobuf:"bytes,6,opt,name=hash,proto3" json:"hash,omitempty"`
-	ArgsEncoding string               `protobuf:"bytes,7,opt,name=args_encoding,json=argsEncoding,proto3" json:"args_encoding,omitempty"`
-	Returns      string               `protobuf:"bytes,8,opt,name=returns,proto3" json:"returns,omitempty"`
-	Args         *Value               `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
-	Timeout      *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	MemoryLimit  int64                `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	Hash []byte `protobuf:"bytes,6,opt,name=hash,proto3" json:"hash,omitempty"`
+	// "pickle" or "json". JSON arguments are one document, {"args": [...], "kwargs": {...}}.
+	ArgsEncoding string `protobuf:"bytes,7,opt,name=args_encoding,json=argsEncoding,proto3" json:"args_encoding,omitempty"`
+	// The encoding that the caller wants of the result: "pickle" or "json". A value that JSON
+	// cannot hold is answered as a pickle, with Report.repr.
+	Returns string `protobuf:"bytes,8,opt,name=returns,proto3" json:"returns,omitempty"`
+	Args    *Value `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
+	// The worker ends the attempt when it has run so long, and reports timed_out; absent for
+	// none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
+	Timeout *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// In bytes, enforced by the worker alone (it reports exhausted); 0 for the worker's own.
+	MemoryLimit int64 `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
 	// The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any.
 	Python string `protobuf:"bytes,12,opt,name=python,proto3" json:"python,omitempty"`
 	// What the task may be told of itself; it changes nothing at the worker. The deadline is by
@@ -1322,14 +1345,28 @@ func (x *Outcomes) GetItems() []*Report {
 type Report struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Token *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// "succeeded", "raised", "lost", "returned", "timed_out", "exhausted",
-	// "unreadable" or "cancelled".
-	End      string               `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
-	Result   *Value               `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
-	Encoding string               `protobuf:"bytes,4,opt,name=encoding,proto3" json:"encoding,omitempty"`
-	Repr     string               `protobuf:"bytes,5,opt,name=repr,proto3" json:"repr,omitempty"`
-	Failure  *Failure             `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
-	RunTime  *durationpb.Duration `protobuf:"bytes,7,opt,name=run_time,json=runTime,proto3" json:"run_time,omitempty"`
+	// What the attempt ended in, and what that costs the task:
+	// "succeeded": completes it.
+	// "raised": the function raised; spends function_retries.
+	// "lost": the worker lost the attempt (its process died, its lease ran out); spends max_retries.
+	// "returned": handed back, also an offer that was not started (drain, recall); costs nothing
+	//
+	//	as a rule, but starts that are handed back too often count as lost.
+	//
+	// "timed_out", "exhausted" (memory, or too large a result), "unreadable" (arguments,
+	//
+	//	function or result cannot be read or written): fail it at once.
+	//
+	// "cancelled": the answer to Revoke; the claim is no longer in force.
+	End string `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	// Only of a success. One over the payload limit fails the task as exhausted.
+	Result *Value `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	// "pickle" or "json", only of a success.
+	Encoding string `protobuf:"bytes,4,opt,name=encoding,proto3" json:"encoding,omitempty"`
+	// At most 8 KiB, of which 4 KiB are kept.
+	Repr    string               `protobuf:"bytes,5,opt,name=repr,proto3" json:"repr,omitempty"`
+	Failure *Failure             `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	RunTime *durationpb.Duration `protobuf:"bytes,7,opt,name=run_time,json=runTime,proto3" json:"run_time,omitempty"`
 	// Output since the last Output frame, at most 64 KiB.
 	Log           []byte `protobuf:"bytes,8,opt,name=log,proto3" json:"log,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1424,12 +1461,18 @@ func (x *Report) GetLog() []byte {
 
 // Failure details an end other than "succeeded".
 type Failure struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	ExceptionType   string                 `protobuf:"bytes,1,opt,name=exception_type,json=exceptionType,proto3" json:"exception_type,omitempty"`
-	Message         string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	Traceback       string                 `protobuf:"bytes,3,opt,name=traceback,proto3" json:"traceback,omitempty"`
-	ExceptionPickle []byte                 `protobuf:"bytes,4,opt,name=exception_pickle,json=exceptionPickle,proto3" json:"exception_pickle,omitempty"`
-	ForeignPickle   []byte                 `protobuf:"bytes,5,opt,name=foreign_pickle,json=foreignPickle,proto3" json:"foreign_pickle,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 2 KiB, of which 1 KiB is kept.
+	ExceptionType string `protobuf:"bytes,1,opt,name=exception_type,json=exceptionType,proto3" json:"exception_type,omitempty"`
+	// At most 136 KiB each, of which 64 KiB are kept: the start of a message, the end of a
+	// traceback.
+	Message   string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Traceback string `protobuf:"bytes,3,opt,name=traceback,proto3" json:"traceback,omitempty"`
+	// The exception object, pickled by Python, at most 64 KiB each: the first where its pickle
+	// names classes of the standard library alone, else the second. Workers in other
+	// languages leave both empty.
+	ExceptionPickle []byte `protobuf:"bytes,4,opt,name=exception_pickle,json=exceptionPickle,proto3" json:"exception_pickle,omitempty"`
+	ForeignPickle   []byte `protobuf:"bytes,5,opt,name=foreign_pickle,json=foreignPickle,proto3" json:"foreign_pickle,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1598,7 +1641,8 @@ func (x *Ack) GetVerdict() string {
 	return ""
 }
 
-// Beat is the heartbeat and the renewal of everything that it lists.
+// Beat is the heartbeat and the renewal of everything that it lists: attempts that run,
+// offers that wait for a slot, and outcomes that are not acknowledged.
 type Beat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -1714,7 +1758,8 @@ func (x *BeatAck) GetStale() []*Token {
 	return nil
 }
 
-// Want adds credit, only under Pull.
+// Want adds credit, only under Pull. Each offer uses one up, whatever becomes of it: a worker
+// asks again for each slot that a report has freed.
 type Want struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	N             int32                  `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
@@ -1759,7 +1804,7 @@ func (x *Want) GetN() int32 {
 	return 0
 }
 
-// Revoke stops claims that are no longer in force. Report them all the same.
+// Revoke stops claims that are no longer in force. Report them all the same, as cancelled.
 type Revoke struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tokens        []*Token               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
@@ -1804,7 +1849,8 @@ func (x *Revoke) GetTokens() []*Token {
 	return nil
 }
 
-// Recall asks for up to n offers back that were not started.
+// Recall asks for up to n offers back that were not started: report each as returned. A
+// worker that has fewer gives back those.
 type Recall struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	N             int32                  `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
@@ -1955,7 +2001,7 @@ func (x *FunctionBytes) GetMissing() bool {
 	return false
 }
 
-// Output is what a running attempt has printed since the last one.
+// Output is what a running attempt has printed since the last one, at most 64 KiB.
 type Output struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -2109,7 +2155,8 @@ func (x *Move) GetElsewhere() bool {
 	return false
 }
 
-// Bye is the last frame of its sender.
+// Bye is the last frame of its sender. After it a dispatcher ends the stream with OK, or with
+// INVALID_ARGUMENT when it refused a frame. Reasons have at most 4 KiB.
 type Bye struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From a dispatcher: whether the worker should dial again. From a worker: that it goes

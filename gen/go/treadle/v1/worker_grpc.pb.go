@@ -19,6 +19,16 @@
 //                             <--   Move (when another dispatcher has room)
 //   Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 //
+// Authorization: a worker sends its token as the metadata "authorization: Bearer TOKEN" of
+// the call, where the dispatcher asks for tokens.
+//
+// Limits: the dispatcher checks every frame before it reads it. One that is malformed or over
+// a limit ends the session with a Bye that names the field (Bye.refused); text that is not
+// UTF-8 is repaired instead. The comments below give the limits; a frame lists at most 4,096
+// items of Accepts or Outcomes, and at most 16,384 claims in held. A message field may be
+// given once. A stream may have twice the payload limit and 16 MiB in chunks that no frame
+// has named yet, and none before Hello.
+//
 // Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 // that names them, and frames without such values may overtake those with them.
 

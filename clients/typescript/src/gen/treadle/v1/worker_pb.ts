@@ -19,6 +19,16 @@
 //                             <--   Move (when another dispatcher has room)
 //   Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 //
+// Authorization: a worker sends its token as the metadata "authorization: Bearer TOKEN" of
+// the call, where the dispatcher asks for tokens.
+//
+// Limits: the dispatcher checks every frame before it reads it. One that is malformed or over
+// a limit ends the session with a Bye that names the field (Bye.refused); text that is not
+// UTF-8 is repaired instead. The comments below give the limits; a frame lists at most 4,096
+// items of Accepts or Outcomes, and at most 16,384 claims in held. A message field may be
+// given once. A stream may have twice the payload limit and 16 MiB in chunks that no frame
+// has named yet, and none before Hello.
+//
 // Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 // that names them, and frames without such values may overtake those with them.
 
@@ -332,6 +342,8 @@ export type Hello = Message<"treadle.v1.Hello"> & {
   worker: string;
 
   /**
+   * For people, as host and software: at most 256 bytes each.
+   *
    * @generated from field: string name = 3;
    */
   name: string;
@@ -352,17 +364,23 @@ export type Hello = Message<"treadle.v1.Hello"> & {
   software: string;
 
   /**
+   * At most 1,024 queues, of 128 bytes each.
+   *
    * @generated from field: repeated string queues = 7;
    */
   queues: string[];
 
   /**
+   * Runtime keys, at most 1,024: "python", "command", or "go/NAME" for each handler.
+   *
    * @generated from field: repeated string runtimes = 8;
    */
   runtimes: string[];
 
   /**
-   * Go handlers, to be known as functions of that name.
+   * Functions that live in the worker, in whatever language: they become known under these
+   * names, have the runtime "go/NAME", take JSON arguments and answer JSON. At most 1,024,
+   * of 256 characters each.
    *
    * @generated from field: repeated string handlers = 9;
    */
@@ -455,6 +473,9 @@ export type Welcome = Message<"treadle.v1.Welcome"> & {
   heartbeat?: Duration | undefined;
 
   /**
+   * How long before the end of a lease, counted from the sending of the last renewal that
+   * was acknowledged, the worker stops the attempt: another worker may have the task then.
+   *
    * @generated from field: google.protobuf.Duration margin = 4;
    */
   margin?: Duration | undefined;
@@ -539,11 +560,16 @@ export type Offer = Message<"treadle.v1.Offer"> & {
   hash: Uint8Array;
 
   /**
+   * "pickle" or "json". JSON arguments are one document, {"args": [...], "kwargs": {...}}.
+   *
    * @generated from field: string args_encoding = 7;
    */
   argsEncoding: string;
 
   /**
+   * The encoding that the caller wants of the result: "pickle" or "json". A value that JSON
+   * cannot hold is answered as a pickle, with Report.repr.
+   *
    * @generated from field: string returns = 8;
    */
   returns: string;
@@ -554,11 +580,16 @@ export type Offer = Message<"treadle.v1.Offer"> & {
   args?: Value | undefined;
 
   /**
+   * The worker ends the attempt when it has run so long, and reports timed_out; absent for
+   * none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
+   *
    * @generated from field: google.protobuf.Duration timeout = 10;
    */
   timeout?: Duration | undefined;
 
   /**
+   * In bytes, enforced by the worker alone (it reports exhausted); 0 for the worker's own.
+   *
    * @generated from field: int64 memory_limit = 11;
    */
   memoryLimit: bigint;
@@ -666,24 +697,37 @@ export type Report = Message<"treadle.v1.Report"> & {
   token?: Token | undefined;
 
   /**
-   * "succeeded", "raised", "lost", "returned", "timed_out", "exhausted",
-   * "unreadable" or "cancelled".
+   * What the attempt ended in, and what that costs the task:
+   * "succeeded": completes it.
+   * "raised": the function raised; spends function_retries.
+   * "lost": the worker lost the attempt (its process died, its lease ran out); spends max_retries.
+   * "returned": handed back, also an offer that was not started (drain, recall); costs nothing
+   *   as a rule, but starts that are handed back too often count as lost.
+   * "timed_out", "exhausted" (memory, or too large a result), "unreadable" (arguments,
+   *   function or result cannot be read or written): fail it at once.
+   * "cancelled": the answer to Revoke; the claim is no longer in force.
    *
    * @generated from field: string end = 2;
    */
   end: string;
 
   /**
+   * Only of a success. One over the payload limit fails the task as exhausted.
+   *
    * @generated from field: treadle.v1.Value result = 3;
    */
   result?: Value | undefined;
 
   /**
+   * "pickle" or "json", only of a success.
+   *
    * @generated from field: string encoding = 4;
    */
   encoding: string;
 
   /**
+   * At most 8 KiB, of which 4 KiB are kept.
+   *
    * @generated from field: string repr = 5;
    */
   repr: string;
@@ -720,11 +764,16 @@ export const ReportSchema: GenMessage<Report> = /*@__PURE__*/
  */
 export type Failure = Message<"treadle.v1.Failure"> & {
   /**
+   * At most 2 KiB, of which 1 KiB is kept.
+   *
    * @generated from field: string exception_type = 1;
    */
   exceptionType: string;
 
   /**
+   * At most 136 KiB each, of which 64 KiB are kept: the start of a message, the end of a
+   * traceback.
+   *
    * @generated from field: string message = 2;
    */
   message: string;
@@ -735,6 +784,10 @@ export type Failure = Message<"treadle.v1.Failure"> & {
   traceback: string;
 
   /**
+   * The exception object, pickled by Python, at most 64 KiB each: the first where its pickle
+   * names classes of the standard library alone, else the second. Workers in other
+   * languages leave both empty.
+   *
    * @generated from field: bytes exception_pickle = 4;
    */
   exceptionPickle: Uint8Array;
@@ -798,7 +851,8 @@ export const AckSchema: GenMessage<Ack> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 16);
 
 /**
- * Beat is the heartbeat and the renewal of everything that it lists.
+ * Beat is the heartbeat and the renewal of everything that it lists: attempts that run,
+ * offers that wait for a slot, and outcomes that are not acknowledged.
  *
  * @generated from message treadle.v1.Beat
  */
@@ -854,7 +908,8 @@ export const BeatAckSchema: GenMessage<BeatAck> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 18);
 
 /**
- * Want adds credit, only under Pull.
+ * Want adds credit, only under Pull. Each offer uses one up, whatever becomes of it: a worker
+ * asks again for each slot that a report has freed.
  *
  * @generated from message treadle.v1.Want
  */
@@ -873,7 +928,7 @@ export const WantSchema: GenMessage<Want> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 19);
 
 /**
- * Revoke stops claims that are no longer in force. Report them all the same.
+ * Revoke stops claims that are no longer in force. Report them all the same, as cancelled.
  *
  * @generated from message treadle.v1.Revoke
  */
@@ -892,7 +947,8 @@ export const RevokeSchema: GenMessage<Revoke> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 20);
 
 /**
- * Recall asks for up to n offers back that were not started.
+ * Recall asks for up to n offers back that were not started: report each as returned. A
+ * worker that has fewer gives back those.
  *
  * @generated from message treadle.v1.Recall
  */
@@ -959,7 +1015,7 @@ export const FunctionBytesSchema: GenMessage<FunctionBytes> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 23);
 
 /**
- * Output is what a running attempt has printed since the last one.
+ * Output is what a running attempt has printed since the last one, at most 64 KiB.
  *
  * @generated from message treadle.v1.Output
  */
@@ -1030,7 +1086,8 @@ export const MoveSchema: GenMessage<Move> = /*@__PURE__*/
   messageDesc(file_treadle_v1_worker, 26);
 
 /**
- * Bye is the last frame of its sender.
+ * Bye is the last frame of its sender. After it a dispatcher ends the stream with OK, or with
+ * INVALID_ARGUMENT when it refused a frame. Reasons have at most 4 KiB.
  *
  * @generated from message treadle.v1.Bye
  */

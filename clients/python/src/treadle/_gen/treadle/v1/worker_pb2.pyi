@@ -22,6 +22,16 @@ A session
                             <--   Move (when another dispatcher has room)
   Bye (retry)               -->   and Hello to the other one: what it holds goes with it
 
+Authorization: a worker sends its token as the metadata "authorization: Bearer TOKEN" of
+the call, where the dispatcher asks for tokens.
+
+Limits: the dispatcher checks every frame before it reads it. One that is malformed or over
+a limit ends the session with a Bye that names the field (Bye.refused); text that is not
+UTF-8 is repaired instead. The comments below give the limits; a frame lists at most 4,096
+items of Accepts or Outcomes, and at most 16,384 claims in held. A message field may be
+given once. A stream may have twice the payload limit and 16 MiB in chunks that no frame
+has named yet, and none before Hello.
+
 Any frame counts as a beat. Values over 256 KiB travel as chunks before the frame
 that names them, and frames without such values may overtake those with them.
 """
@@ -286,6 +296,7 @@ class Hello(_message.Message):
     worker: _builtins.str
     """Id of this agent process, at most 128 bytes."""
     name: _builtins.str
+    """For people, as host and software: at most 256 bytes each."""
     host: _builtins.str
     pid: _builtins.int
     software: _builtins.str
@@ -298,12 +309,19 @@ class Hello(_message.Message):
     Up to twice the slots that it has, and this many, are offered to it.
     """
     @_builtins.property
-    def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1,024 queues, of 128 bytes each."""
+
     @_builtins.property
-    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runtime keys, at most 1,024: "python", "command", or "go/NAME" for each handler."""
+
     @_builtins.property
     def handlers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Go handlers, to be known as functions of that name."""
+        """Functions that live in the worker, in whatever language: they become known under these
+        names, have the runtime "go/NAME", take JSON arguments and answer JSON. At most 1,024,
+        of 256 characters each.
+        """
 
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]:
@@ -382,7 +400,11 @@ class Welcome(_message.Message):
     @_builtins.property
     def heartbeat(self) -> _duration_pb2.Duration: ...
     @_builtins.property
-    def margin(self) -> _duration_pb2.Duration: ...
+    def margin(self) -> _duration_pb2.Duration:
+        """How long before the end of a lease, counted from the sending of the last renewal that
+        was acknowledged, the worker stops the attempt: another worker may have the task then.
+        """
+
     @_builtins.property
     def stale(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """Claims of Hello.held that are no longer in force."""
@@ -455,8 +477,13 @@ class Offer(_message.Message):
     hash: _builtins.bytes
     """SHA-256 of the function's bytes; ask for them once by NeedFunction."""
     args_encoding: _builtins.str
+    """"pickle" or "json". JSON arguments are one document, {"args": [...], "kwargs": {...}}."""
     returns: _builtins.str
+    """The encoding that the caller wants of the result: "pickle" or "json". A value that JSON
+    cannot hold is answered as a pickle, with Report.repr.
+    """
     memory_limit: _builtins.int
+    """In bytes, enforced by the worker alone (it reports exhausted); 0 for the worker's own."""
     python: _builtins.str
     """The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any."""
     max_retries: _builtins.int
@@ -465,7 +492,11 @@ class Offer(_message.Message):
     @_builtins.property
     def args(self) -> Global___Value: ...
     @_builtins.property
-    def timeout(self) -> _duration_pb2.Duration: ...
+    def timeout(self) -> _duration_pb2.Duration:
+        """The worker ends the attempt when it has run so long, and reports timed_out; absent for
+        none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
+        """
+
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """What the task may be told of itself; it changes nothing at the worker. The deadline is by
@@ -585,17 +616,28 @@ class Report(_message.Message):
     RUN_TIME_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
     end: _builtins.str
-    """"succeeded", "raised", "lost", "returned", "timed_out", "exhausted",
-    "unreadable" or "cancelled".
+    """What the attempt ended in, and what that costs the task:
+    "succeeded": completes it.
+    "raised": the function raised; spends function_retries.
+    "lost": the worker lost the attempt (its process died, its lease ran out); spends max_retries.
+    "returned": handed back, also an offer that was not started (drain, recall); costs nothing
+      as a rule, but starts that are handed back too often count as lost.
+    "timed_out", "exhausted" (memory, or too large a result), "unreadable" (arguments,
+      function or result cannot be read or written): fail it at once.
+    "cancelled": the answer to Revoke; the claim is no longer in force.
     """
     encoding: _builtins.str
+    """"pickle" or "json", only of a success."""
     repr: _builtins.str
+    """At most 8 KiB, of which 4 KiB are kept."""
     log: _builtins.bytes
     """Output since the last Output frame, at most 64 KiB."""
     @_builtins.property
     def token(self) -> Global___Token: ...
     @_builtins.property
-    def result(self) -> Global___Value: ...
+    def result(self) -> Global___Value:
+        """Only of a success. One over the payload limit fails the task as exhausted."""
+
     @_builtins.property
     def failure(self) -> Global___Failure: ...
     @_builtins.property
@@ -632,9 +674,17 @@ class Failure(_message.Message):
     EXCEPTION_PICKLE_FIELD_NUMBER: _builtins.int
     FOREIGN_PICKLE_FIELD_NUMBER: _builtins.int
     exception_type: _builtins.str
+    """At most 2 KiB, of which 1 KiB is kept."""
     message: _builtins.str
+    """At most 136 KiB each, of which 64 KiB are kept: the start of a message, the end of a
+    traceback.
+    """
     traceback: _builtins.str
     exception_pickle: _builtins.bytes
+    """The exception object, pickled by Python, at most 64 KiB each: the first where its pickle
+    names classes of the standard library alone, else the second. Workers in other
+    languages leave both empty.
+    """
     foreign_pickle: _builtins.bytes
     def __init__(
         self,
@@ -703,7 +753,9 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class Beat(_message.Message):
-    """Beat is the heartbeat and the renewal of everything that it lists."""
+    """Beat is the heartbeat and the renewal of everything that it lists: attempts that run,
+    offers that wait for a slot, and outcomes that are not acknowledged.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -759,7 +811,9 @@ Global___BeatAck: _TypeAlias = BeatAck  # noqa: Y015
 
 @_typing.final
 class Want(_message.Message):
-    """Want adds credit, only under Pull."""
+    """Want adds credit, only under Pull. Each offer uses one up, whatever becomes of it: a worker
+    asks again for each slot that a report has freed.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -780,7 +834,7 @@ Global___Want: _TypeAlias = Want  # noqa: Y015
 
 @_typing.final
 class Revoke(_message.Message):
-    """Revoke stops claims that are no longer in force. Report them all the same."""
+    """Revoke stops claims that are no longer in force. Report them all the same, as cancelled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -802,7 +856,9 @@ Global___Revoke: _TypeAlias = Revoke  # noqa: Y015
 
 @_typing.final
 class Recall(_message.Message):
-    """Recall asks for up to n offers back that were not started."""
+    """Recall asks for up to n offers back that were not started: report each as returned. A
+    worker that has fewer gives back those.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -872,7 +928,7 @@ Global___FunctionBytes: _TypeAlias = FunctionBytes  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):
-    """Output is what a running attempt has printed since the last one."""
+    """Output is what a running attempt has printed since the last one, at most 64 KiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -946,7 +1002,9 @@ Global___Move: _TypeAlias = Move  # noqa: Y015
 
 @_typing.final
 class Bye(_message.Message):
-    """Bye is the last frame of its sender."""
+    """Bye is the last frame of its sender. After it a dispatcher ends the stream with OK, or with
+    INVALID_ARGUMENT when it refused a frame. Reasons have at most 4 KiB.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
