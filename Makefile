@@ -41,6 +41,7 @@ test-go: ## Go tests, under the race detector, in random order
 	tools/install.sh cc redis gotools python
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" gotestsum --format pkgname -- \
 		-race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
+	gotestsum --format pkgname -- -race -tags chaos -timeout $(TEST_TIMEOUT) -run 'Lag' ./dispatcher
 	cd chaos && gotestsum --format pkgname -- -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-python

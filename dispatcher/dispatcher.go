@@ -40,11 +40,14 @@ type Dispatcher struct {
 	log   *slog.Logger
 
 	inbox chan event
+	// urgent has what leases depend on, beats and the answers to them: it passes what waits
+	// in the inbox.
+	urgent chan event
 	// done is closed when the loop has ended: nobody may wait for the inbox after it.
 	done chan struct{}
 
 	mu    sync.Mutex
-	conns map[task.ID]link.Conn
+	conns map[task.ID]*attached
 
 	// standing is the store, where it holds requests.
 	standing store.Standing
@@ -63,6 +66,12 @@ type Dispatcher struct {
 	sessions atomic.Int64
 }
 
+// attached is one worker's link. Once it was welcomed its beats may pass other frames.
+type attached struct {
+	link.Conn
+	welcomed atomic.Bool
+}
+
 // New returns a dispatcher over a store. Run must be called for it to do anything.
 func New(cfg Config, backend Backend) (*Dispatcher, error) {
 	cfg, err := cfg.withDefaults()
@@ -71,8 +80,8 @@ func New(cfg Config, backend Backend) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		cfg: cfg, store: backend, log: cfg.Logger,
-		inbox: make(chan event, inboxSize), done: make(chan struct{}),
-		conns: map[task.ID]link.Conn{},
+		inbox: make(chan event, inboxSize), urgent: make(chan event, inboxSize), done: make(chan struct{}),
+		conns: map[task.ID]*attached{},
 	}
 	d.standing, _ = backend.(store.Standing)
 	d.claims = newLane(d.doClaims)
@@ -89,7 +98,8 @@ func New(cfg Config, backend Backend) (*Dispatcher, error) {
 func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode) error {
 	id := d.cfg.NewID()
 	d.mu.Lock()
-	d.conns[id] = conn
+	at := &attached{Conn: conn}
+	d.conns[id] = at
 	d.mu.Unlock()
 	defer func() {
 		d.mu.Lock()
@@ -112,7 +122,11 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 			}
 			return err
 		}
-		if !d.post(received{session: id, frame: f}) {
+		post := d.post
+		if _, beat := f.(*link.Beat); beat && at.welcomed.Load() {
+			post = d.postUrgent
+		}
+		if !post(received{session: id, frame: f}) {
 			return nil
 		}
 	}
@@ -122,6 +136,16 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 func (d *Dispatcher) post(ev event) bool {
 	select {
 	case d.inbox <- ev:
+		return true
+	case <-d.done:
+		return false
+	}
+}
+
+// postUrgent is post for what must not wait behind a full inbox.
+func (d *Dispatcher) postUrgent(ev event) bool {
+	select {
+	case d.urgent <- ev:
 		return true
 	case <-d.done:
 		return false
@@ -163,6 +187,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-d.inbox: // answers that nobody needs any more
+		case <-d.urgent:
 		case <-ended:
 			close(d.done)
 			return nil
@@ -203,6 +228,8 @@ func (d *Dispatcher) loop(ctx context.Context) {
 	defer announce.Stop()
 	for {
 		select {
+		case ev := <-d.urgent:
+			e.step(time.Now(), ev)
 		case ev := <-d.inbox:
 			e.step(time.Now(), ev)
 		case <-timer.C:
@@ -215,7 +242,9 @@ func (d *Dispatcher) loop(ctx context.Context) {
 			d.perform(e.take(time.Now()))
 			return
 		}
-		d.drainInbox(e)
+		d.drain(e, d.urgent)
+		d.drain(e, d.inbox)
+		failpoint.Lag()
 		d.perform(e.take(time.Now()))
 		d.sessions.Store(int64(len(e.order)))
 		if at := e.next(); !at.IsZero() {
@@ -226,11 +255,11 @@ func (d *Dispatcher) loop(ctx context.Context) {
 	}
 }
 
-// drainInbox takes what else has arrived, so that effects leave in batches.
-func (d *Dispatcher) drainInbox(e *Engine) {
+// drain takes what else has arrived, so that effects leave in batches.
+func (d *Dispatcher) drain(e *Engine, from <-chan event) {
 	for range batchSize {
 		select {
-		case ev := <-d.inbox:
+		case ev := <-from:
 			e.step(time.Now(), ev)
 		default:
 			return
@@ -258,6 +287,9 @@ func (d *Dispatcher) perform(r ready) {
 	d.stands.add(r.stands...)
 	for _, s := range r.sends {
 		if conn := d.conn(s.session); conn != nil {
+			if _, ok := s.frame.(*link.Welcome); ok {
+				conn.welcomed.Store(true)
+			}
 			if err := conn.Send(s.frame); err != nil && !errors.Is(err, link.ErrClosed) {
 				d.log.Warn("could not send to a worker", "session", s.session, "frame", fmt.Sprintf("%T", s.frame), "error", err)
 				conn.Close(err)
@@ -277,7 +309,7 @@ func (d *Dispatcher) perform(r ready) {
 	d.shows.add(r.presence...)
 }
 
-func (d *Dispatcher) conn(id task.ID) link.Conn {
+func (d *Dispatcher) conn(id task.ID) *attached {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.conns[id]

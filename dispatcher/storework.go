@@ -151,7 +151,7 @@ func (d *Dispatcher) doRenews(ctx context.Context, batch []renew) {
 		if err == nil {
 			ev.verdicts, verdicts = verdicts[:len(r.items)], verdicts[len(r.items):]
 		}
-		d.post(ev)
+		d.postUrgent(ev)
 	}
 }
 

@@ -16,6 +16,10 @@ package failpoint
 // Env is the variable that a build with the tag "chaos" reads.
 const Env = "TREADLE_CHAOS_FAILPOINTS"
 
+// LagEnv is the variable that makes every batch of a dispatcher's loop take so much longer,
+// in a build with the tag "chaos": a duration such as 300ms.
+const LagEnv = "TREADLE_CHAOS_LAG"
+
 // Point is a moment in the life of a task or a registration.
 type Point string
 

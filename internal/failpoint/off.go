@@ -7,3 +7,6 @@ func Hit(Point) {}
 
 // Seen does nothing.
 func Seen(Point, int) {}
+
+// Lag does nothing.
+func Lag() {}

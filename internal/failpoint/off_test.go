@@ -15,7 +15,7 @@ func TestNothingIsLeft(t *testing.T) {
 	if err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	for _, f := range []string{"Hit", "Seen"} {
+	for _, f := range []string{"Hit", "Seen", "Lag"} {
 		if want := "can inline " + f + " with cost 0 "; !strings.Contains(string(out), want) {
 			t.Errorf("the compiler does not say %q:\n%s", want, out)
 		}

@@ -96,3 +96,30 @@ func kill() {
 		panic(fmt.Sprintf("cannot kill this process: %v", err))
 	}
 }
+
+// lag is how long [Lag] takes, in nanoseconds.
+var lag = mustParseLag(os.Getenv(LagEnv))
+
+func mustParseLag(text string) *atomic.Int64 {
+	var ns atomic.Int64
+	if text == "" {
+		return &ns
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		fmt.Fprintf(os.Stderr, "%s: %q: want a duration such as 300ms\n", LagEnv, text)
+		os.Exit(2)
+	}
+	ns.Store(int64(d))
+	return &ns
+}
+
+// SetLag changes how long [Lag] takes from now on, for tests.
+func SetLag(d time.Duration) { lag.Store(int64(d)) }
+
+// Lag holds its caller up: a dispatcher's loop calls it before each batch of effects.
+func Lag() {
+	if d := time.Duration(lag.Load()); d > 0 {
+		time.Sleep(d)
+	}
+}
