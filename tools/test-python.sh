@@ -8,6 +8,9 @@ export PATH="$PWD/.tools/python/bin:$PATH"
 export TREADLE_BIN="${TREADLE_BIN:-$PWD/bin/treadle}"
 export PYTHONDONTWRITEBYTECODE=1
 
+# A wheel holds what is in the client's own folder.
+cmp LICENSE clients/python/LICENSE
+
 ruff format --check .
 ruff check .
 
@@ -40,5 +43,10 @@ site = pathlib.Path(sys.argv[1])
 assert site in pathlib.Path(treadle.__file__).parents, treadle.__file__
 assert treadle.__version__ == importlib.metadata.version("treadle")
 assert (site / "treadle" / "py.typed").exists(), "the wheel does not say that it is typed"
+told = importlib.metadata.metadata("treadle")
+assert list(site.glob("treadle-*.dist-info/**/LICENSE")), "the wheel has no license"
+assert "Programming Language :: Python :: 3.9" in told.get_all("Classifier", [])
+needs = told.get_all("Requires-Dist", [])
+assert any(need.startswith("cloudpickle") and ";" not in need for need in needs), needs
 print("test-python: the wheel is whole:", treadle.__version__)
 PY

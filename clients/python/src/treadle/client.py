@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Callable, Literal, Optional, TypeVar, Union, overload
+from typing import Any, Callable, Literal, Optional, Protocol, TypeVar, Union, overload
 
 import grpc
 
@@ -19,6 +19,7 @@ from ._connection import Connection, credentials
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._registry import Registration, Registry
 from ._target import Finder, Target, as_json
+from ._typing import ParamSpec
 from .errors import InvalidRequest
 from .function import Function, function_of
 from .future import TaskFuture
@@ -26,11 +27,19 @@ from .options import Options
 from .records import Queue, ServerInfo, Status, Task, Worker, info_of, queue_of, task_of, worker_of
 
 T = TypeVar("T")
+P = ParamSpec("P")
 C = TypeVar("C", bound="Client")
 
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 
 Unpickle = Literal["trust", "safe"]
+
+
+class Decorator(Protocol):
+    """What register returns when it is given no function."""
+
+    def __call__(self, fn: Callable[P, T], /) -> Function[P, T]:
+        """Register the function."""
 
 
 class Client:
@@ -145,12 +154,10 @@ class Client:
     # Functions.
 
     @overload
-    def register(self, fn: Callable[..., T], name: Optional[str] = None, queue: str = "default") -> Function[T]: ...
+    def register(self, fn: Callable[P, T], name: Optional[str] = None, queue: str = "default") -> Function[P, T]: ...
 
     @overload
-    def register(
-        self, fn: None = None, name: Optional[str] = None, queue: str = "default"
-    ) -> Callable[[Callable[..., T]], Function[T]]: ...
+    def register(self, fn: None = None, name: Optional[str] = None, queue: str = "default") -> Decorator: ...
 
     def register(
         self, fn: Optional[Callable[..., Any]] = None, name: Optional[str] = None, queue: str = "default"
@@ -179,7 +186,7 @@ class Client:
         made = self._registry.of_content("pickle", payload, name, queue, lambda: self._backend.register(request))
         return function_of(made.get(), self, fn)
 
-    def register_source(self, name: str, source: str, queue: str = "default") -> Function[Any]:
+    def register_source(self, name: str, source: str, queue: str = "default") -> Function[..., Any]:
         """Register Python source text that defines a callable called name, or only one function."""
         return function_of(self._source(name, source, queue).get(), self)
 
@@ -188,11 +195,11 @@ class Client:
         content = source.encode("utf-8", "surrogatepass")
         return self._registry.of_content("source", content, name, queue, lambda: self._backend.register(request))
 
-    def function(self, function: Union[str, uuid.UUID]) -> Function[Any]:
+    def function(self, function: Union[str, uuid.UUID]) -> Function[..., Any]:
         """A registration by id, or the newest one of a name; raises NotFound."""
         return function_of(self._backend.get_function(str(function)), self)
 
-    def functions(self) -> Iterator[Function[Any]]:
+    def functions(self) -> Iterator[Function[..., Any]]:
         """All registrations, newest first."""
         token = ""
         while True:
@@ -245,7 +252,10 @@ class Client:
     # Tasks.
 
     @overload
-    def submit(self, fn: Union[Function[T], Callable[..., T]], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
+    def submit(self, fn: Callable[..., T], /, *args: Any, options: Options, **kwargs: Any) -> TaskFuture[T]: ...
+
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
 
     @overload
     def submit(self, fn: Union[str, uuid.UUID], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]: ...
@@ -260,6 +270,9 @@ class Client:
 
         Arguments travel by pickle; as JSON to functions that are not Python.
         """
+        return self._submit(fn, args, kwargs)
+
+    def _submit(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskFuture[Any]:
         return self._start(self._target(fn), args, kwargs)
 
     def _start(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskFuture[Any]:
@@ -276,7 +289,7 @@ class Client:
     @overload
     def map(
         self,
-        fn: Union[Function[T], Callable[..., T]],
+        fn: Callable[..., T],
         *iterables: Iterable[Any],
         chunksize: int = 1,
         buffersize: int = 1000,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, TypeVar, overload
 
+from ._typing import ParamSpec
 from .future import TaskFuture
+from .options import Options
 from .records import when
 
 if TYPE_CHECKING:
@@ -16,11 +19,15 @@ if TYPE_CHECKING:
     from .client import Client
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, eq=False)
-class Function(Generic[T]):
-    """A registration, which never changes; calling it runs it on a worker and waits."""
+class Function(Generic[P, T]):
+    """A registration, which never changes; calling it runs it on a worker and waits.
+
+    Where this client made it, it has the name, doc and signature of what it runs.
+    """
 
     id: str
     name: str
@@ -33,21 +40,39 @@ class Function(Generic[T]):
     payload_size: int
     created_at: Optional[datetime]
     client: Client = field(repr=False)
-    callable: Optional[Callable[..., T]] = field(default=None, repr=False)
+    callable: Optional[Callable[P, T]] = field(default=None, repr=False)
     """What was registered, where this client did it."""
     created_by: str = ""
     """Id of the token that registered it; empty on servers that ask for none."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> T:
-        """Execute on a worker and wait for the result."""
-        return self.submit(*args, **kwargs).result()
+    def __post_init__(self) -> None:
+        if self.callable is None:
+            return
+        for name in functools.WRAPPER_ASSIGNMENTS:
+            try:
+                value = getattr(self.callable, name)
+            except Exception:  # few callables have all of them; annotations may not be there yet
+                continue
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "__wrapped__", self.callable)
 
-    def submit(self, *args: Any, **kwargs: Any) -> TaskFuture[T]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Execute on a worker and wait for the result."""
+        return self.client._submit(self, args, kwargs).result()  # type: ignore[no-any-return]
+
+    @overload
+    def submit(self, /, *args: Any, options: Options, **kwargs: Any) -> TaskFuture[T]: ...
+
+    @overload
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Execute on a worker; see Client.submit."""
-        return self.client.submit(self, *args, **kwargs)
+        return self.client._submit(self, args, kwargs)
 
     def map(
         self,
+        /,
         *iterables: Iterable[Any],
         chunksize: int = 1,
         buffersize: int = 1000,
@@ -56,7 +81,7 @@ class Function(Generic[T]):
         """Execute for every item; see Client.map."""
         return self.client.map(self, *iterables, chunksize=chunksize, buffersize=buffersize, timeout=timeout)
 
-    def options(self, **choices: Any) -> Function[T]:
+    def options(self, **choices: Any) -> Function[P, T]:
         """The same function with other options for its tasks; see Options."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Function(**{**fields, "client": self.client.options(**choices)})
@@ -72,7 +97,7 @@ class Function(Generic[T]):
         return operator.getitem, ((self.callable,), 0)
 
 
-def function_of(m: pb.Function, client: Client, callable: Optional[Callable[..., T]] = None) -> Function[T]:
+def function_of(m: pb.Function, client: Client, callable: Optional[Callable[P, T]] = None) -> Function[P, T]:
     """A registration from its message."""
     return Function(
         id=m.function_id,
