@@ -179,8 +179,8 @@ type Queue interface {
 	// extends one beyond what the timeout of the task allows, see [task.Task.Renew].
 	Renew(ctx context.Context, now time.Time, items []Renewal) ([]task.Verdict, error)
 	// Resume renews what a worker says on return that it holds, moves it to the
-	// session and requeues, uncounted and at once, every claim of that worker that it
-	// does not list: those were never started.
+	// session and requeues every claim of that worker that it does not list, as handed back:
+	// uncounted and at once, up to [task.MaxReturns] of the attempts that were started.
 	Resume(ctx context.Context, now time.Time, r Resumption) ([]task.Verdict, error)
 	// Settle records outcomes (T4 to T7), rings [Done] for tasks that ended and
 	// [Ready] for those that go back.
