@@ -2,8 +2,10 @@ package store
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"strings"
+	"time"
 
 	"github.com/treadle-dev/treadle/task"
 )
@@ -51,6 +53,8 @@ func CheckFunction(f *task.Function, payload []byte, key Key) error {
 	switch {
 	case f.ID.IsZero():
 		return task.Errorf(task.CodeInvalid, op, "a function has no id")
+	case f.Transient && key.ID != "":
+		return task.Errorf(task.CodeInvalid, op, "a transient function takes no key")
 	case f.Size != len(payload):
 		return task.Errorf(task.CodeInvalid, op, "the function says that it has %d bytes, it has %d", f.Size, len(payload))
 	case (len(payload) > 0 || f.Hash != [32]byte{}) && sha256.Sum256(payload) != f.Hash:
@@ -65,6 +69,22 @@ func (k Key) check(op string) error {
 	}
 	return nil
 }
+
+// Twin is the same for transient functions that are one: of the same owner, with the same
+// name, options and bytes.
+func Twin(f *task.Function) [32]byte {
+	h := sha256.New()
+	for _, text := range []string{f.CreatedBy, f.Name, f.Queue, f.Runtime, string(f.Form), f.Python, string(f.Hash[:])} {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(text)))
+		h.Write(n[:])
+		h.Write([]byte(text))
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// UseGranularity is how exactly stores keep when a transient function was used last.
+func UseGranularity(retention time.Duration) time.Duration { return min(time.Hour, retention/4) }
 
 // Matches reports whether the query selects a record; Before and Limit are the caller's.
 // The worker of a task is the one that has it, else the one of its last attempt.

@@ -19,6 +19,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/treadle-dev/treadle/task"
@@ -56,6 +57,9 @@ type Functions interface {
 	// A non-empty key makes the call idempotent: the same key with the same digest
 	// returns the function recorded first, with another digest CodeConflict. The
 	// newest registration of a name becomes what the name means.
+	//
+	// A transient function whose [Twin] is registered answers that one, as used now; it
+	// takes no key.
 	PutFunction(ctx context.Context, f task.Function, payload []byte, key Key) (task.Function, error)
 	// Function returns a registration by id; CodeNotFound without one.
 	Function(ctx context.Context, id task.ID) (task.Function, error)
@@ -65,8 +69,33 @@ type Functions interface {
 	FunctionPayload(ctx context.Context, hash [32]byte) ([]byte, error)
 	// ListFunctions returns up to limit registrations, newest first, whose id is
 	// smaller than before (the zero id starts at the newest).
+	//
+	// Transient ones that no task was submitted for, and that nobody registered again, for
+	// a retention are deleted by [Queue.Reap], unless an unfinished task is theirs. Uses are
+	// kept to the hour, or a quarter of the retention where that is less.
 	ListFunctions(ctx context.Context, before task.ID, limit int) ([]task.Function, error)
+	// DeleteFunction removes a registration with its key; its bytes go when no other has the
+	// same. Its name means the newest one left of that name, or nothing. CodeNotFound for an
+	// unknown id, [InUse] while an unfinished task is the function's; what finished keeps its
+	// record. A task that is submitted while its function is deleted is refused, or recorded
+	// and run from the bytes, which then stay for an hour.
+	DeleteFunction(ctx context.Context, id task.ID) error
 }
+
+// InUse is why a function is not deleted: unfinished tasks are its.
+type InUse struct {
+	Function task.ID
+	// Tasks is how many there are at least.
+	Tasks int
+}
+
+// Error implements error.
+func (e *InUse) Error() string {
+	return fmt.Sprintf("function %s has %d unfinished tasks: cancel them, or wait until they have finished", e.Function, e.Tasks)
+}
+
+// Unwrap makes it an error of [task.CodeState].
+func (*InUse) Unwrap() error { return &task.Error{Code: task.CodeState} }
 
 // Key makes a call idempotent. The zero Key asks for nothing.
 type Key struct {
@@ -136,6 +165,8 @@ type Submission struct {
 	Task *task.Task
 	Args []byte
 	Key  Key
+	// Transient says that the function is: its use is noted.
+	Transient bool
 }
 
 // Submitted answers one Submission.

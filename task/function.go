@@ -59,6 +59,9 @@ type Function struct {
 	Hash      [32]byte
 	Size      int
 	CreatedAt time.Time
+	// Transient registrations are one for all who register the same, and go when no task has
+	// named them for a retention.
+	Transient bool
 	// CreatedBy is the id of the token that registered it; empty where no tokens are asked
 	// for, and for the handlers of workers.
 	CreatedBy string

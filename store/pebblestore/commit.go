@@ -111,8 +111,11 @@ type txn struct {
 	// dropped lists the idempotency keys removed with their tasks.
 	dropped map[string]struct{}
 	// functions lists the registrations written, funcKeys their idempotency keys.
-	functions []task.Function
+	functions []functionRow
 	funcKeys  map[string]keyRow
+	// deleted says that registrations were removed, blobsGone whose bytes.
+	deleted   bool
+	blobsGone map[[32]byte]struct{}
 	ready     []*lane
 	signals   []store.Signal
 	// look asks for a look at the standing requests though nothing became ready; served
@@ -245,7 +248,7 @@ func (s *Store) commitGroup(group []*change) error {
 	}
 	x.done = make(chan struct{})
 	s.flight = x
-	if len(x.functions) > 0 {
+	if x.changesFunctions() {
 		s.registrations++
 	}
 	s.mu.Unlock()

@@ -43,25 +43,46 @@ func (x *txn) putFunction(f *task.Function, payload []byte, key store.Key) (task
 	s := x.s
 	if key.ID != "" {
 		used, err := x.funcKey(key.ID)
-		switch {
-		case err != nil:
+		if err != nil {
 			return *f, s.fail(err)
-		case used != nil && used.digest != key.Digest:
-			return *f, task.Errorf(task.CodeConflict, "put function",
-				"the request id %q was used for another request (function %s)", key.ID, used.id)
-		case used != nil:
-			return x.knownFunction(used.id)
 		}
+		if used != nil {
+			// Builds before functions could be deleted did not note their keys.
+			switch have, err := x.knownFunction(used.id); {
+			case task.CodeOf(err) == task.CodeNotFound:
+			case err != nil:
+				return *f, err
+			case used.digest != key.Digest:
+				return *f, task.Errorf(task.CodeConflict, "put function",
+					"the request id %q was used for another request (function %s)", key.ID, used.id)
+			default:
+				return have.Function, nil
+			}
+		}
+	}
+	row := functionRow{Function: *f, key: key.ID}
+	now := s.now
+	if f.CreatedAt.After(now) {
+		now = f.CreatedAt
+	}
+	if f.Transient {
+		if first, ok := s.ix.functions.twins[store.Twin(f)]; ok {
+			x.use(first, now)
+			have, err := x.knownFunction(first)
+			return have.Function, err
+		}
+		row.used = now
 	}
 	if key.Refused != nil {
 		return *f, key.Refused
 	}
 	if have, err := x.knownFunction(f.ID); err == nil {
-		return have, task.Errorf(task.CodeConflict, "put function", "the function id %s is in use", f.ID)
+		return have.Function, task.Errorf(task.CodeConflict, "put function", "the function id %s is in use", f.ID)
 	}
-	x.functions = append(x.functions, *f)
+	x.functions = append(x.functions, row)
 	s.ix.owners.add(f.CreatedBy, f.Queue, owned{functions: 1, bytes: int64(f.Size)})
-	x.set(idKey(spaceFunction, f.ID), encodeFunction(f))
+	s.ix.functions.add(&row)
+	x.set(idKey(spaceFunction, f.ID), encodeFunction(&row))
 	x.set(textKey(spaceName, f.Name), f.ID[:])
 	if len(payload) > 0 {
 		x.putBlob(f.Hash, payload)
@@ -80,6 +101,12 @@ func (x *txn) putFunction(f *task.Function, payload []byte, key store.Key) (task
 // putBlob stores a payload unless its bytes are there already.
 func (x *txn) putBlob(hash [32]byte, payload []byte) {
 	key := hashKey(hash)
+	if _, ok := x.blobsGone[hash]; ok {
+		// They are removed earlier in this batch.
+		delete(x.blobsGone, hash)
+		x.setValue(key, payload)
+		return
+	}
 	v, closer, err := x.s.db.Get(key)
 	if err == nil {
 		// What is there was written whole, in one key or in parts.
@@ -104,27 +131,30 @@ func (x *txn) funcKey(key string) (*keyRow, error) {
 }
 
 // knownFunction finds a function in this group or on disk.
-func (x *txn) knownFunction(id task.ID) (task.Function, error) {
-	for i := range x.functions {
+func (x *txn) knownFunction(id task.ID) (functionRow, error) {
+	for i := len(x.functions) - 1; i >= 0; i-- {
 		if x.functions[i].ID == id {
 			return x.functions[i], nil
 		}
 	}
+	if x.s.ix.functions.gone.has(id) {
+		return functionRow{}, task.Errorf(task.CodeNotFound, "get function", "the function %s was deleted", id)
+	}
 	return x.s.readFunction(id)
 }
 
-func (s *Store) readFunction(id task.ID) (task.Function, error) {
+func (s *Store) readFunction(id task.ID) (functionRow, error) {
 	const op = "get function"
 	v, err := s.read(idKey(spaceFunction, id))
 	if err != nil {
-		return task.Function{}, task.Errorf(task.CodeUnavailable, op, "%w", err)
+		return functionRow{}, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
 	if v == nil {
-		return task.Function{}, task.Errorf(task.CodeNotFound, op, "there is no function %s", id)
+		return functionRow{}, task.Errorf(task.CodeNotFound, op, "there is no function %s", id)
 	}
 	f, err := decodeFunction(id, v)
 	if err != nil {
-		return task.Function{}, task.Errorf(task.CodeUnavailable, op, "%w", err)
+		return functionRow{}, task.Errorf(task.CodeUnavailable, op, "%w", err)
 	}
 	return f, nil
 }
@@ -145,7 +175,7 @@ func readFunctions[T any](ctx context.Context, s *Store, op string, read func() 
 		if broken != nil {
 			return zero, broken
 		}
-		if flight != nil && len(flight.functions) > 0 {
+		if flight != nil && flight.changesFunctions() {
 			if err := await(ctx, flight.done); err != nil {
 				return zero, err
 			}
@@ -163,7 +193,10 @@ func readFunctions[T any](ctx context.Context, s *Store, op string, read func() 
 
 // Function implements [store.Functions].
 func (s *Store) Function(ctx context.Context, id task.ID) (task.Function, error) {
-	return readFunctions(ctx, s, "get function", func() (task.Function, error) { return s.readFunction(id) })
+	return readFunctions(ctx, s, "get function", func() (task.Function, error) {
+		row, err := s.readFunction(id)
+		return row.Function, err
+	})
 }
 
 // FunctionNamed implements [store.Functions].
@@ -181,7 +214,8 @@ func (s *Store) FunctionNamed(ctx context.Context, name string) (task.Function, 
 		if err != nil {
 			return task.Function{}, task.Errorf(task.CodeUnavailable, op, "the row of the name %q is damaged: %w", name, err)
 		}
-		return s.readFunction(id)
+		row, err := s.readFunction(id)
+		return row.Function, err
 	})
 }
 
@@ -238,7 +272,7 @@ func (s *Store) listFunctions(ctx context.Context, before task.ID, limit int) (o
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, f)
+		out = append(out, f.Function)
 	}
 	return out, nil
 }

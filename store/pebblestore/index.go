@@ -60,6 +60,7 @@ type index struct {
 	lanes     map[laneKey]*lane
 	claims    map[task.ID]*claimGroup
 	owners    owners
+	functions registered
 	leases    timeHeap
 	deadlines timeHeap
 	delayed   timeHeap
@@ -74,6 +75,7 @@ func newIndex() index {
 		lanes:     make(map[laneKey]*lane),
 		claims:    make(map[task.ID]*claimGroup),
 		owners:    make(owners),
+		functions: newRegistered(),
 		leases:    timeHeap{slot: slotLease},
 		deadlines: timeHeap{slot: slotDeadline},
 		delayed:   timeHeap{slot: slotDelay},
@@ -87,6 +89,7 @@ func (ix *index) add(rec record) *entry {
 		t: t, key: rec.key, logs: rec.logs}
 	ix.entries[t.ID] = e
 	ix.resident++
+	ix.functions.tasks[t.Function]++
 	ix.owners.add(t.CreatedBy, e.lane.key.queue, owned{tasks: 1, bytes: int64(t.ArgsSize)})
 	ix.setArgs(e, rec.args)
 	return e

@@ -43,9 +43,9 @@ func (x *txn) save(e *entry, result []byte) {
 		x.delValue(appendIDKey(key[:0], spaceArgs, e.id), furtherParts(t.ArgsSize))
 	}
 	row := retained{id: e.id, key: e.key, result: apart, parts: furtherParts(len(result)), logs: e.logs}
+	x.s.ix.finished(t)
 	if t.CreatedBy != "" {
 		row.owner, row.size = t.CreatedBy, t.ResultSize
-		x.s.ix.owners.finished(t)
 		x.keep(t.CreatedBy, t.ResultSize)
 	}
 	x.ended = append(x.ended, row)

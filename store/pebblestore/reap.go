@@ -45,6 +45,11 @@ func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, 
 		}
 		limit -= done
 	}
+	n, err := s.collectFunctions(ctx, at, limit)
+	if err != nil {
+		return time.Time{}, err
+	}
+	limit -= n
 	if garbage && limit > 0 {
 		if err := s.collect(ctx, at, limit); err != nil {
 			return time.Time{}, err
@@ -134,7 +139,7 @@ func (x *txn) forgetOld(now time.Time) {
 	for id, e := range x.s.ix.entries {
 		if e.where == whereReady && x.s.load(e) && now.Sub(e.t.CreatedAt) > x.s.opts.Retention {
 			x.s.ix.unplace(e)
-			x.s.ix.owners.finished(e.t)
+			x.s.ix.finished(e.t)
 			e.where = whereEnded
 			x.touch(e)
 			x.del(idKey(spaceLive, id))
@@ -182,6 +187,9 @@ func (s *Store) nextReap(now time.Time) (time.Time, error) {
 	}
 	if d := s.ix.delayed.items; len(d) > 0 {
 		next = min(next, d[0].at)
+	}
+	if len(s.ix.functions.used) > 0 {
+		next = min(next, nanos(s.ix.functions.look))
 	}
 	if !s.nextGC.IsZero() {
 		next = min(next, nanos(s.nextGC.Add(s.held(now))))

@@ -21,9 +21,21 @@ const (
 	fnCreatedAt
 	fnPython
 	fnCreatedBy
+	fnTransient
+	fnUsed
+	fnKey
 )
 
-func encodeFunction(f *task.Function) []byte {
+// functionRow is what is stored of a function beside it.
+type functionRow struct {
+	task.Function
+	// used is when a transient one was used last, kept to the hour.
+	used time.Time
+	// key is the idempotency key of the registration, deleted with it.
+	key string
+}
+
+func encodeFunction(f *functionRow) []byte {
 	m := openMap(nil)
 	m.text(fnName, f.Name)
 	m.text(fnQueue, f.Queue)
@@ -34,11 +46,14 @@ func encodeFunction(f *task.Function) []byte {
 	m.time(fnCreatedAt, f.CreatedAt)
 	m.text(fnPython, f.Python)
 	m.text(fnCreatedBy, f.CreatedBy)
+	m.bool(fnTransient, f.Transient)
+	m.time(fnUsed, f.used)
+	m.text(fnKey, f.key)
 	return m.done()
 }
 
-func decodeFunction(id task.ID, b []byte) (task.Function, error) {
-	f := task.Function{ID: id}
+func decodeFunction(id task.ID, b []byte) (functionRow, error) {
+	f := functionRow{Function: task.Function{ID: id}}
 	r := &reader{b: b}
 	r.eachField(func(num int) bool {
 		switch num {
@@ -60,6 +75,12 @@ func decodeFunction(id task.ID, b []byte) (task.Function, error) {
 			f.Python = r.text()
 		case fnCreatedBy:
 			f.CreatedBy = r.text()
+		case fnTransient:
+			f.Transient = r.bool()
+		case fnUsed:
+			f.used = r.time()
+		case fnKey:
+			f.key = r.text()
 		default:
 			return false
 		}
@@ -69,7 +90,7 @@ func decodeFunction(id task.ID, b []byte) (task.Function, error) {
 		r.fail(fmt.Errorf("%d bytes after the end of the record", len(r.b)))
 	}
 	if r.err != nil {
-		return task.Function{}, fmt.Errorf("the record under key %c/%s is damaged: %w", spaceFunction, id, r.err)
+		return functionRow{}, fmt.Errorf("the record under key %c/%s is damaged: %w", spaceFunction, id, r.err)
 	}
 	return f, nil
 }

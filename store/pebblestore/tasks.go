@@ -65,6 +65,10 @@ func (x *txn) submit(now time.Time, it *store.Submission) store.Submitted {
 	if it.Key.Refused != nil {
 		return store.Submitted{Err: it.Key.Refused}
 	}
+	if s.ix.functions.gone.has(it.Task.Function) {
+		return store.Submitted{Err: task.Errorf(task.CodeNotFound, "submit", "the function %s was deleted", it.Task.Function)}
+	}
+	x.use(it.Task.Function, now)
 	if err := x.fresh(it.Task.ID); err != nil {
 		return store.Submitted{Err: err}
 	}

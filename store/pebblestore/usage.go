@@ -53,9 +53,10 @@ func (o owners) add(owner, queue string, n owned) {
 	o.tidy(owner, u)
 }
 
-// finished takes an unfinished task out.
-func (o owners) finished(t *task.Task) {
-	o.add(t.CreatedBy, t.Queue, owned{tasks: -1, bytes: -int64(t.ArgsSize)})
+// finished takes an unfinished task out of what is counted.
+func (ix *index) finished(t *task.Task) {
+	ix.functions.finished(t.Function)
+	ix.owners.add(t.CreatedBy, t.Queue, owned{tasks: -1, bytes: -int64(t.ArgsSize)})
 }
 
 // keep counts that many more bytes of results.
@@ -120,6 +121,7 @@ func (s *Store) recoverOwners(ctx context.Context, x *txn) error {
 		f, err := decodeFunction(id, value)
 		if err == nil {
 			s.ix.owners.add(f.CreatedBy, f.Queue, owned{functions: 1, bytes: int64(f.Size)})
+			s.ix.functions.add(&f)
 		}
 		return err
 	})

@@ -89,7 +89,7 @@ func TestRowsOfOlderBuilds(t *testing.T) {
 		t.Errorf("without an owner a record has %d bytes: %q", len(now), now)
 	}
 	f, err := decodeFunction(task.ID{1}, []byte("\xde\x00\x04"+"\x01\xa6double"+"\x02\xa7default"+"\x06\x09"+"\x08\xa43.12"))
-	if err != nil || f != (task.Function{ID: task.ID{1}, Name: "double", Queue: "default", Size: 9, Python: "3.12"}) {
+	if err != nil || f.Function != (task.Function{ID: task.ID{1}, Name: "double", Queue: "default", Size: 9, Python: "3.12"}) {
 		t.Errorf("read %+v, %v", f, err)
 	}
 	row, err := decodeRetained(nil, []byte("\x91\xde\x00\x02"+"\x01\xc4\x10\x01"+string(make([]byte, 15))+"\x02\xa3key"))

@@ -229,7 +229,7 @@ func (s *Store) checkUsage(ctx context.Context) error {
 		return err
 	}
 	for id, text := range functions {
-		f, err := decodeFunction(task.ID([]byte(id)), text)
+		f, _, err := decodeFunction(task.ID([]byte(id)), text)
 		if err != nil {
 			return err
 		}

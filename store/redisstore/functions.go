@@ -16,6 +16,7 @@ const (
 	functionInUse
 	functionIncomplete
 	functionRefused
+	functionTwin
 )
 
 // PutFunction implements [store.Functions].
@@ -30,8 +31,8 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 	}
 	blob := s.blobOf(f.Hash, len(payload))
 	c := s.scriptCall(common, scriptFunction, f.CreatedAt,
-		f.ID[:], encodeFunction(&f), f.Name, key.ID, key.Digest[:], f.Hash[:], blob.chunks,
-		f.CreatedBy, f.Size, f.Queue, onlyLook(key))
+		f.ID[:], encodeFunction(&f, key.ID), f.Name, key.ID, key.Digest[:], f.Hash[:], blob.chunks,
+		f.CreatedBy, f.Size, f.Queue, onlyLook(key), twinOf(&f))
 	// The bytes are often there already, so the first try goes without them.
 	for send := false; ; send = true {
 		var calls []*call
@@ -59,6 +60,12 @@ func (s *Store) PutFunction(ctx context.Context, f task.Function, payload []byte
 			return f, task.Errorf(task.CodeConflict, op, "the request id %q was used for another request", key.ID)
 		case functionInUse:
 			return f, task.Errorf(task.CodeConflict, op, "the function id %s is in use", f.ID)
+		case functionTwin:
+			first, err := task.IDFromBytes([]byte(text))
+			if err != nil {
+				return f, task.Errorf(task.CodeUnavailable, op, "%w", err)
+			}
+			return s.function(ctx, op, first)
 		case functionRefused:
 			return f, key.Refused
 		case functionIncomplete:
@@ -149,7 +156,7 @@ func (s *Store) functions(ctx context.Context, op string, ids []task.ID) (out []
 		if !ok {
 			continue
 		}
-		f, err := decodeFunction(ids[i], text)
+		f, _, err := decodeFunction(ids[i], text)
 		if err != nil {
 			return nil, task.Errorf(task.CodeUnavailable, op, "%w", err)
 		}
@@ -218,6 +225,11 @@ func (s *Store) ListFunctions(ctx context.Context, before task.ID, limit int) ([
 	if limit < 1 {
 		return nil, task.Errorf(task.CodeInvalid, op, "limit %d: want 1 or more", limit)
 	}
+	return s.functionPage(ctx, op, before, limit)
+}
+
+// functionPage reads registrations, newest first.
+func (s *Store) functionPage(ctx context.Context, op string, before task.ID, limit int) ([]task.Function, error) {
 	below := "+"
 	if !before.IsZero() {
 		below = "(" + string(before[:])

@@ -59,6 +59,15 @@ const (
 	keyNames            = "names"
 	keyFunctionRequests = "functionkeys"
 	keyFunctionIDs      = "functionids"
+	// keyFunctionIndex is a sorted set (all scores 0) that finds functions: "n", the SHA-1 of
+	// their name in hexadecimal and their id, and "b", the hash of their bytes and their id.
+	// Builds before functions could be deleted do not write it: it is complete while it has
+	// two members for each function.
+	keyFunctionIndex = "functionindex"
+	// keyTransients is a sorted set of transient functions by when they were used last, in
+	// microseconds, keyTwins a hash of their ids by what makes them one.
+	keyTransients = "transients"
+	keyTwins      = "twins"
 	// keyBlob is one MiB of a function's bytes. Followed by their SHA-256, ":" and the
 	// number of the chunk.
 	keyBlob = "b:"
@@ -115,7 +124,8 @@ var luaNames = map[string]string{
 	"K.ready": keyReady, "K.delayed": keyDelayed, "K.deadlines": keyDeadlines, "K.leases": keyLeases, "K.done": keyDone,
 	"K.held": keyHeld, "K.ids": keyIDs, "K.stats": keyStats, "K.functions": keyFunctions, "K.names": keyNames,
 	"K.functionrequests": keyFunctionRequests, "K.functionids": keyFunctionIDs, "K.blob": keyBlob,
-	"K.dispatchers": keyDispatchers, "K.usage": keyUsage,
+	"K.dispatchers": keyDispatchers, "K.usage": keyUsage, "K.functionindex": keyFunctionIndex,
+	"K.transients": keyTransients, "K.twins": keyTwins,
 	"M.identity": metaIdentity, "M.format": metaFormat, "M.shards": metaShards, "M.complete": metaComplete, "M.seq": metaSeq,
 	"M.beat": metaBeat, "M.calm": metaCalm, "M.generation": metaGeneration,
 	"F.head": fieldHead, "F.spec": fieldSpec, "F.state": fieldState, "F.args": fieldArgs, "F.result": fieldResult, "F.tally": fieldTally,

@@ -225,8 +225,9 @@ func micros(t time.Time) int64 {
 	return us
 }
 
-// encodeFunction encodes a registration; its id is the key.
-func encodeFunction(f *task.Function) []byte {
+// encodeFunction encodes a registration; its id is the key of the hash that it is in, key
+// its idempotency key.
+func encodeFunction(f *task.Function, key string) []byte {
 	w := newWriter(128 + len(f.Name))
 	w.text(f.Name)
 	w.text(f.Queue)
@@ -235,19 +236,25 @@ func encodeFunction(f *task.Function) []byte {
 	w.raw(f.Hash[:])
 	w.int(int64(f.Size))
 	w.time(f.CreatedAt)
-	w.last(f.Python, f.CreatedBy)
+	transient := ""
+	if f.Transient {
+		transient = "t"
+	}
+	w.last(f.Python, f.CreatedBy, transient, key)
 	return w.b
 }
 
-func decodeFunction(id task.ID, b string) (task.Function, error) {
+func decodeFunction(id task.ID, b string) (f task.Function, key string, err error) {
 	r := newReader(b)
-	f := task.Function{ID: id, Name: r.text(), Queue: r.text(), Runtime: r.text(), Form: task.Form(r.text())}
+	f = task.Function{ID: id, Name: r.text(), Queue: r.text(), Runtime: r.text(), Form: task.Form(r.text())}
 	r.raw(f.Hash[:])
 	f.Size = r.count()
 	f.CreatedAt = r.time()
 	f.Python, f.CreatedBy = r.last(), r.last()
+	f.Transient = r.last() == "t"
+	key = r.last()
 	if r.err != nil {
-		return task.Function{}, fmt.Errorf("the record of function %s is damaged: %w", id, r.err)
+		return task.Function{}, "", fmt.Errorf("the record of function %s is damaged: %w", id, r.err)
 	}
-	return f, nil
+	return f, key, nil
 }

@@ -85,11 +85,14 @@ func TestFunctionRecord(t *testing.T) {
 		func(f *task.Function) { f.Python = "3.12" },
 		func(f *task.Function) { f.CreatedBy = "0123456789abcdef" },
 		func(f *task.Function) { f.Python, f.CreatedBy = "3.12", "0123456789abcdef" },
+		func(f *task.Function) { f.Transient = true },
 	} {
 		in := plain
 		change(&in)
-		if got, err := decodeFunction(in.ID, string(encodeFunction(&in))); err != nil || got != in {
-			t.Errorf("read %+v, %v; wrote %+v", got, err, in)
+		for _, key := range []string{"", "request"} {
+			if got, gotKey, err := decodeFunction(in.ID, string(encodeFunction(&in, key))); err != nil || got != in || gotKey != key {
+				t.Errorf("read %+v, %q, %v; wrote %+v, %q", got, gotKey, err, in, key)
+			}
 		}
 	}
 }
@@ -133,7 +136,7 @@ func TestRecordsOfOlderBuilds(t *testing.T) {
 			t.Errorf("without an owner the record is\n%q, was\n%q", now, old)
 		}
 	}
-	f, err := decodeFunction(task.ID{1}, "\x01\x01f\x01q\x06python\x06pickle"+strings.Repeat("\x04", 32)+"\x12\x0c\x06\x043.12")
+	f, _, err := decodeFunction(task.ID{1}, "\x01\x01f\x01q\x06python\x06pickle"+strings.Repeat("\x04", 32)+"\x12\x0c\x06\x043.12")
 	if err != nil || f.Name != "f" || f.Size != 9 || f.Python != "3.12" || f.CreatedBy != "" || !f.CreatedAt.Equal(time.Unix(5, 6)) {
 		t.Errorf("read %+v, %v", f, err)
 	}

@@ -143,6 +143,10 @@ type Store struct {
 
 	bell  *bell
 	cache recordCache
+	uses  functionUses
+	// nextSweep is when this process looks for unused transient functions, in Unix nanoseconds
+	// of the store's time.
+	nextSweep atomic.Int64
 
 	// refused is set while the server's settings would lose tasks.
 	refused atomic.Pointer[task.Error]

@@ -17,17 +17,20 @@ type script struct {
 
 // The scripts, one for each kind of change; the head of each file says what it does.
 var (
-	scriptSetup    = loadScript("setup")
-	scriptSubmit   = loadScript("submit")
-	scriptRequest  = loadScript("request")
-	scriptClaim    = loadScript("claim")
-	scriptRenew    = loadScript("renew")
-	scriptMove     = loadScript("move")
-	scriptDue      = loadScript("due")
-	scriptForget   = loadScript("forget")
-	scriptRecover  = loadScript("recover")
-	scriptAttend   = loadScript("attend")
-	scriptFunction = loadScript("function")
+	scriptSetup      = loadScript("setup")
+	scriptSubmit     = loadScript("submit")
+	scriptRequest    = loadScript("request")
+	scriptClaim      = loadScript("claim")
+	scriptRenew      = loadScript("renew")
+	scriptMove       = loadScript("move")
+	scriptDue        = loadScript("due")
+	scriptForget     = loadScript("forget")
+	scriptRecover    = loadScript("recover")
+	scriptAttend     = loadScript("attend")
+	scriptFunction   = loadScript("function")
+	scriptUnregister = loadScript("unregister")
+	scriptIndex      = loadScript("index")
+	scriptRefers     = loadScript("refers")
 )
 
 func loadScript(name string) *script {

@@ -494,6 +494,13 @@ func TestCluster(t *testing.T) {
 			walkShards(t, f.s, f.clock)
 		})
 	}
+	t.Run("DeletionInShards", func(t *testing.T) {
+		storetest.RunDeletion(t, func(t *testing.T) storetest.Harness {
+			h := newFixture(t, func(o *Options) { o.URL = c.URL(""); o.Shards = 16 }).harness()
+			h.Keys = nil
+			return h
+		})
+	})
 	t.Run("UsageOfShards", func(t *testing.T) {
 		storetest.RunUsage(t, func(t *testing.T) storetest.Harness {
 			h := newFixture(t, func(o *Options) { o.URL = c.URL(""); o.Shards = 16 }).harness()

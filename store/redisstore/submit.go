@@ -86,6 +86,9 @@ func (x *submitting) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := x.s.noteUses(ctx, x.now, x.items); err != nil {
+		return err
+	}
 	for len(todo) > 0 {
 		var err error
 		if todo, err = x.record(ctx, todo); err != nil {

@@ -59,6 +59,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"Cancel", cancelTests}, {"Read", readTests}, {"Functions", functionTests}, {"Bell", bellTests},
 		{"Fleet", fleetTests}, {"Retention", retentionTests}, {"Life", lifeTests}, {"Concurrent", concurrentTests},
 		{"Random", randomTests}, {"Bounds", boundTests}, {"Usage", usageTests},
+		{"Deletion", deletionTests},
 	} {
 		t.Run(group.name, func(t *testing.T) { runGroup(t, group.tests, open) })
 	}
@@ -68,6 +69,11 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 // in which other parts do not, as those that keep no order between their shards.
 func RunUsage(t *testing.T, open func(t *testing.T) Harness) {
 	t.Run("Usage", func(t *testing.T) { runGroup(t, usageTests, open) })
+}
+
+// RunDeletion is the same for what is about functions that go.
+func RunDeletion(t *testing.T, open func(t *testing.T) Harness) {
+	t.Run("Deletion", func(t *testing.T) { runGroup(t, deletionTests, open) })
 }
 
 func runGroup(t *testing.T, tests []test, open func(t *testing.T) Harness) {
