@@ -33,7 +33,7 @@ func functionProto(f task.Function) *treadlev1.Function {
 	m := &treadlev1.Function{
 		FunctionId: f.ID.String(), Name: f.Name, Runtime: f.Runtime, Queue: f.Queue, Form: string(f.Form),
 		PayloadSize: int32(f.Size), CreatedAt: stamp(f.CreatedAt), Python: f.Python,
-		CreatedBy: f.CreatedBy,
+		CreatedBy: f.CreatedBy, Transient: f.Transient,
 	}
 	if f.Form != task.FormNone {
 		m.PayloadSha256 = hex.EncodeToString(f.Hash[:])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -14,6 +15,7 @@ import (
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/internal/wire"
+	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -39,6 +41,7 @@ const (
 	reasonNotFound  = "NOT_FOUND"
 	reasonRate      = "RATE_LIMITED"
 	reasonQuota     = "QUOTA_EXCEEDED"
+	reasonInUse     = "FUNCTION_IN_USE"
 	reasonTLS       = "TLS_REQUIRED"
 )
 
@@ -72,6 +75,7 @@ var httpByReason = func() map[string]int {
 		reasonUnserved:  http.StatusNotImplemented,
 		reasonRate:      http.StatusTooManyRequests,
 		reasonQuota:     http.StatusTooManyRequests,
+		reasonInUse:     http.StatusConflict,
 		reasonBusy:      http.StatusServiceUnavailable,
 		reasonSlowBody:  http.StatusRequestTimeout,
 	}
@@ -131,7 +135,11 @@ func toStatus(ctx context.Context, log *slog.Logger, method string, err error) e
 	var shape invalidRequest
 	var domain *task.Error
 	var quota *overQuota
+	var inUse *store.InUse
 	switch {
+	case errors.As(err, &inUse):
+		meta := map[string]string{"function_id": inUse.Function.String(), "tasks": strconv.Itoa(inUse.Tasks)}
+		return newStatus(codes.FailedPrecondition, reasonInUse, inUse.Error(), meta, nil)
 	case errors.As(err, &quota):
 		return newStatus(codes.ResourceExhausted, reasonQuota, quota.Error(), quota.metadata(), nil)
 	case errors.As(err, &shape):

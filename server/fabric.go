@@ -34,6 +34,13 @@ func (f fabric) GetFunction(ctx context.Context, req *treadlev1.GetFunctionReque
 	return functionProto(fn), nil
 }
 
+func (f fabric) DeleteFunction(ctx context.Context, req *treadlev1.DeleteFunctionRequest) (*treadlev1.DeleteFunctionResponse, error) {
+	if err := f.s.deleteFunction(ctx, req.GetFunctionId()); err != nil {
+		return nil, err
+	}
+	return &treadlev1.DeleteFunctionResponse{}, nil
+}
+
 func (f fabric) Execute(ctx context.Context, req *treadlev1.ExecuteRequest) (*treadlev1.Task, error) {
 	return f.s.execute(ctx, req)
 }

@@ -359,7 +359,7 @@ func (s *Server) recordFunction(ctx context.Context, f task.Function, payload []
 		return f, err
 	}
 	if ad.refused != nil {
-		if key.ID == "" {
+		if key.ID == "" && !f.Transient {
 			ad.done(nil)
 			return f, ad.refused[0]
 		}
@@ -386,7 +386,7 @@ func (e *overQuota) Error() string {
 var quotaTexts = map[string]struct{ of, fix string }{
 	"tasks":     {"unfinished tasks", "let some finish, or cancel them"},
 	"bytes":     {"bytes stored", "arguments go when their task ends, results after the retention"},
-	"functions": {"functions", "register a function once and submit by its id"},
+	"functions": {"functions", "register a function once and submit by its id, or delete some (treadle functions rm)"},
 	"queues":    {"queue names in use", "a name is free again when no unfinished task and no function has it"},
 	"waited":    {"tasks that its calls wait for", "wait for fewer at a time"},
 }

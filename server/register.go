@@ -7,6 +7,7 @@ import (
 	"hash"
 	"regexp"
 	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -28,12 +29,14 @@ type registration struct {
 	form      task.Form
 	payload   []byte
 	requestID string
+	transient bool
 }
 
 // registerFunction checks a request of FabricService and records the function.
 func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFunctionRequest) (task.Function, error) {
 	r := registration{
 		name: req.GetName(), queue: req.GetQueue(), runtime: req.GetRuntime(), python: req.GetPython(), requestID: req.GetRequestId(),
+		transient: req.GetTransient(),
 	}
 	fallback(&r.queue, task.DefaultQueue)
 	fallback(&r.runtime, task.RuntimePython)
@@ -85,10 +88,11 @@ func (s *Server) register(ctx context.Context, r registration) (task.Function, e
 	f := task.Function{
 		ID: s.cfg.NewID(), Name: r.name, Queue: r.queue, Runtime: r.runtime, Form: r.form, Python: r.python,
 		Hash: sha256.Sum256(r.payload), Size: len(r.payload), CreatedAt: s.cfg.Now(),
-		CreatedBy: ownerOf(ctx),
+		Transient: r.transient, CreatedBy: ownerOf(ctx),
 	}
-	key := store.Key{ID: r.requestID}
-	if r.requestID != "" {
+	var key store.Key
+	if r.requestID != "" && !r.transient {
+		key.ID = r.requestID
 		d := newDigest("register")
 		d.text(r.name).text(r.queue).text(r.runtime).text(string(r.form)).bytes(f.Hash[:])
 		if r.python != "" {
@@ -179,46 +183,77 @@ func (s *Server) functionByID(ctx context.Context, id task.ID) (task.Function, e
 	if f, ok := s.functions.get(id); ok {
 		return f, nil
 	}
+	asked := time.Now()
 	f, err := s.cfg.Store.Function(ctx, id)
 	if task.CodeOf(err) == task.CodeNotFound {
 		return f, task.Errorf(task.CodeNotFound, "", "no function has the id %s: register it first", id)
 	}
 	if err == nil {
-		s.functions.put(f)
+		s.functions.put(f, asked)
 	}
 	return f, err
 }
 
-// functionCache keeps functions by id: they never change. Names do, so they are not
-// kept.
-type functionCache struct {
-	mu   sync.RWMutex
-	byID map[task.ID]task.Function
+// deleteFunction deletes a registration.
+func (s *Server) deleteFunction(ctx context.Context, text string) error {
+	id, err := task.ParseID(text)
+	if err != nil {
+		return task.Errorf(task.CodeNotFound, "", "no function has the id %.64q: functions are deleted by id, as a name may mean several", text)
+	}
+	err = s.cfg.Store.DeleteFunction(ctx, id)
+	s.functions.drop(id)
+	if task.CodeOf(err) == task.CodeNotFound {
+		return task.Errorf(task.CodeNotFound, "", "no function has the id %s", id)
+	}
+	return err
 }
 
-// maxCachedFunctions bounds the cache; a record has a few hundred bytes.
-const maxCachedFunctions = 10_000
+// functionCache keeps functions by id for a moment: they never change, but other servers
+// may delete them. Names change, so they are not kept.
+type functionCache struct {
+	mu   sync.RWMutex
+	byID map[task.ID]cachedFunction
+}
+
+type cachedFunction struct {
+	task.Function
+	read time.Time
+}
+
+// Bounds of the cache; a record has a few hundred bytes.
+const (
+	maxCachedFunctions = 10_000
+	// functionAge is how long a function that another server deleted may still be submitted
+	// for here: one look-up in as much time costs nothing.
+	functionAge = 5 * time.Second
+)
 
 func (c *functionCache) get(id task.ID) (task.Function, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	f, ok := c.byID[id]
-	return f, ok
+	return f.Function, ok && time.Since(f.read) < functionAge
 }
 
-func (c *functionCache) put(f task.Function) {
+func (c *functionCache) put(f task.Function, read time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.byID == nil {
-		c.byID = make(map[task.ID]task.Function)
+		c.byID = make(map[task.ID]cachedFunction)
 	}
-	if len(c.byID) >= maxCachedFunctions {
+	if _, ok := c.byID[f.ID]; !ok && len(c.byID) >= maxCachedFunctions {
 		for id := range c.byID { // any one will do
 			delete(c.byID, id)
 			break
 		}
 	}
-	c.byID[f.ID] = f
+	c.byID[f.ID] = cachedFunction{f, read}
+}
+
+func (c *functionCache) drop(id task.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.byID, id)
 }
 
 // digest hashes what a request asks for, so that the same request id with other

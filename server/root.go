@@ -86,7 +86,7 @@ func (r root) ExecuteRoot(ctx context.Context, req *treadlev1.ExecuteRootRequest
 	}
 	t := r.s.newTask(ctx, f)
 	t.Args, t.Returns, t.ArgsSize = task.EncodingPickle, task.EncodingPickle, len(args)
-	answer, err := r.s.submit(ctx, r.s.cfg.Now(), store.Submission{Task: t, Args: args})
+	answer, err := r.s.submit(ctx, r.s.cfg.Now(), store.Submission{Task: t, Args: args, Transient: f.Transient})
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func (s *Server) submission(ctx context.Context, req *treadlev1.ExecuteRequest, 
 		return store.Submission{}, err
 	}
 	t.Args, t.Returns, t.ArgsSize = encoding, encoding, len(args)
-	item := store.Submission{Task: t, Args: args, Key: store.Key{ID: req.GetRequestId()}}
+	item := store.Submission{Task: t, Args: args, Key: store.Key{ID: req.GetRequestId()}, Transient: f.Transient}
 	if item.Key.ID != "" {
 		item.Key.Digest = submitDigest(req, args, encoding)
 	}

@@ -27,17 +27,20 @@ type Registration struct {
 	Queue string
 	// RequestID makes the registration idempotent; default: a new one.
 	RequestID string
+	// Transient registrations of the same name, options and bytes are one, and go when no task
+	// has named them for a retention. Their RequestID is not looked at.
+	Transient bool
 }
 
 // Register registers a function. Every call gives a new id, unless the registration
-// has the RequestID of an earlier one.
+// has the RequestID of an earlier one, or is transient and registered already.
 func (c *Client) Register(ctx context.Context, r Registration) (*Function, error) {
-	if r.RequestID == "" {
+	if r.RequestID == "" { // with Transient it is for servers that do not know of that
 		r.RequestID = newID()
 	}
 	p, err := call(ctx, c, "RegisterFunction", c.rpc.RegisterFunction, &treadlev1.RegisterFunctionRequest{
 		Name: r.Name, Runtime: r.Runtime, Payload: r.Payload, Source: r.Source, Queue: r.Queue, RequestId: r.RequestID,
-		Python: r.Python,
+		Python: r.Python, Transient: r.Transient,
 	})
 	if err != nil {
 		return nil, err
@@ -57,6 +60,13 @@ func (c *Client) Function(ctx context.Context, idOrName string) (*Function, erro
 		return nil, err
 	}
 	return functionOf(p), nil
+}
+
+// DeleteFunction deletes a registration by id; its name then means the newest one left of
+// that name. It fails with [ErrState] while the function has unfinished tasks.
+func (c *Client) DeleteFunction(ctx context.Context, id string) error {
+	_, err := call(ctx, c, "DeleteFunction", c.rpc.DeleteFunction, &treadlev1.DeleteFunctionRequest{FunctionId: id})
+	return err
 }
 
 // Functions ranges over all registrations, newest first, and asks for them page by

@@ -45,6 +45,8 @@ type Function struct {
 	CreatedAt     time.Time `json:"created_at,omitzero"`
 	// CreatedBy is the id of the token that registered it; empty on servers that ask for none.
 	CreatedBy string `json:"created_by,omitempty"`
+	// Transient is as it was registered, see [Registration].
+	Transient bool `json:"transient,omitempty"`
 }
 
 // Task is the record of one execution.
@@ -230,7 +232,7 @@ func functionOf(p *treadlev1.Function) *Function {
 	return &Function{
 		ID: p.GetFunctionId(), Name: p.GetName(), Runtime: p.GetRuntime(), Queue: p.GetQueue(), Form: p.GetForm(),
 		PayloadSHA256: p.GetPayloadSha256(), PayloadSize: int(p.GetPayloadSize()), CreatedAt: timeOf(p.GetCreatedAt()),
-		Python: p.GetPython(), CreatedBy: p.GetCreatedBy(),
+		Python: p.GetPython(), CreatedBy: p.GetCreatedBy(), Transient: p.GetTransient(),
 	}
 }
 

@@ -389,6 +389,34 @@ func TestRegister(t *testing.T) {
 	}
 }
 
+func TestFunctionsRemove(t *testing.T) {
+	srv := fake(t)
+	started := hang(srv)
+	id := cli(t, "def f(): pass", "register", "-:f").wantOK(t)
+	transient := cli(t, "def f(): pass", "register", "-:f", "--transient").wantOK(t)
+	if again := cli(t, "def f(): pass", "register", "-:f", "--transient").wantOK(t); again != transient || transient == id {
+		t.Errorf("transient registrations got %s and %s, one that stays %s", transient, again, id)
+	}
+	unknown := "0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11"
+	got := cli(t, "", "functions", "rm", unknown, id)
+	got.want(t, exitFailed, "no function", unknown)
+	if got.out != id+"\n" {
+		t.Errorf("printed %q, want what is gone: %s", got.out, id)
+	}
+	if line := decode[map[string]string](t, cli(t, "", "functions", "rm", "--json", transient).wantOK(t)); line["function_id"] != transient {
+		t.Errorf("%v", line)
+	}
+	cli(t, "", "functions", "rm").want(t, exitMisuse, "at least one FUNCTION_ID")
+	cli(t, "", "functions", "nonsense").want(t, exitMisuse)
+
+	task := cli(t, "", "run", "--detach", "hang").wantOK(t)
+	<-started
+	hanging := decode[treadle.Task](t, cli(t, "", "status", "--json", task).wantOK(t)).FunctionID
+	cli(t, "", "functions", "rm", hanging).want(t, exitFailed, "1 unfinished tasks")
+	cli(t, "", "cancel", task).wantOK(t)
+	cli(t, "", "functions", "rm", hanging).wantOK(t)
+}
+
 func TestMap(t *testing.T) {
 	srv := fake(t)
 	if got := cli(t, "", "map", "double", "1", "-2", "3").wantOK(t); got != "2\n-4\n6" {

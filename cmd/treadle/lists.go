@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -16,9 +18,11 @@ func newFunctionsCommand() *cobra.Command {
 		Use:   "functions",
 		Short: "List registered functions, newest first",
 		Example: `  treadle functions
-  treadle functions --limit 0 --json | jq -r .name | sort -u`,
+  treadle functions --limit 0 --json | jq -r .name | sort -u
+  treadle functions rm 0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11`,
 		Args: arguments(0, 0, ""),
 	}
+	cmd.AddCommand(newFunctionsRemoveCommand())
 	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most; 0 means all")
 	return clientCommand(cmd, "print each registration, one JSON object a line",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, _ []string) error {
@@ -47,6 +51,43 @@ func newFunctionsCommand() *cobra.Command {
 				return nil
 			}
 			return out.flush()
+		})
+}
+
+func newFunctionsRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rm FUNCTION_ID...",
+		Short: "Delete registered functions",
+		Long: `Delete registrations by id and print the ids of those that are gone. A name then means
+the newest one left of that name; bytes go when no registration has them. A function with
+unfinished tasks stays, and finished tasks keep their records. The exit code is 1 when one
+of them is unknown or in use.`,
+		Example: `  treadle functions rm 0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11
+  treadle functions --limit 0 --json | jq -r 'select(.name == "old").function_id' | xargs treadle functions rm`,
+		Args: arguments(1, -1, "at least one FUNCTION_ID"),
+	}
+	return clientCommand(cmd, "print each id, one JSON object a line",
+		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
+			var failed []error
+			for _, id := range args {
+				err := c.DeleteFunction(cmd.Context(), id)
+				if errors.Is(err, treadle.ErrUnavailable) {
+					return errors.Join(append(failed, err)...)
+				}
+				if err != nil {
+					failed = append(failed, err)
+					continue
+				}
+				if o.json {
+					err = printJSON(cmd.OutOrStdout(), map[string]string{"function_id": id})
+				} else {
+					_, err = fmt.Fprintln(cmd.OutOrStdout(), id)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return errors.Join(failed...)
 		})
 }
 

@@ -15,7 +15,7 @@ import (
 
 func newRegisterCommand() *cobra.Command {
 	var name, queue, requestID, python string
-	var pickle bool
+	var pickle, transient bool
 	cmd := &cobra.Command{
 		Use:   "register FILE.py:NAME",
 		Short: "Register a Python function and print its id",
@@ -39,6 +39,8 @@ name is what the name means.`,
 	cmd.Flags().BoolVar(&pickle, "pickle", false, "FILE is a pickled callable")
 	cmd.Flags().StringVar(&python, "pickled-by", "", "with --pickle: the Python that wrote it, as in 3.12, when it holds code by value")
 	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the registration idempotent")
+	cmd.Flags().BoolVar(&transient, "transient", false,
+		"one registration for all who register the same; it goes when no task has named it for the retention")
 	return clientCommand(cmd, "print the registration as one JSON object",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
 			if python != "" && !pickle {
@@ -48,7 +50,7 @@ name is what the name means.`,
 			if err != nil {
 				return err
 			}
-			reg.Queue, reg.RequestID, reg.Python = queue, requestID, python
+			reg.Queue, reg.RequestID, reg.Python, reg.Transient = queue, requestID, python, transient
 			fn, err := c.Register(cmd.Context(), reg)
 			if err != nil {
 				return err

@@ -164,10 +164,11 @@ var table = map[string]map[string]Limit{
 	// What clients send.
 	"treadle.v1.RegisterFunctionRequest": {
 		"name": text(maxText), "runtime": text(maxText), "payload": whole, "source": whole, "queue": text(maxText),
-		"request_id": text(maxText), "python": text(maxText),
+		"request_id": text(maxText), "python": text(maxText), "transient": anything,
 	},
-	"treadle.v1.GetFunctionRequest":   {"function": text(maxText)},
-	"treadle.v1.ListFunctionsRequest": {"page_size": anything, "page_token": text(maxText)},
+	"treadle.v1.DeleteFunctionRequest": {"function_id": text(maxText)},
+	"treadle.v1.GetFunctionRequest":    {"function": text(maxText)},
+	"treadle.v1.ListFunctionsRequest":  {"page_size": anything, "page_token": text(maxText)},
 	"treadle.v1.ExecuteOptions": {
 		"priority": anything, "timeout": anything, "deadline": anything, "max_retries": anything, "function_retries": anything,
 		"memory_limit": anything,
@@ -197,7 +198,7 @@ var table = map[string]map[string]Limit{
 // answers are the messages that only clients receive. They are the server's word: their
 // sizes follow from the limits of what it stores and from the message limit of the call.
 var answers = []string{
-	"Function", "ListFunctionsResponse", "ExecuteBatchResponse", "ExecuteBatchItem", "ItemError", "Task", "Attempt", "TaskError",
+	"Function", "ListFunctionsResponse", "DeleteFunctionResponse", "ExecuteBatchResponse", "ExecuteBatchItem", "ItemError", "Task", "Attempt", "TaskError",
 	"TaskResult", "AwaitResultsResponse", "ListTasksResponse", "TaskLogs", "ListWorkersResponse", "Worker", "ListQueuesResponse",
 	"Queue", "ServerInfo", "RegisterRootResponse", "ExecuteRootResponse", "GetRootStatusResponse", "GetRootResultResponse", "RootError",
 }

@@ -72,6 +72,7 @@ var table = map[string]Rule{
 	treadlev1.FabricService_RegisterFunction_FullMethodName: forSubmits,
 	treadlev1.FabricService_GetFunction_FullMethodName:      forClients,
 	treadlev1.FabricService_ListFunctions_FullMethodName:    forLists,
+	treadlev1.FabricService_DeleteFunction_FullMethodName:   forClients,
 	treadlev1.FabricService_Execute_FullMethodName:          forSubmits,
 	treadlev1.FabricService_ExecuteBatch_FullMethodName:     forSubmits,
 	treadlev1.FabricService_Call_FullMethodName:             forSubmits,

@@ -48,7 +48,7 @@ func (s *Server) RegisterFunction(
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if id := s.requests[req.GetRequestId()]; id != "" && req.GetRequestId() != "" {
+	if id := s.requests[req.GetRequestId()]; id != "" && req.GetRequestId() != "" && !req.GetTransient() {
 		return s.function(id)
 	}
 	f := &treadlev1.Function{Name: req.GetName(), Runtime: req.GetRuntime(), Queue: req.GetQueue(), Form: "pickle", Python: req.GetPython()}
@@ -64,11 +64,40 @@ func (s *Server) RegisterFunction(
 	}
 	sum := sha256.Sum256(code)
 	f.PayloadSha256, f.PayloadSize = hex.EncodeToString(sum[:]), int32(len(code))
+	if f.Transient = req.GetTransient(); f.GetTransient() {
+		for _, known := range s.functions {
+			if known.GetTransient() && known.GetName() == f.GetName() && known.GetQueue() == f.GetQueue() && known.GetForm() == f.GetForm() &&
+				known.GetRuntime() == f.GetRuntime() && known.GetPython() == f.GetPython() && known.GetPayloadSha256() == f.GetPayloadSha256() {
+				return known, nil
+			}
+		}
+	}
 	id := s.register(f)
-	if req.GetRequestId() != "" {
+	if req.GetRequestId() != "" && !f.GetTransient() {
 		s.requests[req.GetRequestId()] = id
 	}
 	return f, nil
+}
+
+// DeleteFunction implements the API.
+func (s *Server) DeleteFunction(_ context.Context, req *treadlev1.DeleteFunctionRequest) (*treadlev1.DeleteFunctionResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err := s.function(canonical(req.GetFunctionId()))
+	if err != nil {
+		return nil, notFound("function", req.GetFunctionId())
+	}
+	unfinished := 0
+	for _, r := range s.tasks {
+		if r.task.GetFunctionId() == f.GetFunctionId() && r.task.GetFinishedAt() == nil {
+			unfinished++
+		}
+	}
+	if unfinished > 0 {
+		return nil, Error(codes.FailedPrecondition, "FUNCTION_IN_USE", "function %s has %d unfinished tasks", f.GetFunctionId(), unfinished)
+	}
+	s.functions = slices.DeleteFunc(s.functions, func(known *treadlev1.Function) bool { return known == f })
+	return &treadlev1.DeleteFunctionResponse{}, nil
 }
 
 // GetFunction implements the API.

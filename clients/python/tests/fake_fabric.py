@@ -136,6 +136,14 @@ class FakeFabric(fabric_pb2_grpc.FabricServiceServicer):
             function_id=id, name=request.name, runtime=self.runtimes.get(id, "python"), queue=request.queue or "default"
         )
 
+    def DeleteFunction(self, request: Any, context: Any) -> Any:
+        self._enter("DeleteFunction", context)
+        with self.changed:
+            known = self.functions.pop(request.function_id, None)
+        if known is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such function")
+        return pb.DeleteFunctionResponse()
+
     def GetFunction(self, request: Any, context: Any) -> Any:
         self._enter("GetFunction", context)
         for id in reversed(self.functions):

@@ -133,8 +133,29 @@ def test_functions_are_registered_once(fabric: FakeFabric, client: treadle.Clien
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         assert sorted(pool.map(submit, range(16))) == list(range(-15, 1))
+    assert [f.transient for f in fabric.functions.values()] == [True]
+    # What the program registers by itself stays.
     assert client.register(operator.neg).id == client.register(operator.neg).id
-    assert len(fabric.functions) == 1
+    assert [f.transient for f in fabric.functions.values()] == [True, False]
+
+
+def test_registered_bytes_are_not_registered_again(fabric: FakeFabric, client: treadle.Client) -> None:
+    def double(x: int) -> int:
+        return 2 * x
+
+    function = client.register(double)
+    future = client.submit(double, 21)
+    assert future.result(10) == 42
+    assert [(id, f.transient) for id, f in fabric.functions.items()] == [(function.id, False)]
+
+
+def test_a_function_is_deleted(fabric: FakeFabric, client: treadle.Client) -> None:
+    function = client.register(operator.neg)
+    client.delete_function(function)
+    assert fabric.functions == {}
+    with pytest.raises(treadle.NotFound):
+        client.delete_function(function.id)
+    assert client.register(operator.neg).id != function.id
 
 
 def test_other_names_and_queues_are_other_registrations(fabric: FakeFabric, client: treadle.Client) -> None:

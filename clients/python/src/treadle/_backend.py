@@ -26,6 +26,9 @@ class Backend(Protocol):
     def get_function(self, function: str) -> pb.Function:
         """A registration by id or name."""
 
+    def delete_function(self, function_id: str) -> None:
+        """Delete a registration."""
+
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
         """One page of registrations."""
 

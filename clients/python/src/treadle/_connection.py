@@ -192,6 +192,10 @@ class Connection:
         answer: pb.Function = self._try("GetFunction", self._stub.GetFunction, request, self._timeout)
         return answer
 
+    def delete_function(self, function_id: str) -> None:
+        """Delete a registration."""
+        self._call("DeleteFunction", self._stub.DeleteFunction, pb.DeleteFunctionRequest(function_id=function_id))
+
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
         """One page of registrations."""
         request = pb.ListFunctionsRequest(page_token=page_token)

@@ -72,6 +72,11 @@ class Registry:
                 self._contents.popitem(last=False)
         return found
 
+    def has_content(self, form: str, content: bytes, name: str, queue: str) -> bool:
+        """Whether these bytes were registered in that form."""
+        with self._lock:
+            return (form, hashlib.sha256(content).digest(), name, queue) in self._contents
+
     def of_name(self, function: str, look_up: Ask) -> Registration:
         """The registration that an id or name meant when this client first used it."""
         found = self._once(self._named, function, look_up)

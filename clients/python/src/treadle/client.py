@@ -210,6 +210,16 @@ class Client:
             if not token:
                 return
 
+    def delete_function(self, function: Union[Function[Any], str, uuid.UUID]) -> None:
+        """Delete a registration, given as it is or by id; its bytes go when no other has the same.
+
+        Its name then means the newest one left of that name. Raises NotFound, and IllegalState while
+        it has unfinished tasks.
+        """
+        id = function.id if isinstance(function, Function) else str(function)
+        self._backend.delete_function(id)
+        self._registry.forget(id)
+
     def _finder(self, fn: Callable[..., Any]) -> tuple[Finder, int]:
         """What finds or makes the registration of a callable that is submitted as it is; how many bytes it holds.
 
@@ -221,12 +231,18 @@ class Client:
 
         def find() -> Registration:
             data = payload or _pickling.dump_function(fn)
-            return self._registry.of_content("pickle", data, name, "default", lambda: register(data))
+            # What the program registered by itself stays; the rest goes when nobody uses it.
+            form = "pickle" if self._registry.has_content("pickle", data, name, "default") else "transient"
+            return self._registry.of_content(form, data, name, "default", lambda: register(data))
 
         def register(data: bytes) -> pb.Function:
             return self._backend.register(
                 pb.RegisterFunctionRequest(
-                    name=name, payload=data, python=_pickling.python_of(data), request_id=str(uuid.uuid4())
+                    name=name,
+                    payload=data,
+                    python=_pickling.python_of(data),
+                    request_id=str(uuid.uuid4()),  # for servers that do not know of transient ones
+                    transient=True,
                 )
             )
 

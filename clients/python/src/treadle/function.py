@@ -44,6 +44,8 @@ class Function(Generic[P, T]):
     """What was registered, where this client did it."""
     created_by: str = ""
     """Id of the token that registered it; empty on servers that ask for none."""
+    transient: bool = False
+    """Made by submit or map of a callable: it goes when no task has named it for a retention."""
 
     def __post_init__(self) -> None:
         if self.callable is None:
@@ -111,4 +113,5 @@ def function_of(m: pb.Function, client: Client, callable: Optional[Callable[P, T
         client=client,
         callable=callable,
         created_by=m.created_by,
+        transient=m.transient,
     )

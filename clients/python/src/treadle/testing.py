@@ -69,6 +69,10 @@ class _LocalBackend:
     def get_function(self, function: str) -> pb.Function:
         return self._find(function)[0]
 
+    def delete_function(self, function_id: str) -> None:
+        if self.functions.pop(function_id, None) is None:
+            raise NotFound(f"no function has the id {function_id}")
+
     def _find(self, function: str) -> tuple[pb.Function, Callable[..., Any]]:
         if function in self.functions:
             return self.functions[function]

@@ -98,7 +98,7 @@ func (x Task_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Task_Status.Descriptor instead.
 func (Task_Status) EnumDescriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{13, 0}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // View says how much of each record a list carries.
@@ -152,7 +152,7 @@ func (x ListTasksRequest_View) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ListTasksRequest_View.Descriptor instead.
 func (ListTasksRequest_View) EnumDescriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{21, 0}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{23, 0}
 }
 
 // Function is a registration; it never changes.
@@ -172,7 +172,9 @@ type Function struct {
 	// See RegisterFunctionRequest.python.
 	Python string `protobuf:"bytes,9,opt,name=python,proto3" json:"python,omitempty"`
 	// Id of the token that registered it; empty on servers that ask for none.
-	CreatedBy     string `protobuf:"bytes,10,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,10,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// See RegisterFunctionRequest.transient.
+	Transient     bool `protobuf:"varint,11,opt,name=transient,proto3" json:"transient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +279,13 @@ func (x *Function) GetCreatedBy() string {
 	return ""
 }
 
+func (x *Function) GetTransient() bool {
+	if x != nil {
+		return x.Transient
+	}
+	return false
+}
+
 type RegisterFunctionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Any text of 1 to 256 characters. It is not a key: the newest registration of a
@@ -295,7 +304,12 @@ type RegisterFunctionRequest struct {
 	// The Python whose bytecode the payload holds, as in "3.12": workers with another one
 	// refuse it. Set it for what was pickled by value (lambdas, functions of __main__), by
 	// cloudpickle or dill; empty means any Python, as for references to importable functions.
-	Python        string `protobuf:"bytes,7,opt,name=python,proto3" json:"python,omitempty"`
+	Python string `protobuf:"bytes,7,opt,name=python,proto3" json:"python,omitempty"`
+	// One registration for all who send the same name, options and bytes with the same
+	// token: they get the same function_id. It is deleted when no task was submitted for it,
+	// and nobody registered it again, for a retention (kept to the hour), and none of its
+	// tasks is unfinished. It needs no request_id, and one is not looked at.
+	Transient     bool `protobuf:"varint,8,opt,name=transient,proto3" json:"transient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -379,6 +393,13 @@ func (x *RegisterFunctionRequest) GetPython() string {
 	return ""
 }
 
+func (x *RegisterFunctionRequest) GetTransient() bool {
+	if x != nil {
+		return x.Transient
+	}
+	return false
+}
+
 type GetFunctionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id or name; text that parses as a UUID is an id.
@@ -424,6 +445,87 @@ func (x *GetFunctionRequest) GetFunction() string {
 	return ""
 }
 
+type DeleteFunctionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the registration. A name will not do: it may mean another one tomorrow.
+	FunctionId    string `protobuf:"bytes,1,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteFunctionRequest) Reset() {
+	*x = DeleteFunctionRequest{}
+	mi := &file_treadle_v1_fabric_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteFunctionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteFunctionRequest) ProtoMessage() {}
+
+func (x *DeleteFunctionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_treadle_v1_fabric_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteFunctionRequest.ProtoReflect.Descriptor instead.
+func (*DeleteFunctionRequest) Descriptor() ([]byte, []int) {
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DeleteFunctionRequest) GetFunctionId() string {
+	if x != nil {
+		return x.FunctionId
+	}
+	return ""
+}
+
+type DeleteFunctionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteFunctionResponse) Reset() {
+	*x = DeleteFunctionResponse{}
+	mi := &file_treadle_v1_fabric_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteFunctionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteFunctionResponse) ProtoMessage() {}
+
+func (x *DeleteFunctionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_treadle_v1_fabric_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteFunctionResponse.ProtoReflect.Descriptor instead.
+func (*DeleteFunctionResponse) Descriptor() ([]byte, []int) {
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{4}
+}
+
 type ListFunctionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -434,7 +536,7 @@ type ListFunctionsRequest struct {
 
 func (x *ListFunctionsRequest) Reset() {
 	*x = ListFunctionsRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[3]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +548,7 @@ func (x *ListFunctionsRequest) String() string {
 func (*ListFunctionsRequest) ProtoMessage() {}
 
 func (x *ListFunctionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[3]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +561,7 @@ func (x *ListFunctionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFunctionsRequest.ProtoReflect.Descriptor instead.
 func (*ListFunctionsRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{3}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListFunctionsRequest) GetPageSize() int32 {
@@ -486,7 +588,7 @@ type ListFunctionsResponse struct {
 
 func (x *ListFunctionsResponse) Reset() {
 	*x = ListFunctionsResponse{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[4]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +600,7 @@ func (x *ListFunctionsResponse) String() string {
 func (*ListFunctionsResponse) ProtoMessage() {}
 
 func (x *ListFunctionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[4]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +613,7 @@ func (x *ListFunctionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFunctionsResponse.ProtoReflect.Descriptor instead.
 func (*ListFunctionsResponse) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{4}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListFunctionsResponse) GetFunctions() []*Function {
@@ -550,7 +652,7 @@ type ExecuteOptions struct {
 
 func (x *ExecuteOptions) Reset() {
 	*x = ExecuteOptions{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[5]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +664,7 @@ func (x *ExecuteOptions) String() string {
 func (*ExecuteOptions) ProtoMessage() {}
 
 func (x *ExecuteOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[5]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +677,7 @@ func (x *ExecuteOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteOptions.ProtoReflect.Descriptor instead.
 func (*ExecuteOptions) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{5}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExecuteOptions) GetPriority() int32 {
@@ -640,7 +742,7 @@ type ExecuteRequest struct {
 
 func (x *ExecuteRequest) Reset() {
 	*x = ExecuteRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[6]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +754,7 @@ func (x *ExecuteRequest) String() string {
 func (*ExecuteRequest) ProtoMessage() {}
 
 func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[6]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +767,7 @@ func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{6}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExecuteRequest) GetFunction() string {
@@ -719,7 +821,7 @@ type ExecuteBatchRequest struct {
 
 func (x *ExecuteBatchRequest) Reset() {
 	*x = ExecuteBatchRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[7]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +833,7 @@ func (x *ExecuteBatchRequest) String() string {
 func (*ExecuteBatchRequest) ProtoMessage() {}
 
 func (x *ExecuteBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[7]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +846,7 @@ func (x *ExecuteBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteBatchRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteBatchRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{7}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExecuteBatchRequest) GetRequests() []*ExecuteRequest {
@@ -764,7 +866,7 @@ type ExecuteBatchResponse struct {
 
 func (x *ExecuteBatchResponse) Reset() {
 	*x = ExecuteBatchResponse{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[8]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +878,7 @@ func (x *ExecuteBatchResponse) String() string {
 func (*ExecuteBatchResponse) ProtoMessage() {}
 
 func (x *ExecuteBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[8]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +891,7 @@ func (x *ExecuteBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteBatchResponse.ProtoReflect.Descriptor instead.
 func (*ExecuteBatchResponse) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{8}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExecuteBatchResponse) GetItems() []*ExecuteBatchItem {
@@ -812,7 +914,7 @@ type ExecuteBatchItem struct {
 
 func (x *ExecuteBatchItem) Reset() {
 	*x = ExecuteBatchItem{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[9]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +926,7 @@ func (x *ExecuteBatchItem) String() string {
 func (*ExecuteBatchItem) ProtoMessage() {}
 
 func (x *ExecuteBatchItem) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[9]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +939,7 @@ func (x *ExecuteBatchItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteBatchItem.ProtoReflect.Descriptor instead.
 func (*ExecuteBatchItem) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{9}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExecuteBatchItem) GetTaskId() string {
@@ -867,7 +969,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[10]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +981,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[10]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +994,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{10}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ItemError) GetCode() int32 {
@@ -929,7 +1031,7 @@ type CallRequest struct {
 
 func (x *CallRequest) Reset() {
 	*x = CallRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[11]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1043,7 @@ func (x *CallRequest) String() string {
 func (*CallRequest) ProtoMessage() {}
 
 func (x *CallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[11]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1056,7 @@ func (x *CallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRequest.ProtoReflect.Descriptor instead.
 func (*CallRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{11}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CallRequest) GetFunction() string {
@@ -993,7 +1095,7 @@ type CallInput struct {
 
 func (x *CallInput) Reset() {
 	*x = CallInput{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[12]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1107,7 @@ func (x *CallInput) String() string {
 func (*CallInput) ProtoMessage() {}
 
 func (x *CallInput) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[12]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1120,7 @@ func (x *CallInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallInput.ProtoReflect.Descriptor instead.
 func (*CallInput) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{12}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CallInput) GetArgs() []byte {
@@ -1086,7 +1188,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[13]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1200,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[13]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1213,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{13}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Task) GetTaskId() string {
@@ -1279,7 +1381,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[14]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1393,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[14]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1406,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{14}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Attempt) GetNumber() int32 {
@@ -1375,7 +1477,7 @@ type TaskError struct {
 
 func (x *TaskError) Reset() {
 	*x = TaskError{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[15]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1489,7 @@ func (x *TaskError) String() string {
 func (*TaskError) ProtoMessage() {}
 
 func (x *TaskError) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[15]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1502,7 @@ func (x *TaskError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskError.ProtoReflect.Descriptor instead.
 func (*TaskError) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{15}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskError) GetErrorType() string {
@@ -1478,7 +1580,7 @@ type TaskResult struct {
 
 func (x *TaskResult) Reset() {
 	*x = TaskResult{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[16]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1592,7 @@ func (x *TaskResult) String() string {
 func (*TaskResult) ProtoMessage() {}
 
 func (x *TaskResult) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[16]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1605,7 @@ func (x *TaskResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskResult.ProtoReflect.Descriptor instead.
 func (*TaskResult) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{16}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaskResult) GetTaskId() string {
@@ -1557,7 +1659,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[17]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1671,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[17]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1684,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{17}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetTaskRequest) GetTaskId() string {
@@ -1603,7 +1705,7 @@ type GetResultRequest struct {
 
 func (x *GetResultRequest) Reset() {
 	*x = GetResultRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[18]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1717,7 @@ func (x *GetResultRequest) String() string {
 func (*GetResultRequest) ProtoMessage() {}
 
 func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[18]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1730,7 @@ func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
 func (*GetResultRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{18}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetResultRequest) GetTaskId() string {
@@ -1655,7 +1757,7 @@ type AwaitResultsRequest struct {
 
 func (x *AwaitResultsRequest) Reset() {
 	*x = AwaitResultsRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[19]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1769,7 @@ func (x *AwaitResultsRequest) String() string {
 func (*AwaitResultsRequest) ProtoMessage() {}
 
 func (x *AwaitResultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[19]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1782,7 @@ func (x *AwaitResultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitResultsRequest.ProtoReflect.Descriptor instead.
 func (*AwaitResultsRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{19}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AwaitResultsRequest) GetTaskIds() []string {
@@ -1699,7 +1801,7 @@ type AwaitResultsResponse struct {
 
 func (x *AwaitResultsResponse) Reset() {
 	*x = AwaitResultsResponse{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[20]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1813,7 @@ func (x *AwaitResultsResponse) String() string {
 func (*AwaitResultsResponse) ProtoMessage() {}
 
 func (x *AwaitResultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[20]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1826,7 @@ func (x *AwaitResultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitResultsResponse.ProtoReflect.Descriptor instead.
 func (*AwaitResultsResponse) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{20}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AwaitResultsResponse) GetResults() []*TaskResult {
@@ -1748,7 +1850,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[21]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1862,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[21]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1875,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{21}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTasksRequest) GetFilter() string {
@@ -1814,7 +1916,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[22]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1928,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[22]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +1941,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{22}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -1865,7 +1967,7 @@ type WatchTaskRequest struct {
 
 func (x *WatchTaskRequest) Reset() {
 	*x = WatchTaskRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[23]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +1979,7 @@ func (x *WatchTaskRequest) String() string {
 func (*WatchTaskRequest) ProtoMessage() {}
 
 func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[23]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +1992,7 @@ func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTaskRequest.ProtoReflect.Descriptor instead.
 func (*WatchTaskRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{23}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchTaskRequest) GetTaskId() string {
@@ -1911,7 +2013,7 @@ type CancelTaskRequest struct {
 
 func (x *CancelTaskRequest) Reset() {
 	*x = CancelTaskRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[24]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2025,7 @@ func (x *CancelTaskRequest) String() string {
 func (*CancelTaskRequest) ProtoMessage() {}
 
 func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[24]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2038,7 @@ func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelTaskRequest.ProtoReflect.Descriptor instead.
 func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{24}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CancelTaskRequest) GetTaskId() string {
@@ -1964,7 +2066,7 @@ type GetLogsRequest struct {
 
 func (x *GetLogsRequest) Reset() {
 	*x = GetLogsRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[25]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2078,7 @@ func (x *GetLogsRequest) String() string {
 func (*GetLogsRequest) ProtoMessage() {}
 
 func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[25]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2091,7 @@ func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogsRequest.ProtoReflect.Descriptor instead.
 func (*GetLogsRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{25}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetLogsRequest) GetTaskId() string {
@@ -2018,7 +2120,7 @@ type TaskLogs struct {
 
 func (x *TaskLogs) Reset() {
 	*x = TaskLogs{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[26]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2132,7 @@ func (x *TaskLogs) String() string {
 func (*TaskLogs) ProtoMessage() {}
 
 func (x *TaskLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[26]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2145,7 @@ func (x *TaskLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogs.ProtoReflect.Descriptor instead.
 func (*TaskLogs) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{26}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TaskLogs) GetTaskId() string {
@@ -2077,7 +2179,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[27]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2191,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[27]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2204,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{27}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListWorkersRequest) GetPageSize() int32 {
@@ -2129,7 +2231,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[28]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2243,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[28]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2256,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{28}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -2197,7 +2299,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[29]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2311,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[29]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2324,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{29}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Worker) GetWorkerId() string {
@@ -2333,7 +2435,7 @@ type ListQueuesRequest struct {
 
 func (x *ListQueuesRequest) Reset() {
 	*x = ListQueuesRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[30]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2447,7 @@ func (x *ListQueuesRequest) String() string {
 func (*ListQueuesRequest) ProtoMessage() {}
 
 func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[30]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2460,7 @@ func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesRequest.ProtoReflect.Descriptor instead.
 func (*ListQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{30}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListQueuesRequest) GetPageSize() int32 {
@@ -2385,7 +2487,7 @@ type ListQueuesResponse struct {
 
 func (x *ListQueuesResponse) Reset() {
 	*x = ListQueuesResponse{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[31]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2499,7 @@ func (x *ListQueuesResponse) String() string {
 func (*ListQueuesResponse) ProtoMessage() {}
 
 func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[31]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2512,7 @@ func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesResponse.ProtoReflect.Descriptor instead.
 func (*ListQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{31}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListQueuesResponse) GetQueues() []*Queue {
@@ -2440,7 +2542,7 @@ type Queue struct {
 
 func (x *Queue) Reset() {
 	*x = Queue{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[32]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2554,7 @@ func (x *Queue) String() string {
 func (*Queue) ProtoMessage() {}
 
 func (x *Queue) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[32]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2567,7 @@ func (x *Queue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queue.ProtoReflect.Descriptor instead.
 func (*Queue) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{32}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Queue) GetName() string {
@@ -2504,7 +2606,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[33]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2618,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[33]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2631,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{33}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{35}
 }
 
 type ServerInfo struct {
@@ -2546,7 +2648,7 @@ type ServerInfo struct {
 
 func (x *ServerInfo) Reset() {
 	*x = ServerInfo{}
-	mi := &file_treadle_v1_fabric_proto_msgTypes[34]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2660,7 @@ func (x *ServerInfo) String() string {
 func (*ServerInfo) ProtoMessage() {}
 
 func (x *ServerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_treadle_v1_fabric_proto_msgTypes[34]
+	mi := &file_treadle_v1_fabric_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2673,7 @@ func (x *ServerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerInfo.ProtoReflect.Descriptor instead.
 func (*ServerInfo) Descriptor() ([]byte, []int) {
-	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{34}
+	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ServerInfo) GetVersion() string {
@@ -2607,7 +2709,7 @@ var File_treadle_v1_fabric_proto protoreflect.FileDescriptor
 const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\n" +
 	"\x17treadle/v1/fabric.proto\x12\n" +
-	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n" +
+	"treadle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x02\n" +
 	"\bFunction\x12\x1f\n" +
 	"\vfunction_id\x18\x01 \x01(\tR\n" +
 	"functionId\x12\x12\n" +
@@ -2622,7 +2724,8 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x06python\x18\t \x01(\tR\x06python\x12\x1d\n" +
 	"\n" +
 	"created_by\x18\n" +
-	" \x01(\tR\tcreatedBy\"\xc6\x01\n" +
+	" \x01(\tR\tcreatedBy\x12\x1c\n" +
+	"\ttransient\x18\v \x01(\bR\ttransient\"\xe4\x01\n" +
 	"\x17RegisterFunctionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x18\n" +
@@ -2631,9 +2734,14 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x05queue\x18\x05 \x01(\tR\x05queue\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tR\trequestId\x12\x16\n" +
-	"\x06python\x18\a \x01(\tR\x06python\"0\n" +
+	"\x06python\x18\a \x01(\tR\x06python\x12\x1c\n" +
+	"\ttransient\x18\b \x01(\bR\ttransient\"0\n" +
 	"\x12GetFunctionRequest\x12\x1a\n" +
-	"\bfunction\x18\x01 \x01(\tR\bfunction\"R\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\"8\n" +
+	"\x15DeleteFunctionRequest\x12\x1f\n" +
+	"\vfunction_id\x18\x01 \x01(\tR\n" +
+	"functionId\"\x18\n" +
+	"\x16DeleteFunctionResponse\"R\n" +
 	"\x14ListFunctionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -2830,11 +2938,12 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"durability\x12\x1f\n" +
 	"\vmax_payload\x18\x03 \x01(\x05R\n" +
 	"maxPayload\x127\n" +
-	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tretention2\xfc\b\n" +
+	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tretention2\xd5\t\n" +
 	"\rFabricService\x12M\n" +
 	"\x10RegisterFunction\x12#.treadle.v1.RegisterFunctionRequest\x1a\x14.treadle.v1.Function\x12C\n" +
 	"\vGetFunction\x12\x1e.treadle.v1.GetFunctionRequest\x1a\x14.treadle.v1.Function\x12T\n" +
-	"\rListFunctions\x12 .treadle.v1.ListFunctionsRequest\x1a!.treadle.v1.ListFunctionsResponse\x127\n" +
+	"\rListFunctions\x12 .treadle.v1.ListFunctionsRequest\x1a!.treadle.v1.ListFunctionsResponse\x12W\n" +
+	"\x0eDeleteFunction\x12!.treadle.v1.DeleteFunctionRequest\x1a\".treadle.v1.DeleteFunctionResponse\x127\n" +
 	"\aExecute\x12\x1a.treadle.v1.ExecuteRequest\x1a\x10.treadle.v1.Task\x12Q\n" +
 	"\fExecuteBatch\x12\x1f.treadle.v1.ExecuteBatchRequest\x1a .treadle.v1.ExecuteBatchResponse\x127\n" +
 	"\x04Call\x12\x17.treadle.v1.CallRequest\x1a\x16.treadle.v1.TaskResult\x127\n" +
@@ -2864,115 +2973,119 @@ func file_treadle_v1_fabric_proto_rawDescGZIP() []byte {
 }
 
 var file_treadle_v1_fabric_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_treadle_v1_fabric_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_treadle_v1_fabric_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_treadle_v1_fabric_proto_goTypes = []any{
 	(Task_Status)(0),                // 0: treadle.v1.Task.Status
 	(ListTasksRequest_View)(0),      // 1: treadle.v1.ListTasksRequest.View
 	(*Function)(nil),                // 2: treadle.v1.Function
 	(*RegisterFunctionRequest)(nil), // 3: treadle.v1.RegisterFunctionRequest
 	(*GetFunctionRequest)(nil),      // 4: treadle.v1.GetFunctionRequest
-	(*ListFunctionsRequest)(nil),    // 5: treadle.v1.ListFunctionsRequest
-	(*ListFunctionsResponse)(nil),   // 6: treadle.v1.ListFunctionsResponse
-	(*ExecuteOptions)(nil),          // 7: treadle.v1.ExecuteOptions
-	(*ExecuteRequest)(nil),          // 8: treadle.v1.ExecuteRequest
-	(*ExecuteBatchRequest)(nil),     // 9: treadle.v1.ExecuteBatchRequest
-	(*ExecuteBatchResponse)(nil),    // 10: treadle.v1.ExecuteBatchResponse
-	(*ExecuteBatchItem)(nil),        // 11: treadle.v1.ExecuteBatchItem
-	(*ItemError)(nil),               // 12: treadle.v1.ItemError
-	(*CallRequest)(nil),             // 13: treadle.v1.CallRequest
-	(*CallInput)(nil),               // 14: treadle.v1.CallInput
-	(*Task)(nil),                    // 15: treadle.v1.Task
-	(*Attempt)(nil),                 // 16: treadle.v1.Attempt
-	(*TaskError)(nil),               // 17: treadle.v1.TaskError
-	(*TaskResult)(nil),              // 18: treadle.v1.TaskResult
-	(*GetTaskRequest)(nil),          // 19: treadle.v1.GetTaskRequest
-	(*GetResultRequest)(nil),        // 20: treadle.v1.GetResultRequest
-	(*AwaitResultsRequest)(nil),     // 21: treadle.v1.AwaitResultsRequest
-	(*AwaitResultsResponse)(nil),    // 22: treadle.v1.AwaitResultsResponse
-	(*ListTasksRequest)(nil),        // 23: treadle.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 24: treadle.v1.ListTasksResponse
-	(*WatchTaskRequest)(nil),        // 25: treadle.v1.WatchTaskRequest
-	(*CancelTaskRequest)(nil),       // 26: treadle.v1.CancelTaskRequest
-	(*GetLogsRequest)(nil),          // 27: treadle.v1.GetLogsRequest
-	(*TaskLogs)(nil),                // 28: treadle.v1.TaskLogs
-	(*ListWorkersRequest)(nil),      // 29: treadle.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 30: treadle.v1.ListWorkersResponse
-	(*Worker)(nil),                  // 31: treadle.v1.Worker
-	(*ListQueuesRequest)(nil),       // 32: treadle.v1.ListQueuesRequest
-	(*ListQueuesResponse)(nil),      // 33: treadle.v1.ListQueuesResponse
-	(*Queue)(nil),                   // 34: treadle.v1.Queue
-	(*GetServerInfoRequest)(nil),    // 35: treadle.v1.GetServerInfoRequest
-	(*ServerInfo)(nil),              // 36: treadle.v1.ServerInfo
-	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
+	(*DeleteFunctionRequest)(nil),   // 5: treadle.v1.DeleteFunctionRequest
+	(*DeleteFunctionResponse)(nil),  // 6: treadle.v1.DeleteFunctionResponse
+	(*ListFunctionsRequest)(nil),    // 7: treadle.v1.ListFunctionsRequest
+	(*ListFunctionsResponse)(nil),   // 8: treadle.v1.ListFunctionsResponse
+	(*ExecuteOptions)(nil),          // 9: treadle.v1.ExecuteOptions
+	(*ExecuteRequest)(nil),          // 10: treadle.v1.ExecuteRequest
+	(*ExecuteBatchRequest)(nil),     // 11: treadle.v1.ExecuteBatchRequest
+	(*ExecuteBatchResponse)(nil),    // 12: treadle.v1.ExecuteBatchResponse
+	(*ExecuteBatchItem)(nil),        // 13: treadle.v1.ExecuteBatchItem
+	(*ItemError)(nil),               // 14: treadle.v1.ItemError
+	(*CallRequest)(nil),             // 15: treadle.v1.CallRequest
+	(*CallInput)(nil),               // 16: treadle.v1.CallInput
+	(*Task)(nil),                    // 17: treadle.v1.Task
+	(*Attempt)(nil),                 // 18: treadle.v1.Attempt
+	(*TaskError)(nil),               // 19: treadle.v1.TaskError
+	(*TaskResult)(nil),              // 20: treadle.v1.TaskResult
+	(*GetTaskRequest)(nil),          // 21: treadle.v1.GetTaskRequest
+	(*GetResultRequest)(nil),        // 22: treadle.v1.GetResultRequest
+	(*AwaitResultsRequest)(nil),     // 23: treadle.v1.AwaitResultsRequest
+	(*AwaitResultsResponse)(nil),    // 24: treadle.v1.AwaitResultsResponse
+	(*ListTasksRequest)(nil),        // 25: treadle.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 26: treadle.v1.ListTasksResponse
+	(*WatchTaskRequest)(nil),        // 27: treadle.v1.WatchTaskRequest
+	(*CancelTaskRequest)(nil),       // 28: treadle.v1.CancelTaskRequest
+	(*GetLogsRequest)(nil),          // 29: treadle.v1.GetLogsRequest
+	(*TaskLogs)(nil),                // 30: treadle.v1.TaskLogs
+	(*ListWorkersRequest)(nil),      // 31: treadle.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 32: treadle.v1.ListWorkersResponse
+	(*Worker)(nil),                  // 33: treadle.v1.Worker
+	(*ListQueuesRequest)(nil),       // 34: treadle.v1.ListQueuesRequest
+	(*ListQueuesResponse)(nil),      // 35: treadle.v1.ListQueuesResponse
+	(*Queue)(nil),                   // 36: treadle.v1.Queue
+	(*GetServerInfoRequest)(nil),    // 37: treadle.v1.GetServerInfoRequest
+	(*ServerInfo)(nil),              // 38: treadle.v1.ServerInfo
+	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
 }
 var file_treadle_v1_fabric_proto_depIdxs = []int32{
-	37, // 0: treadle.v1.Function.created_at:type_name -> google.protobuf.Timestamp
+	39, // 0: treadle.v1.Function.created_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: treadle.v1.ListFunctionsResponse.functions:type_name -> treadle.v1.Function
-	38, // 2: treadle.v1.ExecuteOptions.timeout:type_name -> google.protobuf.Duration
-	37, // 3: treadle.v1.ExecuteOptions.deadline:type_name -> google.protobuf.Timestamp
-	7,  // 4: treadle.v1.ExecuteRequest.options:type_name -> treadle.v1.ExecuteOptions
-	8,  // 5: treadle.v1.ExecuteBatchRequest.requests:type_name -> treadle.v1.ExecuteRequest
-	11, // 6: treadle.v1.ExecuteBatchResponse.items:type_name -> treadle.v1.ExecuteBatchItem
-	12, // 7: treadle.v1.ExecuteBatchItem.error:type_name -> treadle.v1.ItemError
-	38, // 8: treadle.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
-	14, // 9: treadle.v1.CallRequest.input:type_name -> treadle.v1.CallInput
-	7,  // 10: treadle.v1.CallInput.options:type_name -> treadle.v1.ExecuteOptions
+	40, // 2: treadle.v1.ExecuteOptions.timeout:type_name -> google.protobuf.Duration
+	39, // 3: treadle.v1.ExecuteOptions.deadline:type_name -> google.protobuf.Timestamp
+	9,  // 4: treadle.v1.ExecuteRequest.options:type_name -> treadle.v1.ExecuteOptions
+	10, // 5: treadle.v1.ExecuteBatchRequest.requests:type_name -> treadle.v1.ExecuteRequest
+	13, // 6: treadle.v1.ExecuteBatchResponse.items:type_name -> treadle.v1.ExecuteBatchItem
+	14, // 7: treadle.v1.ExecuteBatchItem.error:type_name -> treadle.v1.ItemError
+	40, // 8: treadle.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
+	16, // 9: treadle.v1.CallRequest.input:type_name -> treadle.v1.CallInput
+	9,  // 10: treadle.v1.CallInput.options:type_name -> treadle.v1.ExecuteOptions
 	0,  // 11: treadle.v1.Task.status:type_name -> treadle.v1.Task.Status
-	37, // 12: treadle.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	37, // 13: treadle.v1.Task.started_at:type_name -> google.protobuf.Timestamp
-	37, // 14: treadle.v1.Task.finished_at:type_name -> google.protobuf.Timestamp
-	16, // 15: treadle.v1.Task.attempts:type_name -> treadle.v1.Attempt
-	17, // 16: treadle.v1.Task.error:type_name -> treadle.v1.TaskError
-	7,  // 17: treadle.v1.Task.options:type_name -> treadle.v1.ExecuteOptions
-	37, // 18: treadle.v1.Task.not_before:type_name -> google.protobuf.Timestamp
-	37, // 19: treadle.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
-	37, // 20: treadle.v1.Attempt.finished_at:type_name -> google.protobuf.Timestamp
+	39, // 12: treadle.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	39, // 13: treadle.v1.Task.started_at:type_name -> google.protobuf.Timestamp
+	39, // 14: treadle.v1.Task.finished_at:type_name -> google.protobuf.Timestamp
+	18, // 15: treadle.v1.Task.attempts:type_name -> treadle.v1.Attempt
+	19, // 16: treadle.v1.Task.error:type_name -> treadle.v1.TaskError
+	9,  // 17: treadle.v1.Task.options:type_name -> treadle.v1.ExecuteOptions
+	39, // 18: treadle.v1.Task.not_before:type_name -> google.protobuf.Timestamp
+	39, // 19: treadle.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
+	39, // 20: treadle.v1.Attempt.finished_at:type_name -> google.protobuf.Timestamp
 	0,  // 21: treadle.v1.TaskResult.status:type_name -> treadle.v1.Task.Status
-	17, // 22: treadle.v1.TaskResult.error:type_name -> treadle.v1.TaskError
-	38, // 23: treadle.v1.GetResultRequest.wait:type_name -> google.protobuf.Duration
-	18, // 24: treadle.v1.AwaitResultsResponse.results:type_name -> treadle.v1.TaskResult
+	19, // 22: treadle.v1.TaskResult.error:type_name -> treadle.v1.TaskError
+	40, // 23: treadle.v1.GetResultRequest.wait:type_name -> google.protobuf.Duration
+	20, // 24: treadle.v1.AwaitResultsResponse.results:type_name -> treadle.v1.TaskResult
 	1,  // 25: treadle.v1.ListTasksRequest.view:type_name -> treadle.v1.ListTasksRequest.View
-	15, // 26: treadle.v1.ListTasksResponse.tasks:type_name -> treadle.v1.Task
-	31, // 27: treadle.v1.ListWorkersResponse.workers:type_name -> treadle.v1.Worker
-	37, // 28: treadle.v1.Worker.connected_at:type_name -> google.protobuf.Timestamp
-	37, // 29: treadle.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
-	34, // 30: treadle.v1.ListQueuesResponse.queues:type_name -> treadle.v1.Queue
-	38, // 31: treadle.v1.ServerInfo.retention:type_name -> google.protobuf.Duration
+	17, // 26: treadle.v1.ListTasksResponse.tasks:type_name -> treadle.v1.Task
+	33, // 27: treadle.v1.ListWorkersResponse.workers:type_name -> treadle.v1.Worker
+	39, // 28: treadle.v1.Worker.connected_at:type_name -> google.protobuf.Timestamp
+	39, // 29: treadle.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
+	36, // 30: treadle.v1.ListQueuesResponse.queues:type_name -> treadle.v1.Queue
+	40, // 31: treadle.v1.ServerInfo.retention:type_name -> google.protobuf.Duration
 	3,  // 32: treadle.v1.FabricService.RegisterFunction:input_type -> treadle.v1.RegisterFunctionRequest
 	4,  // 33: treadle.v1.FabricService.GetFunction:input_type -> treadle.v1.GetFunctionRequest
-	5,  // 34: treadle.v1.FabricService.ListFunctions:input_type -> treadle.v1.ListFunctionsRequest
-	8,  // 35: treadle.v1.FabricService.Execute:input_type -> treadle.v1.ExecuteRequest
-	9,  // 36: treadle.v1.FabricService.ExecuteBatch:input_type -> treadle.v1.ExecuteBatchRequest
-	13, // 37: treadle.v1.FabricService.Call:input_type -> treadle.v1.CallRequest
-	19, // 38: treadle.v1.FabricService.GetTask:input_type -> treadle.v1.GetTaskRequest
-	20, // 39: treadle.v1.FabricService.GetResult:input_type -> treadle.v1.GetResultRequest
-	21, // 40: treadle.v1.FabricService.AwaitResults:input_type -> treadle.v1.AwaitResultsRequest
-	23, // 41: treadle.v1.FabricService.ListTasks:input_type -> treadle.v1.ListTasksRequest
-	25, // 42: treadle.v1.FabricService.WatchTask:input_type -> treadle.v1.WatchTaskRequest
-	26, // 43: treadle.v1.FabricService.CancelTask:input_type -> treadle.v1.CancelTaskRequest
-	27, // 44: treadle.v1.FabricService.GetLogs:input_type -> treadle.v1.GetLogsRequest
-	29, // 45: treadle.v1.FabricService.ListWorkers:input_type -> treadle.v1.ListWorkersRequest
-	32, // 46: treadle.v1.FabricService.ListQueues:input_type -> treadle.v1.ListQueuesRequest
-	35, // 47: treadle.v1.FabricService.GetServerInfo:input_type -> treadle.v1.GetServerInfoRequest
-	2,  // 48: treadle.v1.FabricService.RegisterFunction:output_type -> treadle.v1.Function
-	2,  // 49: treadle.v1.FabricService.GetFunction:output_type -> treadle.v1.Function
-	6,  // 50: treadle.v1.FabricService.ListFunctions:output_type -> treadle.v1.ListFunctionsResponse
-	15, // 51: treadle.v1.FabricService.Execute:output_type -> treadle.v1.Task
-	10, // 52: treadle.v1.FabricService.ExecuteBatch:output_type -> treadle.v1.ExecuteBatchResponse
-	18, // 53: treadle.v1.FabricService.Call:output_type -> treadle.v1.TaskResult
-	15, // 54: treadle.v1.FabricService.GetTask:output_type -> treadle.v1.Task
-	18, // 55: treadle.v1.FabricService.GetResult:output_type -> treadle.v1.TaskResult
-	22, // 56: treadle.v1.FabricService.AwaitResults:output_type -> treadle.v1.AwaitResultsResponse
-	24, // 57: treadle.v1.FabricService.ListTasks:output_type -> treadle.v1.ListTasksResponse
-	15, // 58: treadle.v1.FabricService.WatchTask:output_type -> treadle.v1.Task
-	15, // 59: treadle.v1.FabricService.CancelTask:output_type -> treadle.v1.Task
-	28, // 60: treadle.v1.FabricService.GetLogs:output_type -> treadle.v1.TaskLogs
-	30, // 61: treadle.v1.FabricService.ListWorkers:output_type -> treadle.v1.ListWorkersResponse
-	33, // 62: treadle.v1.FabricService.ListQueues:output_type -> treadle.v1.ListQueuesResponse
-	36, // 63: treadle.v1.FabricService.GetServerInfo:output_type -> treadle.v1.ServerInfo
-	48, // [48:64] is the sub-list for method output_type
-	32, // [32:48] is the sub-list for method input_type
+	7,  // 34: treadle.v1.FabricService.ListFunctions:input_type -> treadle.v1.ListFunctionsRequest
+	5,  // 35: treadle.v1.FabricService.DeleteFunction:input_type -> treadle.v1.DeleteFunctionRequest
+	10, // 36: treadle.v1.FabricService.Execute:input_type -> treadle.v1.ExecuteRequest
+	11, // 37: treadle.v1.FabricService.ExecuteBatch:input_type -> treadle.v1.ExecuteBatchRequest
+	15, // 38: treadle.v1.FabricService.Call:input_type -> treadle.v1.CallRequest
+	21, // 39: treadle.v1.FabricService.GetTask:input_type -> treadle.v1.GetTaskRequest
+	22, // 40: treadle.v1.FabricService.GetResult:input_type -> treadle.v1.GetResultRequest
+	23, // 41: treadle.v1.FabricService.AwaitResults:input_type -> treadle.v1.AwaitResultsRequest
+	25, // 42: treadle.v1.FabricService.ListTasks:input_type -> treadle.v1.ListTasksRequest
+	27, // 43: treadle.v1.FabricService.WatchTask:input_type -> treadle.v1.WatchTaskRequest
+	28, // 44: treadle.v1.FabricService.CancelTask:input_type -> treadle.v1.CancelTaskRequest
+	29, // 45: treadle.v1.FabricService.GetLogs:input_type -> treadle.v1.GetLogsRequest
+	31, // 46: treadle.v1.FabricService.ListWorkers:input_type -> treadle.v1.ListWorkersRequest
+	34, // 47: treadle.v1.FabricService.ListQueues:input_type -> treadle.v1.ListQueuesRequest
+	37, // 48: treadle.v1.FabricService.GetServerInfo:input_type -> treadle.v1.GetServerInfoRequest
+	2,  // 49: treadle.v1.FabricService.RegisterFunction:output_type -> treadle.v1.Function
+	2,  // 50: treadle.v1.FabricService.GetFunction:output_type -> treadle.v1.Function
+	8,  // 51: treadle.v1.FabricService.ListFunctions:output_type -> treadle.v1.ListFunctionsResponse
+	6,  // 52: treadle.v1.FabricService.DeleteFunction:output_type -> treadle.v1.DeleteFunctionResponse
+	17, // 53: treadle.v1.FabricService.Execute:output_type -> treadle.v1.Task
+	12, // 54: treadle.v1.FabricService.ExecuteBatch:output_type -> treadle.v1.ExecuteBatchResponse
+	20, // 55: treadle.v1.FabricService.Call:output_type -> treadle.v1.TaskResult
+	17, // 56: treadle.v1.FabricService.GetTask:output_type -> treadle.v1.Task
+	20, // 57: treadle.v1.FabricService.GetResult:output_type -> treadle.v1.TaskResult
+	24, // 58: treadle.v1.FabricService.AwaitResults:output_type -> treadle.v1.AwaitResultsResponse
+	26, // 59: treadle.v1.FabricService.ListTasks:output_type -> treadle.v1.ListTasksResponse
+	17, // 60: treadle.v1.FabricService.WatchTask:output_type -> treadle.v1.Task
+	17, // 61: treadle.v1.FabricService.CancelTask:output_type -> treadle.v1.Task
+	30, // 62: treadle.v1.FabricService.GetLogs:output_type -> treadle.v1.TaskLogs
+	32, // 63: treadle.v1.FabricService.ListWorkers:output_type -> treadle.v1.ListWorkersResponse
+	35, // 64: treadle.v1.FabricService.ListQueues:output_type -> treadle.v1.ListQueuesResponse
+	38, // 65: treadle.v1.FabricService.GetServerInfo:output_type -> treadle.v1.ServerInfo
+	49, // [49:66] is the sub-list for method output_type
+	32, // [32:49] is the sub-list for method input_type
 	32, // [32:32] is the sub-list for extension type_name
 	32, // [32:32] is the sub-list for extension extendee
 	0,  // [0:32] is the sub-list for field type_name
@@ -2983,15 +3096,15 @@ func file_treadle_v1_fabric_proto_init() {
 	if File_treadle_v1_fabric_proto != nil {
 		return
 	}
-	file_treadle_v1_fabric_proto_msgTypes[5].OneofWrappers = []any{}
-	file_treadle_v1_fabric_proto_msgTypes[16].OneofWrappers = []any{}
+	file_treadle_v1_fabric_proto_msgTypes[7].OneofWrappers = []any{}
+	file_treadle_v1_fabric_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_treadle_v1_fabric_proto_rawDesc), len(file_treadle_v1_fabric_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

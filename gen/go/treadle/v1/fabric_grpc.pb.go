@@ -38,6 +38,7 @@ const (
 	FabricService_RegisterFunction_FullMethodName = "/treadle.v1.FabricService/RegisterFunction"
 	FabricService_GetFunction_FullMethodName      = "/treadle.v1.FabricService/GetFunction"
 	FabricService_ListFunctions_FullMethodName    = "/treadle.v1.FabricService/ListFunctions"
+	FabricService_DeleteFunction_FullMethodName   = "/treadle.v1.FabricService/DeleteFunction"
 	FabricService_Execute_FullMethodName          = "/treadle.v1.FabricService/Execute"
 	FabricService_ExecuteBatch_FullMethodName     = "/treadle.v1.FabricService/ExecuteBatch"
 	FabricService_Call_FullMethodName             = "/treadle.v1.FabricService/Call"
@@ -60,12 +61,17 @@ const (
 // FabricService is what clients use.
 type FabricServiceClient interface {
 	// Registers a function. Without a request_id every call gives a new id, even for
-	// the same bytes, which are stored once.
+	// the same bytes, which are stored once, and it stays until it is deleted; a transient
+	// one is answered with the one registered before, and goes when it is not used.
 	RegisterFunction(ctx context.Context, in *RegisterFunctionRequest, opts ...grpc.CallOption) (*Function, error)
 	// Returns a registration by id, or the newest one of a name.
 	GetFunction(ctx context.Context, in *GetFunctionRequest, opts ...grpc.CallOption) (*Function, error)
 	// Lists registrations, newest first.
 	ListFunctions(ctx context.Context, in *ListFunctionsRequest, opts ...grpc.CallOption) (*ListFunctionsResponse, error)
+	// Deletes a registration; its bytes go when no other has the same. Its name then means
+	// the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+	// has unfinished tasks; those that finished keep their records.
+	DeleteFunction(ctx context.Context, in *DeleteFunctionRequest, opts ...grpc.CallOption) (*DeleteFunctionResponse, error)
 	// Records one task and returns when it is durable. The task then runs whatever
 	// happens to this client, the server or the workers.
 	Execute(ctx context.Context, in *ExecuteRequest, opts ...grpc.CallOption) (*Task, error)
@@ -132,6 +138,16 @@ func (c *fabricServiceClient) ListFunctions(ctx context.Context, in *ListFunctio
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListFunctionsResponse)
 	err := c.cc.Invoke(ctx, FabricService_ListFunctions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fabricServiceClient) DeleteFunction(ctx context.Context, in *DeleteFunctionRequest, opts ...grpc.CallOption) (*DeleteFunctionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteFunctionResponse)
+	err := c.cc.Invoke(ctx, FabricService_DeleteFunction_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -293,12 +309,17 @@ func (c *fabricServiceClient) GetServerInfo(ctx context.Context, in *GetServerIn
 // FabricService is what clients use.
 type FabricServiceServer interface {
 	// Registers a function. Without a request_id every call gives a new id, even for
-	// the same bytes, which are stored once.
+	// the same bytes, which are stored once, and it stays until it is deleted; a transient
+	// one is answered with the one registered before, and goes when it is not used.
 	RegisterFunction(context.Context, *RegisterFunctionRequest) (*Function, error)
 	// Returns a registration by id, or the newest one of a name.
 	GetFunction(context.Context, *GetFunctionRequest) (*Function, error)
 	// Lists registrations, newest first.
 	ListFunctions(context.Context, *ListFunctionsRequest) (*ListFunctionsResponse, error)
+	// Deletes a registration; its bytes go when no other has the same. Its name then means
+	// the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+	// has unfinished tasks; those that finished keep their records.
+	DeleteFunction(context.Context, *DeleteFunctionRequest) (*DeleteFunctionResponse, error)
 	// Records one task and returns when it is durable. The task then runs whatever
 	// happens to this client, the server or the workers.
 	Execute(context.Context, *ExecuteRequest) (*Task, error)
@@ -349,6 +370,9 @@ func (UnimplementedFabricServiceServer) GetFunction(context.Context, *GetFunctio
 }
 func (UnimplementedFabricServiceServer) ListFunctions(context.Context, *ListFunctionsRequest) (*ListFunctionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListFunctions not implemented")
+}
+func (UnimplementedFabricServiceServer) DeleteFunction(context.Context, *DeleteFunctionRequest) (*DeleteFunctionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteFunction not implemented")
 }
 func (UnimplementedFabricServiceServer) Execute(context.Context, *ExecuteRequest) (*Task, error) {
 	return nil, status.Error(codes.Unimplemented, "method Execute not implemented")
@@ -460,6 +484,24 @@ func _FabricService_ListFunctions_Handler(srv interface{}, ctx context.Context, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(FabricServiceServer).ListFunctions(ctx, req.(*ListFunctionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FabricService_DeleteFunction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteFunctionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FabricServiceServer).DeleteFunction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FabricService_DeleteFunction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FabricServiceServer).DeleteFunction(ctx, req.(*DeleteFunctionRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -702,6 +744,10 @@ var FabricService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListFunctions",
 			Handler:    _FabricService_ListFunctions_Handler,
+		},
+		{
+			MethodName: "DeleteFunction",
+			Handler:    _FabricService_DeleteFunction_Handler,
 		},
 		{
 			MethodName: "Execute",

@@ -28,7 +28,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file treadle/v1/fabric.proto.
  */
 export const file_treadle_v1_fabric: GenFile = /*@__PURE__*/
-  fileDesc("Chd0cmVhZGxlL3YxL2ZhYnJpYy5wcm90bxIKdHJlYWRsZS52MSLdAQoIRnVuY3Rpb24SEwoLZnVuY3Rpb25faWQYASABKAkSDAoEbmFtZRgCIAEoCRIPCgdydW50aW1lGAMgASgJEg0KBXF1ZXVlGAQgASgJEgwKBGZvcm0YBSABKAkSFgoOcGF5bG9hZF9zaGEyNTYYBiABKAkSFAoMcGF5bG9hZF9zaXplGAcgASgFEi4KCmNyZWF0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnB5dGhvbhgJIAEoCRISCgpjcmVhdGVkX2J5GAogASgJIowBChdSZWdpc3RlckZ1bmN0aW9uUmVxdWVzdBIMCgRuYW1lGAEgASgJEg8KB3J1bnRpbWUYAiABKAkSDwoHcGF5bG9hZBgDIAEoDBIOCgZzb3VyY2UYBCABKAkSDQoFcXVldWUYBSABKAkSEgoKcmVxdWVzdF9pZBgGIAEoCRIOCgZweXRob24YByABKAkiJgoSR2V0RnVuY3Rpb25SZXF1ZXN0EhAKCGZ1bmN0aW9uGAEgASgJIj0KFExpc3RGdW5jdGlvbnNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIlkKFUxpc3RGdW5jdGlvbnNSZXNwb25zZRInCglmdW5jdGlvbnMYASADKAsyFC50cmVhZGxlLnYxLkZ1bmN0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKCAgoORXhlY3V0ZU9wdGlvbnMSFQoIcHJpb3JpdHkYASABKAVIAIgBARIqCgd0aW1lb3V0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiwKCGRlYWRsaW5lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIYCgttYXhfcmV0cmllcxgEIAEoBUgBiAEBEh0KEGZ1bmN0aW9uX3JldHJpZXMYBSABKAVIAogBARIUCgxtZW1vcnlfbGltaXQYBiABKANCCwoJX3ByaW9yaXR5Qg4KDF9tYXhfcmV0cmllc0ITChFfZnVuY3Rpb25fcmV0cmllcyKSAQoORXhlY3V0ZVJlcXVlc3QSEAoIZnVuY3Rpb24YASABKAkSDwoHcGF5bG9hZBgCIAEoDBIMCgRhcmdzGAMgASgMEg4KBmt3YXJncxgEIAEoDBIrCgdvcHRpb25zGAUgASgLMhoudHJlYWRsZS52MS5FeGVjdXRlT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAYgASgJIkMKE0V4ZWN1dGVCYXRjaFJlcXVlc3QSLAoIcmVxdWVzdHMYASADKAsyGi50cmVhZGxlLnYxLkV4ZWN1dGVSZXF1ZXN0IkMKFEV4ZWN1dGVCYXRjaFJlc3BvbnNlEisKBWl0ZW1zGAEgAygLMhwudHJlYWRsZS52MS5FeGVjdXRlQmF0Y2hJdGVtIkkKEEV4ZWN1dGVCYXRjaEl0ZW0SDwoHdGFza19pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLnRyZWFkbGUudjEuSXRlbUVycm9yIjoKCUl0ZW1FcnJvchIMCgRjb2RlGAEgASgFEg4KBnJlYXNvbhgCIAEoCRIPCgdtZXNzYWdlGAMgASgJInEKC0NhbGxSZXF1ZXN0EhAKCGZ1bmN0aW9uGAEgASgJEioKB3RpbWVvdXQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJAoFaW5wdXQYAyABKAsyFS50cmVhZGxlLnYxLkNhbGxJbnB1dCJqCglDYWxsSW5wdXQSDAoEYXJncxgBIAEoDBIOCgZrd2FyZ3MYAiABKAwSKwoHb3B0aW9ucxgDIAEoCzIaLnRyZWFkbGUudjEuRXhlY3V0ZU9wdGlvbnMSEgoKcmVxdWVzdF9pZBgEIAEoCSLHBQoEVGFzaxIPCgd0YXNrX2lkGAEgASgJEhMKC2Z1bmN0aW9uX2lkGAIgASgJEhUKDWZ1bmN0aW9uX25hbWUYAyABKAkSDQoFcXVldWUYBCABKAkSDwoHcnVudGltZRgFIAEoCRInCgZzdGF0dXMYBiABKA4yFy50cmVhZGxlLnYxLlRhc2suU3RhdHVzEhAKCHByaW9yaXR5GAcgASgFEi4KCmNyZWF0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCnN0YXJ0ZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaGVkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZ3b3JrZXIYCyABKAkSFQoNYXR0ZW1wdF9jb3VudBgMIAEoBRIlCghhdHRlbXB0cxgNIAMoCzITLnRyZWFkbGUudjEuQXR0ZW1wdBIUCgxsb3N0X3dvcmtlcnMYDiABKAUSDgoGcmFpc2VkGA8gASgFEiQKBWVycm9yGBAgASgLMhUudHJlYWRsZS52MS5UYXNrRXJyb3ISEQoJYXJnc19zaXplGBEgASgFEhMKC3Jlc3VsdF9zaXplGBIgASgFEisKB29wdGlvbnMYEyABKAsyGi50cmVhZGxlLnYxLkV4ZWN1dGVPcHRpb25zEi4KCm5vdF9iZWZvcmUYFCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYFSABKAkiYwoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEgoKBlFVRVVFRBABEgsKB1JVTk5JTkcQAhINCglDT01QTEVURUQQAxIKCgZGQUlMRUQQBBINCglDQU5DRUxMRUQQBSKnAQoHQXR0ZW1wdBIOCgZudW1iZXIYASABKAUSDgoGd29ya2VyGAIgASgJEi4KCnN0YXJ0ZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBILCgNlbmQYBSABKAkSDgoGcmVhc29uGAYgASgJIrEBCglUYXNrRXJyb3ISEgoKZXJyb3JfdHlwZRgBIAEoCRIWCg5leGNlcHRpb25fdHlwZRgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEhEKCXRyYWNlYmFjaxgEIAEoCRIPCgd0YXNrX2lkGAUgASgJEhEKCXdvcmtlcl9pZBgGIAEoCRIYChBleGNlcHRpb25fcGlja2xlGAcgASgMEhYKDmZvcmVpZ25fcGlja2xlGAggASgMIs8BCgpUYXNrUmVzdWx0Eg8KB3Rhc2tfaWQYASABKAkSJwoGc3RhdHVzGAIgASgOMhcudHJlYWRsZS52MS5UYXNrLlN0YXR1cxITCgZyZXN1bHQYAyABKAxIAIgBARIaCg1yZXN1bHRfcGlja2xlGAQgASgMSAGIAQESEwoLcmVzdWx0X3JlcHIYBSABKAkSJAoFZXJyb3IYBiABKAsyFS50cmVhZGxlLnYxLlRhc2tFcnJvckIJCgdfcmVzdWx0QhAKDl9yZXN1bHRfcGlja2xlIiEKDkdldFRhc2tSZXF1ZXN0Eg8KB3Rhc2tfaWQYASABKAkiTAoQR2V0UmVzdWx0UmVxdWVzdBIPCgd0YXNrX2lkGAEgASgJEicKBHdhaXQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iJwoTQXdhaXRSZXN1bHRzUmVxdWVzdBIQCgh0YXNrX2lkcxgBIAMoCSI/ChRBd2FpdFJlc3VsdHNSZXNwb25zZRInCgdyZXN1bHRzGAEgAygLMhYudHJlYWRsZS52MS5UYXNrUmVzdWx0Iq0BChBMaXN0VGFza3NSZXF1ZXN0Eg4KBmZpbHRlchgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCRIvCgR2aWV3GAQgASgOMiEudHJlYWRsZS52MS5MaXN0VGFza3NSZXF1ZXN0LlZpZXciMQoEVmlldxIUChBWSUVXX1VOU1BFQ0lGSUVEEAASCQoFQkFTSUMQARIICgRGVUxMEAIiTQoRTGlzdFRhc2tzUmVzcG9uc2USHwoFdGFza3MYASADKAsyEC50cmVhZGxlLnYxLlRhc2sSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiMKEFdhdGNoVGFza1JlcXVlc3QSDwoHdGFza19pZBgBIAEoCSI5ChFDYW5jZWxUYXNrUmVxdWVzdBIPCgd0YXNrX2lkGAEgASgJEhMKC29ubHlfcXVldWVkGAIgASgIIjIKDkdldExvZ3NSZXF1ZXN0Eg8KB3Rhc2tfaWQYASABKAkSDwoHYXR0ZW1wdBgCIAEoBSI6CghUYXNrTG9ncxIPCgd0YXNrX2lkGAEgASgJEg8KB2F0dGVtcHQYAiABKAUSDAoEdGV4dBgDIAEoCSI7ChJMaXN0V29ya2Vyc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiUwoTTGlzdFdvcmtlcnNSZXNwb25zZRIjCgd3b3JrZXJzGAEgAygLMhIudHJlYWRsZS52MS5Xb3JrZXISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIqkCCgZXb3JrZXISEQoJd29ya2VyX2lkGAEgASgJEgwKBG5hbWUYAiABKAkSDAoEaG9zdBgDIAEoCRILCgNwaWQYBCABKAUSDAoEbW9kZRgFIAEoCRINCgVzdGF0ZRgGIAEoCRIOCgZxdWV1ZXMYByADKAkSEAoIcnVudGltZXMYCCADKAkSDwoHdmVyc2lvbhgJIAEoCRINCgVzbG90cxgKIAEoBRIPCgdydW5uaW5nGAsgASgFEg8KB29mZmVyZWQYDCABKAUSMAoMY29ubmVjdGVkX2F0GA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3NlZW5fYXQYDiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjoKEUxpc3RRdWV1ZXNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIlAKEkxpc3RRdWV1ZXNSZXNwb25zZRIhCgZxdWV1ZXMYASADKAsyES50cmVhZGxlLnYxLlF1ZXVlEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJHCgVRdWV1ZRIMCgRuYW1lGAEgASgJEg8KB3J1bnRpbWUYAiABKAkSDgoGcXVldWVkGAMgASgFEg8KB3J1bm5pbmcYBCABKAUiFgoUR2V0U2VydmVySW5mb1JlcXVlc3QidAoKU2VydmVySW5mbxIPCgd2ZXJzaW9uGAEgASgJEhIKCmR1cmFiaWxpdHkYAiABKAkSEwoLbWF4X3BheWxvYWQYAyABKAUSLAoJcmV0ZW50aW9uGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uMvwICg1GYWJyaWNTZXJ2aWNlEk0KEFJlZ2lzdGVyRnVuY3Rpb24SIy50cmVhZGxlLnYxLlJlZ2lzdGVyRnVuY3Rpb25SZXF1ZXN0GhQudHJlYWRsZS52MS5GdW5jdGlvbhJDCgtHZXRGdW5jdGlvbhIeLnRyZWFkbGUudjEuR2V0RnVuY3Rpb25SZXF1ZXN0GhQudHJlYWRsZS52MS5GdW5jdGlvbhJUCg1MaXN0RnVuY3Rpb25zEiAudHJlYWRsZS52MS5MaXN0RnVuY3Rpb25zUmVxdWVzdBohLnRyZWFkbGUudjEuTGlzdEZ1bmN0aW9uc1Jlc3BvbnNlEjcKB0V4ZWN1dGUSGi50cmVhZGxlLnYxLkV4ZWN1dGVSZXF1ZXN0GhAudHJlYWRsZS52MS5UYXNrElEKDEV4ZWN1dGVCYXRjaBIfLnRyZWFkbGUudjEuRXhlY3V0ZUJhdGNoUmVxdWVzdBogLnRyZWFkbGUudjEuRXhlY3V0ZUJhdGNoUmVzcG9uc2USNwoEQ2FsbBIXLnRyZWFkbGUudjEuQ2FsbFJlcXVlc3QaFi50cmVhZGxlLnYxLlRhc2tSZXN1bHQSNwoHR2V0VGFzaxIaLnRyZWFkbGUudjEuR2V0VGFza1JlcXVlc3QaEC50cmVhZGxlLnYxLlRhc2sSQQoJR2V0UmVzdWx0EhwudHJlYWRsZS52MS5HZXRSZXN1bHRSZXF1ZXN0GhYudHJlYWRsZS52MS5UYXNrUmVzdWx0ElMKDEF3YWl0UmVzdWx0cxIfLnRyZWFkbGUudjEuQXdhaXRSZXN1bHRzUmVxdWVzdBogLnRyZWFkbGUudjEuQXdhaXRSZXN1bHRzUmVzcG9uc2UwARJICglMaXN0VGFza3MSHC50cmVhZGxlLnYxLkxpc3RUYXNrc1JlcXVlc3QaHS50cmVhZGxlLnYxLkxpc3RUYXNrc1Jlc3BvbnNlEj0KCVdhdGNoVGFzaxIcLnRyZWFkbGUudjEuV2F0Y2hUYXNrUmVxdWVzdBoQLnRyZWFkbGUudjEuVGFzazABEj0KCkNhbmNlbFRhc2sSHS50cmVhZGxlLnYxLkNhbmNlbFRhc2tSZXF1ZXN0GhAudHJlYWRsZS52MS5UYXNrEjsKB0dldExvZ3MSGi50cmVhZGxlLnYxLkdldExvZ3NSZXF1ZXN0GhQudHJlYWRsZS52MS5UYXNrTG9ncxJOCgtMaXN0V29ya2VycxIeLnRyZWFkbGUudjEuTGlzdFdvcmtlcnNSZXF1ZXN0Gh8udHJlYWRsZS52MS5MaXN0V29ya2Vyc1Jlc3BvbnNlEksKCkxpc3RRdWV1ZXMSHS50cmVhZGxlLnYxLkxpc3RRdWV1ZXNSZXF1ZXN0Gh4udHJlYWRsZS52MS5MaXN0UXVldWVzUmVzcG9uc2USSQoNR2V0U2VydmVySW5mbxIgLnRyZWFkbGUudjEuR2V0U2VydmVySW5mb1JlcXVlc3QaFi50cmVhZGxlLnYxLlNlcnZlckluZm9CPFo6Z2l0aHViLmNvbS90cmVhZGxlLWRldi90cmVhZGxlL2dlbi9nby90cmVhZGxlL3YxO3RyZWFkbGV2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Chd0cmVhZGxlL3YxL2ZhYnJpYy5wcm90bxIKdHJlYWRsZS52MSLwAQoIRnVuY3Rpb24SEwoLZnVuY3Rpb25faWQYASABKAkSDAoEbmFtZRgCIAEoCRIPCgdydW50aW1lGAMgASgJEg0KBXF1ZXVlGAQgASgJEgwKBGZvcm0YBSABKAkSFgoOcGF5bG9hZF9zaGEyNTYYBiABKAkSFAoMcGF5bG9hZF9zaXplGAcgASgFEi4KCmNyZWF0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnB5dGhvbhgJIAEoCRISCgpjcmVhdGVkX2J5GAogASgJEhEKCXRyYW5zaWVudBgLIAEoCCKfAQoXUmVnaXN0ZXJGdW5jdGlvblJlcXVlc3QSDAoEbmFtZRgBIAEoCRIPCgdydW50aW1lGAIgASgJEg8KB3BheWxvYWQYAyABKAwSDgoGc291cmNlGAQgASgJEg0KBXF1ZXVlGAUgASgJEhIKCnJlcXVlc3RfaWQYBiABKAkSDgoGcHl0aG9uGAcgASgJEhEKCXRyYW5zaWVudBgIIAEoCCImChJHZXRGdW5jdGlvblJlcXVlc3QSEAoIZnVuY3Rpb24YASABKAkiLAoVRGVsZXRlRnVuY3Rpb25SZXF1ZXN0EhMKC2Z1bmN0aW9uX2lkGAEgASgJIhgKFkRlbGV0ZUZ1bmN0aW9uUmVzcG9uc2UiPQoUTGlzdEZ1bmN0aW9uc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiWQoVTGlzdEZ1bmN0aW9uc1Jlc3BvbnNlEicKCWZ1bmN0aW9ucxgBIAMoCzIULnRyZWFkbGUudjEuRnVuY3Rpb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIoICCg5FeGVjdXRlT3B0aW9ucxIVCghwcmlvcml0eRgBIAEoBUgAiAEBEioKB3RpbWVvdXQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoIZGVhZGxpbmUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhgKC21heF9yZXRyaWVzGAQgASgFSAGIAQESHQoQZnVuY3Rpb25fcmV0cmllcxgFIAEoBUgCiAEBEhQKDG1lbW9yeV9saW1pdBgGIAEoA0ILCglfcHJpb3JpdHlCDgoMX21heF9yZXRyaWVzQhMKEV9mdW5jdGlvbl9yZXRyaWVzIpIBCg5FeGVjdXRlUmVxdWVzdBIQCghmdW5jdGlvbhgBIAEoCRIPCgdwYXlsb2FkGAIgASgMEgwKBGFyZ3MYAyABKAwSDgoGa3dhcmdzGAQgASgMEisKB29wdGlvbnMYBSABKAsyGi50cmVhZGxlLnYxLkV4ZWN1dGVPcHRpb25zEhIKCnJlcXVlc3RfaWQYBiABKAkiQwoTRXhlY3V0ZUJhdGNoUmVxdWVzdBIsCghyZXF1ZXN0cxgBIAMoCzIaLnRyZWFkbGUudjEuRXhlY3V0ZVJlcXVlc3QiQwoURXhlY3V0ZUJhdGNoUmVzcG9uc2USKwoFaXRlbXMYASADKAsyHC50cmVhZGxlLnYxLkV4ZWN1dGVCYXRjaEl0ZW0iSQoQRXhlY3V0ZUJhdGNoSXRlbRIPCgd0YXNrX2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUudHJlYWRsZS52MS5JdGVtRXJyb3IiOgoJSXRlbUVycm9yEgwKBGNvZGUYASABKAUSDgoGcmVhc29uGAIgASgJEg8KB21lc3NhZ2UYAyABKAkicQoLQ2FsbFJlcXVlc3QSEAoIZnVuY3Rpb24YASABKAkSKgoHdGltZW91dBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIkCgVpbnB1dBgDIAEoCzIVLnRyZWFkbGUudjEuQ2FsbElucHV0ImoKCUNhbGxJbnB1dBIMCgRhcmdzGAEgASgMEg4KBmt3YXJncxgCIAEoDBIrCgdvcHRpb25zGAMgASgLMhoudHJlYWRsZS52MS5FeGVjdXRlT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAQgASgJIscFCgRUYXNrEg8KB3Rhc2tfaWQYASABKAkSEwoLZnVuY3Rpb25faWQYAiABKAkSFQoNZnVuY3Rpb25fbmFtZRgDIAEoCRINCgVxdWV1ZRgEIAEoCRIPCgdydW50aW1lGAUgASgJEicKBnN0YXR1cxgGIAEoDjIXLnRyZWFkbGUudjEuVGFzay5TdGF0dXMSEAoIcHJpb3JpdHkYByABKAUSLgoKY3JlYXRlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBndvcmtlchgLIAEoCRIVCg1hdHRlbXB0X2NvdW50GAwgASgFEiUKCGF0dGVtcHRzGA0gAygLMhMudHJlYWRsZS52MS5BdHRlbXB0EhQKDGxvc3Rfd29ya2VycxgOIAEoBRIOCgZyYWlzZWQYDyABKAUSJAoFZXJyb3IYECABKAsyFS50cmVhZGxlLnYxLlRhc2tFcnJvchIRCglhcmdzX3NpemUYESABKAUSEwoLcmVzdWx0X3NpemUYEiABKAUSKwoHb3B0aW9ucxgTIAEoCzIaLnRyZWFkbGUudjEuRXhlY3V0ZU9wdGlvbnMSLgoKbm90X2JlZm9yZRgUIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKY3JlYXRlZF9ieRgVIAEoCSJjCgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASCgoGUVVFVUVEEAESCwoHUlVOTklORxACEg0KCUNPTVBMRVRFRBADEgoKBkZBSUxFRBAEEg0KCUNBTkNFTExFRBAFIqcBCgdBdHRlbXB0Eg4KBm51bWJlchgBIAEoBRIOCgZ3b3JrZXIYAiABKAkSLgoKc3RhcnRlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgsKA2VuZBgFIAEoCRIOCgZyZWFzb24YBiABKAkisQEKCVRhc2tFcnJvchISCgplcnJvcl90eXBlGAEgASgJEhYKDmV4Y2VwdGlvbl90eXBlGAIgASgJEg8KB21lc3NhZ2UYAyABKAkSEQoJdHJhY2ViYWNrGAQgASgJEg8KB3Rhc2tfaWQYBSABKAkSEQoJd29ya2VyX2lkGAYgASgJEhgKEGV4Y2VwdGlvbl9waWNrbGUYByABKAwSFgoOZm9yZWlnbl9waWNrbGUYCCABKAwizwEKClRhc2tSZXN1bHQSDwoHdGFza19pZBgBIAEoCRInCgZzdGF0dXMYAiABKA4yFy50cmVhZGxlLnYxLlRhc2suU3RhdHVzEhMKBnJlc3VsdBgDIAEoDEgAiAEBEhoKDXJlc3VsdF9waWNrbGUYBCABKAxIAYgBARITCgtyZXN1bHRfcmVwchgFIAEoCRIkCgVlcnJvchgGIAEoCzIVLnRyZWFkbGUudjEuVGFza0Vycm9yQgkKB19yZXN1bHRCEAoOX3Jlc3VsdF9waWNrbGUiIQoOR2V0VGFza1JlcXVlc3QSDwoHdGFza19pZBgBIAEoCSJMChBHZXRSZXN1bHRSZXF1ZXN0Eg8KB3Rhc2tfaWQYASABKAkSJwoEd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiInChNBd2FpdFJlc3VsdHNSZXF1ZXN0EhAKCHRhc2tfaWRzGAEgAygJIj8KFEF3YWl0UmVzdWx0c1Jlc3BvbnNlEicKB3Jlc3VsdHMYASADKAsyFi50cmVhZGxlLnYxLlRhc2tSZXN1bHQirQEKEExpc3RUYXNrc1JlcXVlc3QSDgoGZmlsdGVyGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEi8KBHZpZXcYBCABKA4yIS50cmVhZGxlLnYxLkxpc3RUYXNrc1JlcXVlc3QuVmlldyIxCgRWaWV3EhQKEFZJRVdfVU5TUEVDSUZJRUQQABIJCgVCQVNJQxABEggKBEZVTEwQAiJNChFMaXN0VGFza3NSZXNwb25zZRIfCgV0YXNrcxgBIAMoCzIQLnRyZWFkbGUudjEuVGFzaxIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiIwoQV2F0Y2hUYXNrUmVxdWVzdBIPCgd0YXNrX2lkGAEgASgJIjkKEUNhbmNlbFRhc2tSZXF1ZXN0Eg8KB3Rhc2tfaWQYASABKAkSEwoLb25seV9xdWV1ZWQYAiABKAgiMgoOR2V0TG9nc1JlcXVlc3QSDwoHdGFza19pZBgBIAEoCRIPCgdhdHRlbXB0GAIgASgFIjoKCFRhc2tMb2dzEg8KB3Rhc2tfaWQYASABKAkSDwoHYXR0ZW1wdBgCIAEoBRIMCgR0ZXh0GAMgASgJIjsKEkxpc3RXb3JrZXJzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJTChNMaXN0V29ya2Vyc1Jlc3BvbnNlEiMKB3dvcmtlcnMYASADKAsyEi50cmVhZGxlLnYxLldvcmtlchIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiqQIKBldvcmtlchIRCgl3b3JrZXJfaWQYASABKAkSDAoEbmFtZRgCIAEoCRIMCgRob3N0GAMgASgJEgsKA3BpZBgEIAEoBRIMCgRtb2RlGAUgASgJEg0KBXN0YXRlGAYgASgJEg4KBnF1ZXVlcxgHIAMoCRIQCghydW50aW1lcxgIIAMoCRIPCgd2ZXJzaW9uGAkgASgJEg0KBXNsb3RzGAogASgFEg8KB3J1bm5pbmcYCyABKAUSDwoHb2ZmZXJlZBgMIAEoBRIwCgxjb25uZWN0ZWRfYXQYDSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3Rfc2Vlbl9hdBgOIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOgoRTGlzdFF1ZXVlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiUAoSTGlzdFF1ZXVlc1Jlc3BvbnNlEiEKBnF1ZXVlcxgBIAMoCzIRLnRyZWFkbGUudjEuUXVldWUSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIkcKBVF1ZXVlEgwKBG5hbWUYASABKAkSDwoHcnVudGltZRgCIAEoCRIOCgZxdWV1ZWQYAyABKAUSDwoHcnVubmluZxgEIAEoBSIWChRHZXRTZXJ2ZXJJbmZvUmVxdWVzdCJ0CgpTZXJ2ZXJJbmZvEg8KB3ZlcnNpb24YASABKAkSEgoKZHVyYWJpbGl0eRgCIAEoCRITCgttYXhfcGF5bG9hZBgDIAEoBRIsCglyZXRlbnRpb24YBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24y1QkKDUZhYnJpY1NlcnZpY2USTQoQUmVnaXN0ZXJGdW5jdGlvbhIjLnRyZWFkbGUudjEuUmVnaXN0ZXJGdW5jdGlvblJlcXVlc3QaFC50cmVhZGxlLnYxLkZ1bmN0aW9uEkMKC0dldEZ1bmN0aW9uEh4udHJlYWRsZS52MS5HZXRGdW5jdGlvblJlcXVlc3QaFC50cmVhZGxlLnYxLkZ1bmN0aW9uElQKDUxpc3RGdW5jdGlvbnMSIC50cmVhZGxlLnYxLkxpc3RGdW5jdGlvbnNSZXF1ZXN0GiEudHJlYWRsZS52MS5MaXN0RnVuY3Rpb25zUmVzcG9uc2USVwoORGVsZXRlRnVuY3Rpb24SIS50cmVhZGxlLnYxLkRlbGV0ZUZ1bmN0aW9uUmVxdWVzdBoiLnRyZWFkbGUudjEuRGVsZXRlRnVuY3Rpb25SZXNwb25zZRI3CgdFeGVjdXRlEhoudHJlYWRsZS52MS5FeGVjdXRlUmVxdWVzdBoQLnRyZWFkbGUudjEuVGFzaxJRCgxFeGVjdXRlQmF0Y2gSHy50cmVhZGxlLnYxLkV4ZWN1dGVCYXRjaFJlcXVlc3QaIC50cmVhZGxlLnYxLkV4ZWN1dGVCYXRjaFJlc3BvbnNlEjcKBENhbGwSFy50cmVhZGxlLnYxLkNhbGxSZXF1ZXN0GhYudHJlYWRsZS52MS5UYXNrUmVzdWx0EjcKB0dldFRhc2sSGi50cmVhZGxlLnYxLkdldFRhc2tSZXF1ZXN0GhAudHJlYWRsZS52MS5UYXNrEkEKCUdldFJlc3VsdBIcLnRyZWFkbGUudjEuR2V0UmVzdWx0UmVxdWVzdBoWLnRyZWFkbGUudjEuVGFza1Jlc3VsdBJTCgxBd2FpdFJlc3VsdHMSHy50cmVhZGxlLnYxLkF3YWl0UmVzdWx0c1JlcXVlc3QaIC50cmVhZGxlLnYxLkF3YWl0UmVzdWx0c1Jlc3BvbnNlMAESSAoJTGlzdFRhc2tzEhwudHJlYWRsZS52MS5MaXN0VGFza3NSZXF1ZXN0Gh0udHJlYWRsZS52MS5MaXN0VGFza3NSZXNwb25zZRI9CglXYXRjaFRhc2sSHC50cmVhZGxlLnYxLldhdGNoVGFza1JlcXVlc3QaEC50cmVhZGxlLnYxLlRhc2swARI9CgpDYW5jZWxUYXNrEh0udHJlYWRsZS52MS5DYW5jZWxUYXNrUmVxdWVzdBoQLnRyZWFkbGUudjEuVGFzaxI7CgdHZXRMb2dzEhoudHJlYWRsZS52MS5HZXRMb2dzUmVxdWVzdBoULnRyZWFkbGUudjEuVGFza0xvZ3MSTgoLTGlzdFdvcmtlcnMSHi50cmVhZGxlLnYxLkxpc3RXb3JrZXJzUmVxdWVzdBofLnRyZWFkbGUudjEuTGlzdFdvcmtlcnNSZXNwb25zZRJLCgpMaXN0UXVldWVzEh0udHJlYWRsZS52MS5MaXN0UXVldWVzUmVxdWVzdBoeLnRyZWFkbGUudjEuTGlzdFF1ZXVlc1Jlc3BvbnNlEkkKDUdldFNlcnZlckluZm8SIC50cmVhZGxlLnYxLkdldFNlcnZlckluZm9SZXF1ZXN0GhYudHJlYWRsZS52MS5TZXJ2ZXJJbmZvQjxaOmdpdGh1Yi5jb20vdHJlYWRsZS1kZXYvdHJlYWRsZS9nZW4vZ28vdHJlYWRsZS92MTt0cmVhZGxldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * Function is a registration; it never changes.
@@ -95,6 +95,13 @@ export type Function = Message<"treadle.v1.Function"> & {
    * @generated from field: string created_by = 10;
    */
   createdBy: string;
+
+  /**
+   * See RegisterFunctionRequest.transient.
+   *
+   * @generated from field: bool transient = 11;
+   */
+  transient: boolean;
 };
 
 /**
@@ -158,6 +165,16 @@ export type RegisterFunctionRequest = Message<"treadle.v1.RegisterFunctionReques
    * @generated from field: string python = 7;
    */
   python: string;
+
+  /**
+   * One registration for all who send the same name, options and bytes with the same
+   * token: they get the same function_id. It is deleted when no task was submitted for it,
+   * and nobody registered it again, for a retention (kept to the hour), and none of its
+   * tasks is unfinished. It needs no request_id, and one is not looked at.
+   *
+   * @generated from field: bool transient = 8;
+   */
+  transient: boolean;
 };
 
 /**
@@ -187,6 +204,38 @@ export const GetFunctionRequestSchema: GenMessage<GetFunctionRequest> = /*@__PUR
   messageDesc(file_treadle_v1_fabric, 2);
 
 /**
+ * @generated from message treadle.v1.DeleteFunctionRequest
+ */
+export type DeleteFunctionRequest = Message<"treadle.v1.DeleteFunctionRequest"> & {
+  /**
+   * Id of the registration. A name will not do: it may mean another one tomorrow.
+   *
+   * @generated from field: string function_id = 1;
+   */
+  functionId: string;
+};
+
+/**
+ * Describes the message treadle.v1.DeleteFunctionRequest.
+ * Use `create(DeleteFunctionRequestSchema)` to create a new message.
+ */
+export const DeleteFunctionRequestSchema: GenMessage<DeleteFunctionRequest> = /*@__PURE__*/
+  messageDesc(file_treadle_v1_fabric, 3);
+
+/**
+ * @generated from message treadle.v1.DeleteFunctionResponse
+ */
+export type DeleteFunctionResponse = Message<"treadle.v1.DeleteFunctionResponse"> & {
+};
+
+/**
+ * Describes the message treadle.v1.DeleteFunctionResponse.
+ * Use `create(DeleteFunctionResponseSchema)` to create a new message.
+ */
+export const DeleteFunctionResponseSchema: GenMessage<DeleteFunctionResponse> = /*@__PURE__*/
+  messageDesc(file_treadle_v1_fabric, 4);
+
+/**
  * @generated from message treadle.v1.ListFunctionsRequest
  */
 export type ListFunctionsRequest = Message<"treadle.v1.ListFunctionsRequest"> & {
@@ -206,7 +255,7 @@ export type ListFunctionsRequest = Message<"treadle.v1.ListFunctionsRequest"> & 
  * Use `create(ListFunctionsRequestSchema)` to create a new message.
  */
 export const ListFunctionsRequestSchema: GenMessage<ListFunctionsRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 3);
+  messageDesc(file_treadle_v1_fabric, 5);
 
 /**
  * @generated from message treadle.v1.ListFunctionsResponse
@@ -228,7 +277,7 @@ export type ListFunctionsResponse = Message<"treadle.v1.ListFunctionsResponse"> 
  * Use `create(ListFunctionsResponseSchema)` to create a new message.
  */
 export const ListFunctionsResponseSchema: GenMessage<ListFunctionsResponse> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 4);
+  messageDesc(file_treadle_v1_fabric, 6);
 
 /**
  * ExecuteOptions are the choices of one task; everything is optional.
@@ -285,7 +334,7 @@ export type ExecuteOptions = Message<"treadle.v1.ExecuteOptions"> & {
  * Use `create(ExecuteOptionsSchema)` to create a new message.
  */
 export const ExecuteOptionsSchema: GenMessage<ExecuteOptions> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 5);
+  messageDesc(file_treadle_v1_fabric, 7);
 
 /**
  * @generated from message treadle.v1.ExecuteRequest
@@ -337,7 +386,7 @@ export type ExecuteRequest = Message<"treadle.v1.ExecuteRequest"> & {
  * Use `create(ExecuteRequestSchema)` to create a new message.
  */
 export const ExecuteRequestSchema: GenMessage<ExecuteRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 6);
+  messageDesc(file_treadle_v1_fabric, 8);
 
 /**
  * @generated from message treadle.v1.ExecuteBatchRequest
@@ -354,7 +403,7 @@ export type ExecuteBatchRequest = Message<"treadle.v1.ExecuteBatchRequest"> & {
  * Use `create(ExecuteBatchRequestSchema)` to create a new message.
  */
 export const ExecuteBatchRequestSchema: GenMessage<ExecuteBatchRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 7);
+  messageDesc(file_treadle_v1_fabric, 9);
 
 /**
  * @generated from message treadle.v1.ExecuteBatchResponse
@@ -373,7 +422,7 @@ export type ExecuteBatchResponse = Message<"treadle.v1.ExecuteBatchResponse"> & 
  * Use `create(ExecuteBatchResponseSchema)` to create a new message.
  */
 export const ExecuteBatchResponseSchema: GenMessage<ExecuteBatchResponse> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 8);
+  messageDesc(file_treadle_v1_fabric, 10);
 
 /**
  * ExecuteBatchItem answers one request of a batch.
@@ -401,7 +450,7 @@ export type ExecuteBatchItem = Message<"treadle.v1.ExecuteBatchItem"> & {
  * Use `create(ExecuteBatchItemSchema)` to create a new message.
  */
 export const ExecuteBatchItemSchema: GenMessage<ExecuteBatchItem> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 9);
+  messageDesc(file_treadle_v1_fabric, 11);
 
 /**
  * ItemError is an error inside a batch.
@@ -432,7 +481,7 @@ export type ItemError = Message<"treadle.v1.ItemError"> & {
  * Use `create(ItemErrorSchema)` to create a new message.
  */
 export const ItemErrorSchema: GenMessage<ItemError> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 10);
+  messageDesc(file_treadle_v1_fabric, 12);
 
 /**
  * @generated from message treadle.v1.CallRequest
@@ -463,7 +512,7 @@ export type CallRequest = Message<"treadle.v1.CallRequest"> & {
  * Use `create(CallRequestSchema)` to create a new message.
  */
 export const CallRequestSchema: GenMessage<CallRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 11);
+  messageDesc(file_treadle_v1_fabric, 13);
 
 /**
  * CallInput is the body of a call.
@@ -501,7 +550,7 @@ export type CallInput = Message<"treadle.v1.CallInput"> & {
  * Use `create(CallInputSchema)` to create a new message.
  */
 export const CallInputSchema: GenMessage<CallInput> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 12);
+  messageDesc(file_treadle_v1_fabric, 14);
 
 /**
  * Task is the record of one execution.
@@ -634,7 +683,7 @@ export type Task = Message<"treadle.v1.Task"> & {
  * Use `create(TaskSchema)` to create a new message.
  */
 export const TaskSchema: GenMessage<Task> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 13);
+  messageDesc(file_treadle_v1_fabric, 15);
 
 /**
  * Status as clients see it. A task moves QUEUED, RUNNING, terminal; a requeue
@@ -682,7 +731,7 @@ export enum Task_Status {
  * Describes the enum treadle.v1.Task.Status.
  */
 export const Task_StatusSchema: GenEnum<Task_Status> = /*@__PURE__*/
-  enumDesc(file_treadle_v1_fabric, 13, 0);
+  enumDesc(file_treadle_v1_fabric, 15, 0);
 
 /**
  * Attempt is one started try of a task.
@@ -731,7 +780,7 @@ export type Attempt = Message<"treadle.v1.Attempt"> & {
  * Use `create(AttemptSchema)` to create a new message.
  */
 export const AttemptSchema: GenMessage<Attempt> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 14);
+  messageDesc(file_treadle_v1_fabric, 16);
 
 /**
  * TaskError says why a task is FAILED or CANCELLED.
@@ -800,7 +849,7 @@ export type TaskError = Message<"treadle.v1.TaskError"> & {
  * Use `create(TaskErrorSchema)` to create a new message.
  */
 export const TaskErrorSchema: GenMessage<TaskError> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 15);
+  messageDesc(file_treadle_v1_fabric, 17);
 
 /**
  * TaskResult is a task's status and, when it is finished, what it ended in.
@@ -851,7 +900,7 @@ export type TaskResult = Message<"treadle.v1.TaskResult"> & {
  * Use `create(TaskResultSchema)` to create a new message.
  */
 export const TaskResultSchema: GenMessage<TaskResult> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 16);
+  messageDesc(file_treadle_v1_fabric, 18);
 
 /**
  * @generated from message treadle.v1.GetTaskRequest
@@ -868,7 +917,7 @@ export type GetTaskRequest = Message<"treadle.v1.GetTaskRequest"> & {
  * Use `create(GetTaskRequestSchema)` to create a new message.
  */
 export const GetTaskRequestSchema: GenMessage<GetTaskRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 17);
+  messageDesc(file_treadle_v1_fabric, 19);
 
 /**
  * @generated from message treadle.v1.GetResultRequest
@@ -892,7 +941,7 @@ export type GetResultRequest = Message<"treadle.v1.GetResultRequest"> & {
  * Use `create(GetResultRequestSchema)` to create a new message.
  */
 export const GetResultRequestSchema: GenMessage<GetResultRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 18);
+  messageDesc(file_treadle_v1_fabric, 20);
 
 /**
  * @generated from message treadle.v1.AwaitResultsRequest
@@ -911,7 +960,7 @@ export type AwaitResultsRequest = Message<"treadle.v1.AwaitResultsRequest"> & {
  * Use `create(AwaitResultsRequestSchema)` to create a new message.
  */
 export const AwaitResultsRequestSchema: GenMessage<AwaitResultsRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 19);
+  messageDesc(file_treadle_v1_fabric, 21);
 
 /**
  * @generated from message treadle.v1.AwaitResultsResponse
@@ -928,7 +977,7 @@ export type AwaitResultsResponse = Message<"treadle.v1.AwaitResultsResponse"> & 
  * Use `create(AwaitResultsResponseSchema)` to create a new message.
  */
 export const AwaitResultsResponseSchema: GenMessage<AwaitResultsResponse> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 20);
+  messageDesc(file_treadle_v1_fabric, 22);
 
 /**
  * @generated from message treadle.v1.ListTasksRequest
@@ -963,7 +1012,7 @@ export type ListTasksRequest = Message<"treadle.v1.ListTasksRequest"> & {
  * Use `create(ListTasksRequestSchema)` to create a new message.
  */
 export const ListTasksRequestSchema: GenMessage<ListTasksRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 21);
+  messageDesc(file_treadle_v1_fabric, 23);
 
 /**
  * View says how much of each record a list carries.
@@ -998,7 +1047,7 @@ export enum ListTasksRequest_View {
  * Describes the enum treadle.v1.ListTasksRequest.View.
  */
 export const ListTasksRequest_ViewSchema: GenEnum<ListTasksRequest_View> = /*@__PURE__*/
-  enumDesc(file_treadle_v1_fabric, 21, 0);
+  enumDesc(file_treadle_v1_fabric, 23, 0);
 
 /**
  * @generated from message treadle.v1.ListTasksResponse
@@ -1020,7 +1069,7 @@ export type ListTasksResponse = Message<"treadle.v1.ListTasksResponse"> & {
  * Use `create(ListTasksResponseSchema)` to create a new message.
  */
 export const ListTasksResponseSchema: GenMessage<ListTasksResponse> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 22);
+  messageDesc(file_treadle_v1_fabric, 24);
 
 /**
  * @generated from message treadle.v1.WatchTaskRequest
@@ -1037,7 +1086,7 @@ export type WatchTaskRequest = Message<"treadle.v1.WatchTaskRequest"> & {
  * Use `create(WatchTaskRequestSchema)` to create a new message.
  */
 export const WatchTaskRequestSchema: GenMessage<WatchTaskRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 23);
+  messageDesc(file_treadle_v1_fabric, 25);
 
 /**
  * @generated from message treadle.v1.CancelTaskRequest
@@ -1061,7 +1110,7 @@ export type CancelTaskRequest = Message<"treadle.v1.CancelTaskRequest"> & {
  * Use `create(CancelTaskRequestSchema)` to create a new message.
  */
 export const CancelTaskRequestSchema: GenMessage<CancelTaskRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 24);
+  messageDesc(file_treadle_v1_fabric, 26);
 
 /**
  * @generated from message treadle.v1.GetLogsRequest
@@ -1085,7 +1134,7 @@ export type GetLogsRequest = Message<"treadle.v1.GetLogsRequest"> & {
  * Use `create(GetLogsRequestSchema)` to create a new message.
  */
 export const GetLogsRequestSchema: GenMessage<GetLogsRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 25);
+  messageDesc(file_treadle_v1_fabric, 27);
 
 /**
  * @generated from message treadle.v1.TaskLogs
@@ -1114,7 +1163,7 @@ export type TaskLogs = Message<"treadle.v1.TaskLogs"> & {
  * Use `create(TaskLogsSchema)` to create a new message.
  */
 export const TaskLogsSchema: GenMessage<TaskLogs> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 26);
+  messageDesc(file_treadle_v1_fabric, 28);
 
 /**
  * @generated from message treadle.v1.ListWorkersRequest
@@ -1136,7 +1185,7 @@ export type ListWorkersRequest = Message<"treadle.v1.ListWorkersRequest"> & {
  * Use `create(ListWorkersRequestSchema)` to create a new message.
  */
 export const ListWorkersRequestSchema: GenMessage<ListWorkersRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 27);
+  messageDesc(file_treadle_v1_fabric, 29);
 
 /**
  * @generated from message treadle.v1.ListWorkersResponse
@@ -1158,7 +1207,7 @@ export type ListWorkersResponse = Message<"treadle.v1.ListWorkersResponse"> & {
  * Use `create(ListWorkersResponseSchema)` to create a new message.
  */
 export const ListWorkersResponseSchema: GenMessage<ListWorkersResponse> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 28);
+  messageDesc(file_treadle_v1_fabric, 30);
 
 /**
  * Worker is an attached agent.
@@ -1248,7 +1297,7 @@ export type Worker = Message<"treadle.v1.Worker"> & {
  * Use `create(WorkerSchema)` to create a new message.
  */
 export const WorkerSchema: GenMessage<Worker> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 29);
+  messageDesc(file_treadle_v1_fabric, 31);
 
 /**
  * @generated from message treadle.v1.ListQueuesRequest
@@ -1270,7 +1319,7 @@ export type ListQueuesRequest = Message<"treadle.v1.ListQueuesRequest"> & {
  * Use `create(ListQueuesRequestSchema)` to create a new message.
  */
 export const ListQueuesRequestSchema: GenMessage<ListQueuesRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 30);
+  messageDesc(file_treadle_v1_fabric, 32);
 
 /**
  * @generated from message treadle.v1.ListQueuesResponse
@@ -1292,7 +1341,7 @@ export type ListQueuesResponse = Message<"treadle.v1.ListQueuesResponse"> & {
  * Use `create(ListQueuesResponseSchema)` to create a new message.
  */
 export const ListQueuesResponseSchema: GenMessage<ListQueuesResponse> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 31);
+  messageDesc(file_treadle_v1_fabric, 33);
 
 /**
  * Queue counts the unfinished tasks of one queue and runtime.
@@ -1326,7 +1375,7 @@ export type Queue = Message<"treadle.v1.Queue"> & {
  * Use `create(QueueSchema)` to create a new message.
  */
 export const QueueSchema: GenMessage<Queue> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 32);
+  messageDesc(file_treadle_v1_fabric, 34);
 
 /**
  * @generated from message treadle.v1.GetServerInfoRequest
@@ -1339,7 +1388,7 @@ export type GetServerInfoRequest = Message<"treadle.v1.GetServerInfoRequest"> & 
  * Use `create(GetServerInfoRequestSchema)` to create a new message.
  */
 export const GetServerInfoRequestSchema: GenMessage<GetServerInfoRequest> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 33);
+  messageDesc(file_treadle_v1_fabric, 35);
 
 /**
  * @generated from message treadle.v1.ServerInfo
@@ -1375,7 +1424,7 @@ export type ServerInfo = Message<"treadle.v1.ServerInfo"> & {
  * Use `create(ServerInfoSchema)` to create a new message.
  */
 export const ServerInfoSchema: GenMessage<ServerInfo> = /*@__PURE__*/
-  messageDesc(file_treadle_v1_fabric, 34);
+  messageDesc(file_treadle_v1_fabric, 36);
 
 /**
  * FabricService is what clients use.
@@ -1385,7 +1434,8 @@ export const ServerInfoSchema: GenMessage<ServerInfo> = /*@__PURE__*/
 export const FabricService: GenService<{
   /**
    * Registers a function. Without a request_id every call gives a new id, even for
-   * the same bytes, which are stored once.
+   * the same bytes, which are stored once, and it stays until it is deleted; a transient
+   * one is answered with the one registered before, and goes when it is not used.
    *
    * @generated from rpc treadle.v1.FabricService.RegisterFunction
    */
@@ -1413,6 +1463,18 @@ export const FabricService: GenService<{
     methodKind: "unary";
     input: typeof ListFunctionsRequestSchema;
     output: typeof ListFunctionsResponseSchema;
+  },
+  /**
+   * Deletes a registration; its bytes go when no other has the same. Its name then means
+   * the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+   * has unfinished tasks; those that finished keep their records.
+   *
+   * @generated from rpc treadle.v1.FabricService.DeleteFunction
+   */
+  deleteFunction: {
+    methodKind: "unary";
+    input: typeof DeleteFunctionRequestSchema;
+    output: typeof DeleteFunctionResponseSchema;
   },
   /**
    * Records one task and returns when it is durable. The task then runs whatever

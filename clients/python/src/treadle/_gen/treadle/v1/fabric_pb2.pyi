@@ -52,6 +52,7 @@ class Function(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    TRANSIENT_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
     name: _builtins.str
     runtime: _builtins.str
@@ -66,6 +67,8 @@ class Function(_message.Message):
     """See RegisterFunctionRequest.python."""
     created_by: _builtins.str
     """Id of the token that registered it; empty on servers that ask for none."""
+    transient: _builtins.bool
+    """See RegisterFunctionRequest.transient."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -81,10 +84,11 @@ class Function(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         python: _builtins.str = ...,
         created_by: _builtins.str = ...,
+        transient: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "form", b"form", "function_id", b"function_id", "name", b"name", "payload_sha256", b"payload_sha256", "payload_size", b"payload_size", "python", b"python", "queue", b"queue", "runtime", b"runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "form", b"form", "function_id", b"function_id", "name", b"name", "payload_sha256", b"payload_sha256", "payload_size", b"payload_size", "python", b"python", "queue", b"queue", "runtime", b"runtime", "transient", b"transient"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,6 +105,7 @@ class RegisterFunctionRequest(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
+    TRANSIENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Any text of 1 to 256 characters. It is not a key: the newest registration of a
     name is what the name means, and ids stay valid.
@@ -121,6 +126,12 @@ class RegisterFunctionRequest(_message.Message):
     refuse it. Set it for what was pickled by value (lambdas, functions of __main__), by
     cloudpickle or dill; empty means any Python, as for references to importable functions.
     """
+    transient: _builtins.bool
+    """One registration for all who send the same name, options and bytes with the same
+    token: they get the same function_id. It is deleted when no task was submitted for it,
+    and nobody registered it again, for a retention (kept to the hour), and none of its
+    tasks is unfinished. It needs no request_id, and one is not looked at.
+    """
     def __init__(
         self,
         *,
@@ -131,10 +142,11 @@ class RegisterFunctionRequest(_message.Message):
         queue: _builtins.str = ...,
         request_id: _builtins.str = ...,
         python: _builtins.str = ...,
+        transient: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payload", b"payload", "python", b"python", "queue", b"queue", "request_id", b"request_id", "runtime", b"runtime", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payload", b"payload", "python", b"python", "queue", b"queue", "request_id", b"request_id", "runtime", b"runtime", "source", b"source", "transient", b"transient"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -159,6 +171,41 @@ class GetFunctionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFunctionRequest: _TypeAlias = GetFunctionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_ID_FIELD_NUMBER: _builtins.int
+    function_id: _builtins.str
+    """Id of the registration. A name will not do: it may mean another one tomorrow."""
+    def __init__(
+        self,
+        *,
+        function_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_id", b"function_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteFunctionRequest: _TypeAlias = DeleteFunctionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteFunctionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteFunctionResponse: _TypeAlias = DeleteFunctionResponse  # noqa: Y015
 
 @_typing.final
 class ListFunctionsRequest(_message.Message):

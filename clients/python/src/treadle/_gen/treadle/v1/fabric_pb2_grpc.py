@@ -50,6 +50,11 @@ class FabricServiceStub(object):
                 request_serializer=treadle_dot_v1_dot_fabric__pb2.ListFunctionsRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_fabric__pb2.ListFunctionsResponse.FromString,
                 _registered_method=True)
+        self.DeleteFunction = channel.unary_unary(
+                '/treadle.v1.FabricService/DeleteFunction',
+                request_serializer=treadle_dot_v1_dot_fabric__pb2.DeleteFunctionRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_fabric__pb2.DeleteFunctionResponse.FromString,
+                _registered_method=True)
         self.Execute = channel.unary_unary(
                 '/treadle.v1.FabricService/Execute',
                 request_serializer=treadle_dot_v1_dot_fabric__pb2.ExecuteRequest.SerializeToString,
@@ -123,7 +128,8 @@ class FabricServiceServicer(object):
 
     def RegisterFunction(self, request, context):
         """Registers a function. Without a request_id every call gives a new id, even for
-        the same bytes, which are stored once.
+        the same bytes, which are stored once, and it stays until it is deleted; a transient
+        one is answered with the one registered before, and goes when it is not used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +144,15 @@ class FabricServiceServicer(object):
 
     def ListFunctions(self, request, context):
         """Lists registrations, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteFunction(self, request, context):
+        """Deletes a registration; its bytes go when no other has the same. Its name then means
+        the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+        has unfinished tasks; those that finished keep their records.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,6 +272,11 @@ def add_FabricServiceServicer_to_server(servicer, server):
                     servicer.ListFunctions,
                     request_deserializer=treadle_dot_v1_dot_fabric__pb2.ListFunctionsRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_fabric__pb2.ListFunctionsResponse.SerializeToString,
+            ),
+            'DeleteFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFunction,
+                    request_deserializer=treadle_dot_v1_dot_fabric__pb2.DeleteFunctionRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_fabric__pb2.DeleteFunctionResponse.SerializeToString,
             ),
             'Execute': grpc.unary_unary_rpc_method_handler(
                     servicer.Execute,
@@ -406,6 +426,33 @@ class FabricService(object):
             '/treadle.v1.FabricService/ListFunctions',
             treadle_dot_v1_dot_fabric__pb2.ListFunctionsRequest.SerializeToString,
             treadle_dot_v1_dot_fabric__pb2.ListFunctionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.FabricService/DeleteFunction',
+            treadle_dot_v1_dot_fabric__pb2.DeleteFunctionRequest.SerializeToString,
+            treadle_dot_v1_dot_fabric__pb2.DeleteFunctionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,12 +50,18 @@ class FabricServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FabricServiceAsyncStub: ...
     RegisterFunction: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.RegisterFunctionRequest, _fabric_pb2.Function]
     """Registers a function. Without a request_id every call gives a new id, even for
-    the same bytes, which are stored once.
+    the same bytes, which are stored once, and it stays until it is deleted; a transient
+    one is answered with the one registered before, and goes when it is not used.
     """
     GetFunction: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.GetFunctionRequest, _fabric_pb2.Function]
     """Returns a registration by id, or the newest one of a name."""
     ListFunctions: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.ListFunctionsRequest, _fabric_pb2.ListFunctionsResponse]
     """Lists registrations, newest first."""
+    DeleteFunction: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.DeleteFunctionRequest, _fabric_pb2.DeleteFunctionResponse]
+    """Deletes a registration; its bytes go when no other has the same. Its name then means
+    the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+    has unfinished tasks; those that finished keep their records.
+    """
     Execute: _grpc.UnaryUnaryMultiCallable[_fabric_pb2.ExecuteRequest, _fabric_pb2.Task]
     """Records one task and returns when it is durable. The task then runs whatever
     happens to this client, the server or the workers.
@@ -102,12 +108,18 @@ class FabricServiceAsyncStub(FabricServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterFunction: _aio.UnaryUnaryMultiCallable[_fabric_pb2.RegisterFunctionRequest, _fabric_pb2.Function]  # type: ignore[assignment]
     """Registers a function. Without a request_id every call gives a new id, even for
-    the same bytes, which are stored once.
+    the same bytes, which are stored once, and it stays until it is deleted; a transient
+    one is answered with the one registered before, and goes when it is not used.
     """
     GetFunction: _aio.UnaryUnaryMultiCallable[_fabric_pb2.GetFunctionRequest, _fabric_pb2.Function]  # type: ignore[assignment]
     """Returns a registration by id, or the newest one of a name."""
     ListFunctions: _aio.UnaryUnaryMultiCallable[_fabric_pb2.ListFunctionsRequest, _fabric_pb2.ListFunctionsResponse]  # type: ignore[assignment]
     """Lists registrations, newest first."""
+    DeleteFunction: _aio.UnaryUnaryMultiCallable[_fabric_pb2.DeleteFunctionRequest, _fabric_pb2.DeleteFunctionResponse]  # type: ignore[assignment]
+    """Deletes a registration; its bytes go when no other has the same. Its name then means
+    the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+    has unfinished tasks; those that finished keep their records.
+    """
     Execute: _aio.UnaryUnaryMultiCallable[_fabric_pb2.ExecuteRequest, _fabric_pb2.Task]  # type: ignore[assignment]
     """Records one task and returns when it is durable. The task then runs whatever
     happens to this client, the server or the workers.
@@ -157,7 +169,8 @@ class FabricServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fabric_pb2.Function, _abc.Awaitable[_fabric_pb2.Function]]:
         """Registers a function. Without a request_id every call gives a new id, even for
-        the same bytes, which are stored once.
+        the same bytes, which are stored once, and it stays until it is deleted; a transient
+        one is answered with the one registered before, and goes when it is not used.
         """
 
     @_abc_1.abstractmethod
@@ -175,6 +188,17 @@ class FabricServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fabric_pb2.ListFunctionsResponse, _abc.Awaitable[_fabric_pb2.ListFunctionsResponse]]:
         """Lists registrations, newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteFunction(
+        self,
+        request: _fabric_pb2.DeleteFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fabric_pb2.DeleteFunctionResponse, _abc.Awaitable[_fabric_pb2.DeleteFunctionResponse]]:
+        """Deletes a registration; its bytes go when no other has the same. Its name then means
+        the newest registration left of that name, or nothing. FAILED_PRECONDITION while it
+        has unfinished tasks; those that finished keep their records.
+        """
 
     @_abc_1.abstractmethod
     def Execute(
