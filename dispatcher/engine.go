@@ -249,6 +249,10 @@ func (e *Engine) frame(s *session, f link.Frame) {
 		if f.Slots != 0 && !e.resize(s, f.Slots) {
 			return
 		}
+		if f.Unfit != s.unfit {
+			s.unfit, s.idle = f.Unfit, false
+			e.show(s, false)
+		}
 		if len(f.Held) > maxHeld {
 			e.refuse(s, fmt.Sprintf("a beat lists %d claims: want at most %d", len(f.Held), maxHeld))
 			return

@@ -42,6 +42,8 @@ type session struct {
 	runtimes map[string]bool
 	// slots is how many the worker has now, maxSlots how many it may come to have.
 	slots, maxSlots int
+	// unfit: the worker said that none of its slots can run anything at present.
+	unfit bool
 
 	state     state
 	lastHeard time.Time
@@ -100,12 +102,17 @@ type credit struct {
 // room is how many tasks may be at the worker that are not ahead: one for each slot, and
 // as many again while it may open more. A worker that is growing gets no more before it
 // has said so.
-func (s *session) room() int { return min(s.maxSlots, 2*s.slots) }
+func (s *session) room() int {
+	if s.hello.MaxSlots == 0 {
+		return s.slots // what is less than Hello said is out of order
+	}
+	return min(s.maxSlots, 2*s.slots)
+}
 
 // credit returns what may be claimed for the session. The window is refilled by halves:
 // one claim for many tasks costs the store what one task costs.
 func (s *session) credit() (c credit) {
-	if s.state != active || s.claiming || s.paused {
+	if s.state != active || s.claiming || s.paused || s.unfit {
 		return c
 	}
 	taken, room := len(s.held), s.room()
@@ -189,9 +196,13 @@ func (s *session) release(tok task.Token) bool {
 }
 
 func (s *session) presence() store.Presence {
+	slots := s.slots
+	if s.unfit {
+		slots = 0
+	}
 	return store.Presence{
 		Worker: s.hello.Worker, Name: s.hello.Name, Host: s.hello.Host, PID: s.hello.PID, Mode: string(s.mode),
 		State: string(s.state), Queues: s.hello.Queues, Runtimes: s.hello.Runtimes, Version: s.hello.Software,
-		Slots: s.slots, Running: s.started, Offered: s.waiting(), ConnectedAt: s.openedAt, LastSeen: s.lastHeard,
+		Slots: slots, Running: s.started, Offered: s.waiting(), ConnectedAt: s.openedAt, LastSeen: s.lastHeard,
 	}
 }

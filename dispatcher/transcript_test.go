@@ -204,7 +204,7 @@ func (s *story) event(t *testing.T, d *datadriven.TestData, a args) event {
 	case "settled":
 		return settled{session: session, token: s.token(a.words[1]), verdict: task.Verdict(a.words[2])}
 	case "beat":
-		f := &link.Beat{Seq: uint64(a.int("seq", 1)), Slots: a.int("slots", 0)}
+		f := &link.Beat{Seq: uint64(a.int("seq", 1)), Slots: a.int("slots", 0), Unfit: a.int("unfit", 0) == 1}
 		for _, tok := range tokens() {
 			f.Held = append(f.Held, link.Holding{Token: tok, StartedAt: s.now})
 		}

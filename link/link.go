@@ -161,8 +161,10 @@ type Ack struct {
 type Beat struct {
 	Seq  uint64
 	Held []Holding
-	// Slots is how many there are now; 0 when it is as many as Hello says.
+	// Slots is how many there are now; 0 when it is as many as Hello says. Unfit says that
+	// none of them can run anything at present.
 	Slots int
+	Unfit bool
 }
 
 // BeatAck says that the renewals of that beat are recorded (from the dispatcher).

@@ -43,7 +43,11 @@ type Agent struct {
 	takenAt time.Time
 	pool    pool
 	active  int // waiting and running claims
-	window  window.Window
+	// repairing ends when slots that are out of order are waited for no longer.
+	repairing context.Context //nolint:containedctx // the slots' goroutines share it; it ends with Run
+	// fault is why slots are out of order.
+	fault  string
+	window window.Window
 	// terms are those of the last Welcome.
 	terms link.Welcome
 	// Outbox: what the session sends next.
@@ -110,6 +114,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	// Attempts outlive ctx: they end by themselves or with the drain.
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	repairing, stopRepairing := context.WithCancel(base)
+	defer stopRepairing()
+	a.repairing = repairing
 	var slots, helpers sync.WaitGroup
 	for i := range a.cfg.Slots {
 		slots.Go(func() { a.slot(base, i, false) })
@@ -126,6 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	stopGrowing()
 	grower.Wait()
 
+	stopRepairing()
 	a.mu.Lock()
 	a.ending = true
 	for len(a.idle) > 0 {
@@ -154,6 +162,7 @@ func (a *Agent) closeExecutors() error {
 func (a *Agent) slot(ctx context.Context, n int, woken bool) {
 	wake := make(chan struct{}, 1)
 	for {
+		a.awaitOrder(n)
 		c, retired := a.next(wake, woken)
 		woken = false
 		if retired {
@@ -161,6 +170,10 @@ func (a *Agent) slot(ctx context.Context, n int, woken bool) {
 		}
 		if c == nil {
 			return
+		}
+		if !a.inOrder(n) {
+			a.putBack(c)
+			continue
 		}
 		if a.runAhead(n, c) {
 			continue
@@ -320,6 +333,11 @@ func (a *Agent) offered(items []link.Offer) {
 		c := &claim{token: o.Token, offer: o, leaseFrom: now, queuedAt: now}
 		a.claims[o.Token] = c
 		a.active++
+		if a.pool.broken == a.pool.slots {
+			a.reportLocked(c, task.Fail(task.EndReturned, a.fault))
+			a.nudge()
+			continue
+		}
 		if a.draining || a.executors[o.Runtime] == nil {
 			a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
 			a.nudge()
@@ -519,13 +537,21 @@ type Status struct {
 	// Waiting offers have not started yet; Unreported outcomes are not acknowledged yet.
 	Waiting    int `json:"waiting"`
 	Unreported int `json:"unreported"`
+	// Slots are there, Broken of them can run nothing at present, for the reason in Fault.
+	Slots  int    `json:"slots"`
+	Broken int    `json:"broken"`
+	Fault  string `json:"fault,omitempty"`
 }
+
+// Healthy says whether a slot can run anything.
+func (s Status) Healthy() bool { return s.Broken < s.Slots || s.Slots == 0 }
 
 // Status may be called at any time.
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	st := Status{Attached: a.attached, Draining: a.draining, Unreported: len(a.claims) - a.active}
+	st := Status{Attached: a.attached, Draining: a.draining, Unreported: len(a.claims) - a.active,
+		Slots: a.pool.slots, Broken: a.pool.broken, Fault: a.fault}
 	for _, c := range a.claims {
 		switch c.phase {
 		case waiting, ahead:

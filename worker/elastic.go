@@ -21,8 +21,8 @@ const (
 // push, pull and local grow by the same event. Guarded by the agent's mutex.
 type pool struct {
 	least, most int
-	// slots are there, growing are being opened.
-	slots, growing int
+	// slots are there, growing are being opened, broken are there and can run nothing at present.
+	slots, growing, broken int
 	// woken are slots on their way to a claim, woken or new: what waits for them waits for no
 	// other.
 	woken int
@@ -43,7 +43,13 @@ func newPool(least, most int) pool {
 }
 
 // roomLocked is how many claims that are not ahead may be here, as the dispatcher counts.
-func (p *pool) roomLocked() int { return min(p.most, 2*p.slots) }
+func (p *pool) roomLocked() int {
+	working := p.slots - p.broken
+	if p.most == p.least {
+		return working
+	}
+	return min(p.most, 2*working)
+}
 
 // crowdLocked wakes the grower when a claim waits and no slot will take it.
 func (a *Agent) crowdLocked() {

@@ -66,6 +66,16 @@ type Elastic interface {
 	Shut(slot int)
 }
 
+// Preparer is an [Executor] whose slots may be out of order for a while.
+type Preparer interface {
+	Executor
+	// Prepared says whether Run would begin at once in a slot.
+	Prepared(slot int) bool
+	// Prepare waits until it would, or until ctx ends. Unless patient it gives up when the
+	// slot turns out to be out of order; the error says why.
+	Prepare(ctx context.Context, slot int, patient bool) error
+}
+
 // Pipeliner is an [Executor] that can be handed attempts ahead of their turn, so that
 // a slot goes from one short attempt to the next without waiting for the agent.
 type Pipeliner interface {

@@ -134,9 +134,11 @@ type session struct {
 	// progress: the dispatcher has taken, or given, something.
 	progress  bool
 	drainSent bool
-	// slots is how many the dispatcher knows of.
-	slots int
-	seq   uint64
+	// slots is how many the dispatcher knows of, unfit whether it knows that none is in order;
+	// first is the number that it was told by Hello, said the one that it was told last.
+	slots, first, said int
+	unfit              bool
+	seq                uint64
 	// beats remembers what unacknowledged beats renewed, oldest first.
 	beats []beat
 
@@ -296,7 +298,7 @@ func (s *session) hello(ctx context.Context) error {
 	if a.pool.most > a.pool.least {
 		most = a.pool.most
 	}
-	s.slots = slots
+	s.slots, s.said, s.first = slots, slots, slots
 	a.mu.Unlock()
 	sentAt := time.Now()
 	err := s.conn.Send(&link.Hello{
@@ -433,10 +435,10 @@ func (s *session) beat() error {
 		}
 	}
 	needs := a.code.unknown()
-	s.slots = a.pool.slots
+	s.slots, s.unfit = a.toldLocked()
 	told := 0
-	if a.pool.most > a.pool.least {
-		told = s.slots
+	if a.pool.most > a.pool.least || s.slots != s.said || s.slots != s.first {
+		told, s.said = s.slots, s.slots
 	}
 	a.mu.Unlock()
 	s.seq++
@@ -448,7 +450,7 @@ func (s *session) beat() error {
 	if len(s.beats) > maxBeats {
 		s.beats = s.beats[1:]
 	}
-	frames := []link.Frame{&link.Beat{Seq: s.seq, Held: held, Slots: told}}
+	frames := []link.Frame{&link.Beat{Seq: s.seq, Held: held, Slots: told, Unfit: s.unfit}}
 	for _, o := range outputs {
 		frames = append(frames, o)
 	}
@@ -483,7 +485,7 @@ func (s *session) flush() error {
 	a := s.agent
 	var frames []link.Frame
 	a.mu.Lock()
-	if a.pool.slots != s.slots {
+	if slots, unfit := a.toldLocked(); slots != s.slots || unfit != s.unfit {
 		// The dispatcher's credit follows the slots: it is told at once, and before more is
 		// asked for.
 		a.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"github.com/treadle-dev/treadle/worker"
 )
 
-// serveWorkerHealth answers on a worker's --http-addr: /healthz while the process
-// lives, /readyz while a dispatcher has it, /metrics of the process.
+// serveWorkerHealth answers on a worker's --http-addr: /healthz while a slot can run
+// anything, /readyz while a dispatcher has it, /metrics of the process.
 func serveWorkerHealth(ctx context.Context, addr string, agent *worker.Agent) error {
 	lis, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -32,8 +32,8 @@ func serveWorkerHealth(ctx context.Context, addr string, agent *worker.Agent) er
 			_ = json.NewEncoder(w).Encode(status) // the reader went away
 		}
 	}
-	mux.Handle("GET /healthz", answer(func(worker.Status) bool { return true }))
-	mux.Handle("GET /readyz", answer(func(s worker.Status) bool { return s.Attached && !s.Draining }))
+	mux.Handle("GET /healthz", answer(worker.Status.Healthy))
+	mux.Handle("GET /readyz", answer(func(s worker.Status) bool { return s.Attached && !s.Draining && s.Healthy() }))
 	mux.Handle("GET /metrics", promhttp.Handler())
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })

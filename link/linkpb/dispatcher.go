@@ -105,7 +105,7 @@ func decodeWorker(m *treadlev1.WorkerFrame, a *assembler) (link.Frame, error) {
 		return &link.Outcomes{Items: items}, err
 	case *treadlev1.WorkerFrame_Beat:
 		held, err := eachErr(k.Beat.GetHeld(), holdingIn)
-		return &link.Beat{Seq: k.Beat.GetSeq(), Held: held, Slots: int(k.Beat.GetSlots())}, err
+		return &link.Beat{Seq: k.Beat.GetSeq(), Held: held, Slots: int(k.Beat.GetSlots()), Unfit: k.Beat.GetUnfit()}, err
 	case *treadlev1.WorkerFrame_Want:
 		return &link.Want{N: int(k.Want.GetN())}, nil
 	case *treadlev1.WorkerFrame_NeedFunction:

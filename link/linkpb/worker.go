@@ -44,7 +44,7 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 		}
 		return out, nil
 	case *link.Beat:
-		beat := &treadlev1.Beat{Seq: f.Seq, Held: each(f.Held, holdingOut), Slots: int32(f.Slots)}
+		beat := &treadlev1.Beat{Seq: f.Seq, Held: each(f.Held, holdingOut), Slots: int32(f.Slots), Unfit: f.Unfit}
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Beat{Beat: beat}}), nil
 	case *link.Want:
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Want{Want: &treadlev1.Want{N: int32(f.N)}}}), nil

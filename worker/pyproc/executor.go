@@ -55,7 +55,10 @@ type Executor struct {
 	runnerSeq atomic.Uint64
 }
 
-var _ worker.Elastic = (*Executor)(nil)
+var (
+	_ worker.Elastic  = (*Executor)(nil)
+	_ worker.Preparer = (*Executor)(nil)
+)
 
 // New checks the configuration and finds the interpreter; it starts nothing.
 func New(cfg Config) (*Executor, error) {

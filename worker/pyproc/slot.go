@@ -57,13 +57,18 @@ func (s *slot) keep() {
 	defer close(s.done)
 	defer s.cancel()
 	delay := respawnFirst
+	said := "" // said once, until a runner has started
 	for s.ctx.Err() == nil {
 		r, err := s.e.spawn(s.index)
 		if err != nil {
 			if s.ctx.Err() != nil {
 				return
 			}
-			s.e.log.Error("a Python runner did not start", "slot", s.index, "error", err, "retry_in", delay)
+			if text := err.Error(); text != said {
+				s.e.log.Error("a Python runner did not start", "slot", s.index, "error", err)
+				said = text
+			}
+			s.e.log.Debug("a Python runner did not start", "slot", s.index, "error", err, "retry_in", delay)
 			s.set(nil, err)
 			select {
 			case <-time.After(delay):
@@ -72,7 +77,7 @@ func (s *slot) keep() {
 			delay = min(2*delay, respawnMost)
 			continue
 		}
-		delay = respawnFirst
+		delay, said = respawnFirst, ""
 		s.set(r, nil)
 		if s.ctx.Err() != nil {
 			r.kill()
@@ -127,6 +132,27 @@ func (s *slot) wait(ctx context.Context, patient bool) (*runner, error) {
 
 var errClosed = errors.New("the Python executor is closed")
 
+// Prepared implements [worker.Preparer].
+func (e *Executor) Prepared(slot int) bool {
+	s := e.slotAt(slot)
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur != nil && !s.cur.ended()
+}
+
+// Prepare implements [worker.Preparer].
+func (e *Executor) Prepare(ctx context.Context, slot int, patient bool) error {
+	s := e.slotAt(slot)
+	if s == nil {
+		return fmt.Errorf("there is no slot %d", slot)
+	}
+	_, err := s.wait(ctx, patient)
+	return err
+}
+
 // acquire is wait with the patience of an attempt.
 func (s *slot) acquire(ctx context.Context) (*runner, *task.Outcome) {
 	s.mu.Lock()
@@ -137,7 +163,7 @@ func (s *slot) acquire(ctx context.Context) (*runner, *task.Outcome) {
 	}
 	bounded, cancel := context.WithTimeout(ctx, s.e.cfg.StartTimeout)
 	defer cancel()
-	r, err := s.wait(bounded, true)
+	r, err := s.wait(bounded, false)
 	switch {
 	case err == nil:
 		return r, nil
@@ -145,7 +171,8 @@ func (s *slot) acquire(ctx context.Context) (*runner, *task.Outcome) {
 		out := cancelled()
 		return nil, &out
 	default:
-		out := task.Fail(task.EndLost, fmt.Sprintf("no Python runner could be started within %s: %v", s.e.cfg.StartTimeout, err))
+		// Nothing has run: another worker may do better.
+		out := task.Fail(task.EndReturned, fmt.Sprintf("no Python runner could be started: %v", err))
 		return nil, &out
 	}
 }
@@ -172,5 +199,5 @@ func (s *slot) run(ctx context.Context, a *worker.Attempt) task.Outcome {
 		r.kill()
 		<-r.gone
 	}
-	return task.Fail(task.EndLost, fmt.Sprintf("%d Python runners in a row died before the attempt started", maxReplacements))
+	return task.Fail(task.EndReturned, fmt.Sprintf("%d Python runners in a row died before the attempt started", maxReplacements))
 }

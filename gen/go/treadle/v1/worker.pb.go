@@ -1649,7 +1649,10 @@ type Beat struct {
 	Held  []*Holding             `protobuf:"bytes,2,rep,name=held,proto3" json:"held,omitempty"`
 	// How many slots the worker has now; absent when it is as many as Hello says. A change
 	// is told by a beat at once.
-	Slots         int32 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	Slots int32 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	// No slot can run anything at present, as no runner starts: nothing is offered until a beat
+	// without it.
+	Unfit         bool `protobuf:"varint,4,opt,name=unfit,proto3" json:"unfit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1703,6 +1706,13 @@ func (x *Beat) GetSlots() int32 {
 		return x.Slots
 	}
 	return 0
+}
+
+func (x *Beat) GetUnfit() bool {
+	if x != nil {
+		return x.Unfit
+	}
+	return false
 }
 
 // BeatAck says that the renewals of that beat are recorded.
@@ -2341,11 +2351,12 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05items\x18\x01 \x03(\v2\x0f.treadle.v1.AckR\x05items\"H\n" +
 	"\x03Ack\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x18\n" +
-	"\averdict\x18\x02 \x01(\tR\averdict\"W\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\"m\n" +
 	"\x04Beat\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
 	"\x04held\x18\x02 \x03(\v2\x13.treadle.v1.HoldingR\x04held\x12\x14\n" +
-	"\x05slots\x18\x03 \x01(\x05R\x05slots\"D\n" +
+	"\x05slots\x18\x03 \x01(\x05R\x05slots\x12\x14\n" +
+	"\x05unfit\x18\x04 \x01(\bR\x05unfit\"D\n" +
 	"\aBeatAck\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
 	"\x05stale\x18\x02 \x03(\v2\x11.treadle.v1.TokenR\x05stale\"\x14\n" +

@@ -762,10 +762,15 @@ class Beat(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    UNFIT_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     slots: _builtins.int
     """How many slots the worker has now; absent when it is as many as Hello says. A change
     is told by a beat at once.
+    """
+    unfit: _builtins.bool
+    """No slot can run anything at present, as no runner starts: nothing is offered until a beat
+    without it.
     """
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]: ...
@@ -775,10 +780,11 @@ class Beat(_message.Message):
         seq: _builtins.int = ...,
         held: _abc.Iterable[Global___Holding] | None = ...,
         slots: _builtins.int = ...,
+        unfit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "seq", b"seq", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "seq", b"seq", "slots", b"slots", "unfit", b"unfit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
