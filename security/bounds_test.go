@@ -36,7 +36,7 @@ const (
 	goroutinesLeft = 200
 
 	// drain is the --drain-timeout of all processes here; one that is told to stop ends
-	// within stopSlack more, whatever goes on.
+	// within stopSlack more, whatever goes on: 10 s for calls under way, 5 s for the rest.
 	drain     = 2 * time.Second
-	stopSlack = 5 * time.Second
+	stopSlack = 15 * time.Second
 )
