@@ -38,6 +38,7 @@ from .errors import (
     UnpicklingError,
     WorkerFailureError,
 )
+from .executor import Executor
 from .function import Function
 from .future import TaskFuture
 from .options import Options
@@ -51,6 +52,7 @@ __all__ = [
     "Conflict",
     "CurrentTask",
     "DeadlineExceededError",
+    "Executor",
     "Exhausted",
     "Function",
     "IllegalState",

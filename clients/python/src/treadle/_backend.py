@@ -35,6 +35,12 @@ class Backend(Protocol):
     def submit(self, call: Call) -> TaskFuture[Any]:
         """Have a task recorded and its result delivered to the future; does not wait for the server."""
 
+    def prepare(self, call: Call) -> TaskFuture[Any]:
+        """The future of a task that send will have recorded."""
+
+    def send(self, call: Call, future: TaskFuture[Any]) -> None:
+        """Have a task recorded and its result delivered to its future; does not wait for the server."""
+
     def attach(self, task_id: str) -> TaskFuture[Any]:
         """Have the result of a recorded task delivered to a new future."""
 

@@ -206,10 +206,18 @@ class Connection:
 
     def submit(self, call: Call) -> TaskFuture[Any]:
         """Have a task recorded and its result delivered to the future; does not wait for the server."""
-        self._check_process()
-        future: TaskFuture[Any] = TaskFuture(self, call.request.function or call.label, call.label)
+        future = self.prepare(call)
         self._submitter.submit(call, future)
         return future
+
+    def prepare(self, call: Call) -> TaskFuture[Any]:
+        """The future of a task that send will have recorded."""
+        self._check_process()
+        return TaskFuture(self, call.request.function or call.label, call.label)
+
+    def send(self, call: Call, future: TaskFuture[Any]) -> None:
+        """Have a task recorded and its result delivered to its future; does not wait for the server."""
+        self._submitter.submit(call, future)
 
     def attach(self, task_id: str) -> TaskFuture[Any]:
         """Have the result of a recorded task delivered to a new future."""

@@ -18,6 +18,7 @@ from ._backend import Backend
 from ._connection import Connection, credentials
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._registry import Registration, Registry
+from ._submit import Call
 from ._target import Finder, Target, as_json
 from ._typing import ParamSpec
 from .errors import InvalidRequest
@@ -292,6 +293,9 @@ class Client:
         return self._start(self._target(fn), args, kwargs)
 
     def _start(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskFuture[Any]:
+        return self._backend.submit(self._call(target, args, kwargs))
+
+    def _call(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         options = self._defaults
         if isinstance(kwargs.get("options"), Options):
             options = kwargs.pop("options").over(options)
@@ -300,7 +304,7 @@ class Client:
             request.payload = _pickling.dump_args(args, kwargs)
         elif target.runtime:
             request.args, request.kwargs = as_json(list(args)), as_json(kwargs)
-        return self._backend.submit(target.call(request, args, kwargs))
+        return target.call(request, args, kwargs)
 
     @overload
     def map(
@@ -356,6 +360,18 @@ class Client:
     def _map_chunks(
         self, fn: Any, calls: Iterator[tuple[Any, ...]], size: int, buffersize: int, timeout: Optional[float]
     ) -> Iterator[Any]:
+        target, function = self._chunk_target(fn)
+        lists = _mapping.ordered(
+            self._backend,
+            lambda args: self._start(target, (function, args[0]), {}),
+            ((chunk,) for chunk in _mapping.chunks(calls, size)),
+            buffersize,
+            timeout,
+        )
+        return _mapping.flat(lists)
+
+    def _chunk_target(self, fn: Any) -> tuple[Target, Any]:
+        """What runs a list of calls of fn, and the function that it takes."""
         function, queue = (fn.callable, fn.queue) if isinstance(fn, Function) else (fn, "default")
         if function is None or isinstance(function, (str, uuid.UUID)):
             raise InvalidRequest("chunksize needs the function itself, as a chunk's task carries it")
@@ -365,15 +381,7 @@ class Client:
             return self._source(name, _mapping.CHUNK_SOURCE, queue)
 
         made = find()
-        target = Target(name, "python", made.known.function_id if made.known else "", made, find)
-        lists = _mapping.ordered(
-            self._backend,
-            lambda args: self._start(target, (function, args[0]), {}),
-            ((chunk,) for chunk in _mapping.chunks(calls, size)),
-            buffersize,
-            timeout,
-        )
-        return _mapping.flat(lists)
+        return Target(name, "python", made.known.function_id if made.known else "", made, find), function
 
     def future(self, task_id: str) -> TaskFuture[Any]:
         """A future of a task that is recorded, for example by another process; raises NotFound."""

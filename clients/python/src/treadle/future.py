@@ -44,6 +44,8 @@ class TaskFuture(concurrent.futures.Future[T]):
         self._task_id: Optional[str] = None
         # Set under it too: whether it is to be cancelled, and then whether only if it is queued.
         self._unwanted: Optional[bool] = None
+        # Takes it back from an executor that has not sent it yet.
+        self._hold: Optional[Callable[[TaskFuture[Any]], bool]] = None
         self._notified = False
         self.function = function
         """Id or name of the function. The name, until a callable's first submission has registered it."""
@@ -132,7 +134,7 @@ class TaskFuture(concurrent.futures.Future[T]):
         """
         if self.done():
             return self.cancelled()
-        if self._backend.withdraw(self):
+        if (self._hold is not None and self._hold(self)) or self._backend.withdraw(self):
             return self._mark_cancelled()
         if _in_event_loop():
             self._backend.cancel_later(self, only_queued)
@@ -203,6 +205,10 @@ class TaskFuture(concurrent.futures.Future[T]):
             log.exception("a callback of a future failed")
         finally:
             self._mark_ended()
+
+    def _fail(self, exc: BaseException) -> None:
+        """End it as what could not be sent."""
+        self._settle(Outcome(error=exc if isinstance(exc, Exception) else TreadleError(type(exc).__name__)))
 
     def _cancelled(self) -> Cancelled:
         return Cancelled("the task was cancelled", error_type="Cancelled", task_id=self._task_id or "")

@@ -85,6 +85,14 @@ class _LocalBackend:
         return pb.ListFunctionsResponse(functions=[made for made, _ in reversed(self.functions.values())])
 
     def submit(self, call: Call) -> TaskFuture[Any]:
+        future = self.prepare(call)
+        self.send(call, future)
+        return future
+
+    def prepare(self, call: Call) -> TaskFuture[Any]:
+        return TaskFuture(self, call.request.function or call.label, call.label)
+
+    def send(self, call: Call, future: TaskFuture[Any]) -> None:
         call.complete()
         request = call.request
         made, fn = self._find(request.function)
@@ -107,14 +115,19 @@ class _LocalBackend:
         if result.HasField("error"):
             task.error.CopyFrom(result.error)
         self.tasks[task.task_id] = _Finished(task, result, logs)
-        return self.attach(task.task_id)
+        future.function = request.function
+        self._deliver(task.task_id, future)
 
     def attach(self, task_id: str) -> TaskFuture[Any]:
+        task = self._task(task_id).task
+        future: TaskFuture[Any] = TaskFuture(self, task.function_id, task.function_name)
+        self._deliver(task_id, future)
+        return future
+
+    def _deliver(self, task_id: str, future: TaskFuture[Any]) -> None:
         finished = self._task(task_id)
-        future: TaskFuture[Any] = TaskFuture(self, finished.task.function_id, finished.task.function_name)
         mark_recorded([(future, task_id)])
         future._settle(_results.outcome(finished.result, self.load))
-        return future
 
     def withdraw(self, future: TaskFuture[Any]) -> bool:
         return False
