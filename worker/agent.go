@@ -297,6 +297,10 @@ func (a *Agent) finishLocked(c *claim, out task.Outcome) {
 // was sent until the dispatcher acknowledges it.
 func (a *Agent) reportLocked(c *claim, out task.Outcome) {
 	out = bounded(out, a.terms.MaxPayload)
+	if out.Failure != nil && out.End != task.EndReturned && out.End != task.EndCancelled && a.log.Enabled(context.Background(), slog.LevelDebug) {
+		a.log.Debug("an attempt failed", "function", c.offer.FunctionName, "task", c.token.Task, "attempt", c.token.Attempt,
+			"end", out.End, "type", out.Failure.Type, "message", task.ClipText(out.Failure.Message, 300))
+	}
 	c.phase, c.offer = ended, nil
 	a.active--
 	c.report = &link.Report{Token: c.token, Outcome: out, Log: c.output.take()}

@@ -147,6 +147,8 @@ func (p *pipeline) finish(end error) {
 			out = cancelled()
 		default:
 			out = p.r.lost(end, s.call.memory)
+			p.r.log.Info("a Python runner ended while an attempt ran",
+				"function", s.attempt.FunctionName, "task", s.attempt.Token.Task, "reason", out.Failure.Message)
 		}
 		if out.RunTime == 0 && !s.began.IsZero() {
 			out.RunTime = time.Since(s.began)

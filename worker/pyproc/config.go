@@ -16,8 +16,8 @@ type Config struct {
 	// CacheDir is where dill and cloudpickle are installed for interpreters that lack
 	// them, shared by all agents of the user. Default os.UserCacheDir()/treadle.
 	CacheDir string
-	// Dir is a private folder of this agent, where the runner's program is written.
-	// Default: a temporary folder that Close removes.
+	// Dir is a private folder of this agent, where the runner's program is written; Close removes
+	// it, and Start those beside it whose agent has died. Default: a temporary folder.
 	Dir string
 	// Logger gets what happens to runners. Default slog.Default().
 	Logger *slog.Logger

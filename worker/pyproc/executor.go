@@ -31,8 +31,9 @@ type Executor struct {
 	limits limiter
 
 	// Set by Start, constant afterwards.
-	dir       string // where the script is
-	tempDir   string // what Close removes, or empty
+	dir       string       // where the script is
+	tempDir   string       // what Close removes, or empty
+	release   func() error // removes the agent's own folder, or nil
 	env       []string
 	libs      string
 	libsFirst bool
@@ -40,6 +41,8 @@ type Executor struct {
 	guard     *guard
 
 	spawner *spawner
+	// homeless says once that the working directory is gone.
+	homeless sync.Once
 
 	ctx    context.Context // ends when Close is called
 	cancel context.CancelFunc
@@ -229,6 +232,11 @@ func (e *Executor) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if e.cfg.Dir != "" {
+		if e.release, err = claimFolder(dir, e.log); err != nil {
+			return err
+		}
+	}
 	if e.dir, err = writeScript(dir); err != nil {
 		return err
 	}
@@ -287,6 +295,11 @@ func (e *Executor) Close() error {
 	}
 	if e.spawner != nil {
 		e.spawner.stop()
+	}
+	if e.release != nil {
+		if err := e.release(); err != nil {
+			return fmt.Errorf("remove the runner's folder: %w", err)
+		}
 	}
 	if e.tempDir != "" {
 		if err := os.RemoveAll(e.tempDir); err != nil {

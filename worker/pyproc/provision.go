@@ -15,9 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/treadle-dev/treadle/task"
 )
 
 // What is installed for an interpreter that lacks dill or cloudpickle.
@@ -25,8 +28,10 @@ const (
 	dillRequirement        = "dill==0.4.1"
 	cloudpickleRequirement = "cloudpickle==3.1.2"
 	provisionTimeout       = 120 * time.Second
-	inspectTimeout         = 20 * time.Second
 )
+
+// inspectTimeout bounds the first question to an interpreter; tests shorten it.
+var inspectTimeout = 20 * time.Second
 
 // inspectProgram tells about an interpreter in one line of JSON.
 const inspectProgram = `import sys
@@ -94,6 +99,9 @@ func inspect(ctx context.Context, python string, env []string) (inspection, erro
 	cmd := exec.CommandContext(ctx, python, "-c", inspectProgram)
 	cmd.Env = env
 	cmd.WaitDelay = time.Second
+	// Whatever a script in its place starts ends with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -101,15 +109,28 @@ func inspect(ctx context.Context, python string, env []string) (inspection, erro
 	if err == nil {
 		err = json.Unmarshal(out, &in)
 	}
-	if err != nil {
-		return in, fmt.Errorf("%s does not work as a Python interpreter: %w %s; name another one with --python PATH",
-			python, err, strings.TrimSpace(stderr.String()))
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return in, fmt.Errorf("%s does not work as a Python interpreter: it did not answer within %s; name another one with --python PATH",
+			python, inspectTimeout)
+	case err != nil:
+		return in, fmt.Errorf("%s does not work as a Python interpreter: %w%s; name another one with --python PATH",
+			python, err, lastLine(stderr.String()))
 	}
 	var major, minor int
 	if _, err := fmt.Sscanf(in.Version, "%d.%d", &major, &minor); err != nil || major != 3 || minor < 9 {
 		return in, fmt.Errorf("%s is Python %s; 3.9 or newer is needed: name another one with --python PATH", python, in.Version)
 	}
 	return in, nil
+}
+
+// lastLine is where an interpreter says what is wrong.
+func lastLine(text string) string {
+	text = strings.TrimSpace(text)
+	if text == "" {
+		return ""
+	}
+	return ": " + task.ClipText(strings.TrimSpace(text[strings.LastIndexByte(text, '\n')+1:]), 300)
 }
 
 // resolve replaces the configured path by that of the program which answered: version

@@ -78,6 +78,7 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	}
 	number := e.runnerSeq.Add(1)
 	proc, err := e.spawner.start(e.python, []string{e.python, "-c", boot, e.dir}, &os.ProcAttr{
+		Dir:   e.workingDir(),
 		Env:   e.env,
 		Files: []*os.File{p.null, p.outWrite, p.outWrite, p.toRead, p.fromWrite, p.lifeRead, p.leaveRead},
 		Sys:   runnerAttr(),
@@ -109,6 +110,20 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	r.out.stopKeeping()
 	r.log.Debug("a Python runner is ready", "python", r.info.Python, "dill", r.info.Dill, "cloudpickle", r.info.Cloudpickle)
 	return r, nil
+}
+
+// workingDir is empty, for the agent's own, unless that folder was removed: runners start in
+// the data folder then.
+func (e *Executor) workingDir() string {
+	var here unix.Stat_t
+	if err := unix.Stat(".", &here); err == nil && here.Nlink > 0 {
+		return ""
+	}
+	e.homeless.Do(func() {
+		e.log.Warn("the working directory was removed: runners start in the data folder, and modules of the former are no longer found",
+			"folder", e.dir, "fix", "start the worker again in a folder that stays")
+	})
+	return e.dir
 }
 
 // pipes are what connects a runner with the agent; some ends are the agent's, some the runner's.
@@ -399,6 +414,9 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, id codeID, c *c
 		return out, true, false
 	}
 	out = r.lost(err, c.memory)
+	if stopped.Load() == stopNone && out.End == task.EndLost {
+		r.log.Info("a Python runner ended while an attempt ran", "function", a.FunctionName, "task", a.Token.Task, "reason", out.Failure.Message)
+	}
 	// A runner that died idle has not read the call: the function has not started.
 	untouched := errors.Is(err, errNotSent) || r.unread >= c.size()
 	if untouched && stopped.Load() == stopNone && r.exec.ctx.Err() == nil {

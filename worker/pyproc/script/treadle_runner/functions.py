@@ -134,6 +134,7 @@ def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]
 
 def unpickle(data: Any) -> Any:
     """Load a pickle the way its writer meant it: with dill where there is dill."""
+    pickling.load_for(data)
     try:
         return _loads_function(data)
     except ImportError:

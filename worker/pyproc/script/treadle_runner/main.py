@@ -267,9 +267,7 @@ def _unreadable(exc: functions.UnreadableError) -> wire.Reply:
 
 
 def _run_coroutine(value: Any) -> Any:
-    import asyncio
-
-    return asyncio.run(value)
+    return pickling.load("asyncio").run(value)
 
 
 def _close_all(fds: tuple[int, ...]) -> None:
@@ -323,6 +321,7 @@ def _set_up(config: dict[str, Any]) -> dict[str, Any]:
     sys.path[:] = [*paths, *rest]
     dill = _version("dill", load=True)
     sys.path[:] = [cwd, *paths, *rest]
+    pickling.folder = cwd
     return {
         "pid": _getpid(),
         "python": ".".join(str(part) for part in sys.version_info[:3]),

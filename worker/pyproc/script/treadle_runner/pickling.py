@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 import sys
@@ -44,6 +45,36 @@ def python_of(data: Any) -> str:
     if len(data) < 20 or data[2] != 0x8C or data[4:19] != _NAMES_PYTHON:
         return ""
     return bytes(data[19 : 4 + data[3]]).decode("ascii", "replace")
+
+
+# The working directory, which comes first in sys.path; main sets it.
+folder = ""
+
+
+def load(name: str) -> Any:
+    """Import what the runner needs, unless it is there: a uuid.py beside the functions is not meant."""
+    found = _modules.get(name)
+    if found is not None:
+        return found
+    before = sys.path[:]
+    sys.path[:] = [entry for entry in before if entry != folder]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name != name:
+            raise
+    finally:
+        sys.path[:] = before
+    return importlib.import_module(name)  # it is there, after all
+
+
+def load_for(data: Any) -> None:
+    """Import what a pickle is going to ask for; it cannot say where from."""
+    if "cloudpickle" not in _modules and getattr(data, "obj", data).find(_CLOUDPICKLE_MARK) >= 0:
+        try:
+            load("cloudpickle")
+        except ImportError:
+            return  # the pickle's own import says so
 
 
 class Origin:
@@ -163,7 +194,7 @@ def _dill_pickler(dill: Any) -> Any:
 
 def _dump_cloudpickle(value: Any) -> bytes | None:
     try:
-        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        cloudpickle = load("cloudpickle")
     except ImportError:
         return None
     for name, module in list(sys.modules.items()):

@@ -37,6 +37,7 @@ def decode_args(data: Any, as_json: bool) -> tuple[Any, Any]:
     if as_json:
         return _decode_json(data)
     functions.check_arguments(data)
+    pickling.load_for(data)
     try:
         value = _pickle_loads(data)
     except MemoryError:
