@@ -77,6 +77,7 @@ def test_a_failure_comes_in_its_place_and_cancels_the_rest(fabric: FakeFabric, c
 def test_timeout(fabric: FakeFabric, client: treadle.Client) -> None:
     fabric.auto = False
     results = client.map(operator.neg, range(3), timeout=0.05)
+    fabric.wait_for(lambda: len(fabric.requests) == 3)
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
     assert len(fabric.cancelled) == 3

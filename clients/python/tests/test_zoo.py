@@ -10,6 +10,7 @@ import operator
 import pickle
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -381,12 +382,11 @@ def echo(thing: Thing) -> Thing:
 
 def gone(ref: weakref.ref[Any]) -> bool:
     """Whether nothing but a cycle kept it; threads need a moment to leave their frames."""
-    for _ in range(200):
-        if ref() is None:
-            return True
+    end = time.monotonic() + 20
+    while ref() is not None and time.monotonic() < end:
         gc.collect()
         threading.Event().wait(0.01)
-    return False
+    return ref() is None
 
 
 def test_a_future_is_freed_with_its_result(client: treadle.Client) -> None:

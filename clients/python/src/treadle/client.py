@@ -191,10 +191,13 @@ class Client:
         """Register Python source text that defines a callable called name, or only one function."""
         return function_of(self._source(name, source, queue).get(), self)
 
-    def _source(self, name: str, source: str, queue: str) -> Registration:
-        request = pb.RegisterFunctionRequest(name=name, source=source, queue=queue, request_id=str(uuid.uuid4()))
+    def _source(self, name: str, source: str, queue: str, transient: bool = False) -> Registration:
+        request = pb.RegisterFunctionRequest(
+            name=name, source=source, queue=queue, request_id=str(uuid.uuid4()), transient=transient
+        )
         content = source.encode("utf-8", "surrogatepass")
-        return self._registry.of_content("source", content, name, queue, lambda: self._backend.register(request))
+        form = "transient source" if transient else "source"
+        return self._registry.of_content(form, content, name, queue, lambda: self._backend.register(request))
 
     def function(self, function: Union[str, uuid.UUID]) -> Function[..., Any]:
         """A registration by id, or the newest one of a name; raises NotFound."""
@@ -211,7 +214,7 @@ class Client:
             if not token:
                 return
 
-    def delete_function(self, function: Union[Function[Any], str, uuid.UUID]) -> None:
+    def delete_function(self, function: Union[Function[..., Any], str, uuid.UUID]) -> None:
         """Delete a registration, given as it is or by id; its bytes go when no other has the same.
 
         Its name then means the newest one left of that name. Raises NotFound, and IllegalState while
@@ -378,7 +381,7 @@ class Client:
         name = f"{_name_of(function)} (chunks)"[:256]
 
         def find() -> Registration:
-            return self._source(name, _mapping.CHUNK_SOURCE, queue)
+            return self._source(name, _mapping.CHUNK_SOURCE, queue, transient=True)
 
         made = find()
         return Target(name, "python", made.known.function_id if made.known else "", made, find), function
