@@ -121,9 +121,6 @@ func TestLargeRequestsAtOnce(t *testing.T) {
 		return cat(text(1, "big"), text(4, append([]byte("def f(): pass\n#"), filler(n)...)))
 	}
 	payload := func(n int) []byte { return cat(text(1, "big"), text(3, filler(n))) }
-	call := func(n int) []byte {
-		return cat(text(1, fnDouble), text(3, text(1, append(append([]byte(`["`), filler(n)...), `"]`...))))
-	}
 	batch := func(n int) []byte {
 		return times(64, func(int) []byte {
 			return text(1, cat(text(1, fnDouble), text(3, append(append([]byte(`["`), filler(n/64)...), `"]`...))))
@@ -138,9 +135,7 @@ func TestLargeRequestsAtOnce(t *testing.T) {
 		{"registrations of source within the limit", "FabricService/RegisterFunction", 24, source(60 * mib), true},
 		{"registrations over the limit (long)", "FabricService/RegisterFunction", 24, source(110 * mib), true},
 		{"payloads that are no pickle (long)", "FabricService/RegisterFunction", 24, payload(60 * mib), true},
-		{"calls with large arguments", "FabricService/Call", 24, call(40 * mib), true},
 		{"batches (long)", "FabricService/ExecuteBatch", 24, batch(60 * mib), true},
-		{"root registrations", "RootService/RegisterRoot", 24, cat(text(1, "big"), text(2, filler(100*mib))), true},
 		{"ids that are far too long", "FabricService/GetTask", 24, text(1, filler(60*mib)), true},
 		{"filters that are far too long", "FabricService/ListTasks", 24, text(1, filler(60*mib)), true},
 		{"waits for ids that are far too long (long)", "FabricService/AwaitResults", 24, text(1, filler(60*mib)), true},
