@@ -80,6 +80,9 @@ type Config struct {
 
 	// Logger defaults to a logger that drops everything.
 	Logger *slog.Logger
+	// Starting says what of the process is not ready yet, for /readyz; empty, or a nil Starting,
+	// for nothing.
+	Starting func() string
 	// Version is what the server says that it is. Default "dev".
 	Version string
 	// MaxPayload is the one limit on a decoded payload or result, in bytes. Default 64 MiB.

@@ -236,6 +236,12 @@ func (h *httpHandler) index(w http.ResponseWriter, _ *http.Request) {
 
 // ready says whether the store answers; healthz only that the process does.
 func (h *httpHandler) ready(w http.ResponseWriter, r *http.Request) {
+	if starting := h.s.cfg.Starting; starting != nil {
+		if reason := starting(); reason != "" {
+			writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "starting", "error": reason})
+			return
+		}
+	}
 	if h.s.isClosing() {
 		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "closing"})
 		return

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -413,4 +414,15 @@ func TestWithoutHTTP(t *testing.T) {
 		t.Errorf("HTTP at %s", e.srv.HTTPAddr())
 	}
 	e.source("f")
+}
+
+func TestReadyzSaysWhatStarts(t *testing.T) {
+	var reason atomic.Value
+	reason.Store("the pool starts")
+	e := start(t, func(c *Config) { c.Starting = func() string { return reason.Load().(string) } })
+	if a := e.must(e.get("/readyz"), 503); a.str("status") != "starting" || a.str("error") != "the pool starts" {
+		t.Errorf("%s", a.raw)
+	}
+	reason.Store("")
+	e.must(e.get("/readyz"), 200)
 }

@@ -32,6 +32,8 @@ type Agent struct {
 	code      *codeCache
 	// kick wakes the session's goroutine: the outbox has something.
 	kick chan struct{}
+	// started is closed when the executors have started.
+	started chan struct{}
 
 	mu sync.Mutex
 	// idle are the slots that wait for work, the one that waited shortest last: it is
@@ -76,7 +78,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, executors: map[string]Executor{}, code: newCodeCache(cfg.CacheBytes),
-		kick: make(chan struct{}, 1), claims: map[task.Token]*claim{}, pool: newPool(cfg.Slots, cfg.MaxSlots),
+		kick: make(chan struct{}, 1), started: make(chan struct{}), claims: map[task.Token]*claim{}, pool: newPool(cfg.Slots, cfg.MaxSlots),
 	}
 	for _, ex := range cfg.Executors {
 		for _, key := range ex.Runtimes() {
@@ -112,6 +114,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("start executor for %v: %w", ex.Runtimes(), err), a.closeExecutors())
 		}
 	}
+	close(a.started)
 	// Attempts outlive ctx: they end by themselves or with the drain.
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	repairing, stopRepairing := context.WithCancel(base)
@@ -148,6 +151,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	helpers.Wait()
 	return errors.Join(err, a.closeExecutors())
 }
+
+// Started returns a channel that is closed when the executors have started and the agent is
+// about to dial; it stays open when one cannot start.
+func (a *Agent) Started() <-chan struct{} { return a.started }
 
 func (a *Agent) closeExecutors() error {
 	var errs []error

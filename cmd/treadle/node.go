@@ -160,10 +160,6 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 			cfg.Dispatcher = d
 		}
 	}
-	srv, err := server.New(cfg)
-	if err != nil {
-		return err
-	}
 	var pool *worker.Agent
 	if p.slots > 0 {
 		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
@@ -172,6 +168,18 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		if err != nil {
 			return err
 		}
+		cfg.Starting = func() string {
+			select {
+			case <-pool.Started():
+				return ""
+			default:
+				return "the pool of Python runners starts"
+			}
+		}
+	}
+	srv, err := server.New(cfg)
+	if err != nil {
+		return err
 	}
 	if err := srv.Listen(); err != nil {
 		return err
@@ -186,6 +194,13 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	}
 	if pool != nil {
 		stages.run("pool", pool.Run)
+		select {
+		case <-pool.Started():
+		case <-stages.failed:
+			return stages.wait(ctx) // an interpreter that does not work, for example
+		case <-ctx.Done():
+			return stages.wait(ctx)
+		}
 	}
 	if n.Ready != nil {
 		n.Ready(srv.GRPCAddr(), srv.HTTPAddr())

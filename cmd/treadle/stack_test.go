@@ -170,3 +170,22 @@ func TestTakenPort(t *testing.T) {
 	got := cli(t, "", "up", "--grpc-addr", addr, "--http-addr", "127.0.0.1:0", "--store", "memory:", "--slots", "0")
 	got.want(t, exitFailed, addr, "--grpc-addr")
 }
+
+// TestUpIsReadyWhenItsPoolIs: with an interpreter that does not work it never says that it is,
+// and ends with the cause.
+func TestUpIsReadyWhenItsPoolIs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, "json.py"), []byte("raise RuntimeError('not this one')\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := process(t, "up", "--json", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--data-dir", t.TempDir(), "--log-level", "warn")
+	cmd.Env = append(cmd.Environ(), "PYTHONPATH="+broken)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err == nil || out.Len() > 0 || !strings.Contains(errOut.String(), "RuntimeError: not this one") {
+		t.Fatalf("ended with %v, said %q and %q", err, out.String(), errOut.String())
+	}
+}
