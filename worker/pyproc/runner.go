@@ -424,7 +424,11 @@ func (r *runner) attempt(ctx context.Context, a *worker.Attempt, id codeID, c *c
 	}
 	switch stopped.Load() {
 	case stopTimedOut:
-		out = task.Fail(task.EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s", a.Timeout))
+		text := fmt.Sprintf("the attempt ran longer than its timeout of %s", a.Timeout)
+		if c.flags&callHasCode != 0 {
+			text += "; its runner had to load the function first, which counts: imports included"
+		}
+		out = task.Fail(task.EndTimedOut, text)
 	case stopCancelled:
 		out = cancelled()
 	}

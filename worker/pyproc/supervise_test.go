@@ -85,6 +85,7 @@ func TestTimeoutAndCancel(t *testing.T) {
 	a.Timeout = 100 * time.Millisecond
 	out := run(t, e, 0, a)
 	wantEnd(t, out, task.EndTimedOut, "timeout of 100ms")
+	wantEnd(t, out, task.EndTimedOut, "load the function first")
 	if out.RunTime < a.Timeout || out.RunTime > 5*time.Second {
 		t.Fatalf("run time %s", out.RunTime)
 	}
