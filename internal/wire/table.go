@@ -131,7 +131,7 @@ var table = map[string]map[string]Limit{
 		"exception_type": text(2 * task.MaxTypeText), "message": text(maxErrorText), "traceback": text(maxErrorText),
 		"exception_pickle": text(task.MaxErrorText), "foreign_pickle": text(task.MaxErrorText),
 	},
-	"treadle.v1.Beat":         {"seq": anything, "held": many(MaxHeld, anything), "slots": anything},
+	"treadle.v1.Beat":         {"seq": anything, "held": many(MaxHeld, anything), "slots": anything, "unfit": anything},
 	"treadle.v1.Want":         {"n": anything},
 	"treadle.v1.NeedFunction": {"hash": text(32)},
 	"treadle.v1.Output":       {"token": anything, "data": text(task.MaxLog)},
