@@ -15,6 +15,10 @@ import (
 // another version by Bye.
 const Version = 1
 
+// ErrHopeless is wrapped by the error of a dial that cannot succeed however often it is
+// tried, as a certificate is refused or another kind of server answers.
+var ErrHopeless = errors.New("cannot be mended by waiting")
+
 // Conn is one end of a link.
 //
 // Send may be called by one goroutine at a time, Recv by one other; Close by

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
@@ -45,11 +46,13 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 	var leaving sync.WaitGroup
 	defer leaving.Wait()
 	var next link.Conn
+	met := false // a dispatcher has welcomed this worker
 	for {
 		moved := next != nil
 		var progress bool
 		var err error
 		progress, next, err = a.attach(ctx, next, &leaving)
+		met = met || progress || a.welcomed()
 		var refused refusal
 		switch {
 		case errors.Is(err, errDrained) || a.drained() || ctx.Err() != nil:
@@ -62,6 +65,9 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 		case errors.As(err, &refused) && !moved:
 			// One that was moved to has no say: those that it comes from want it.
 			return err
+		case errors.Is(err, link.ErrHopeless) && !met:
+			// Later, certificates and addresses may be on their way to being renewed.
+			return fmt.Errorf("this worker cannot attach: %w", err)
 		}
 		var done string
 		fault := refusedFrame(err)
@@ -278,6 +284,13 @@ func (s *session) serve(ctx context.Context) error {
 	}
 }
 
+// welcomed reports whether a dispatcher has ever told its terms.
+func (a *Agent) welcomed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.terms.Heartbeat != 0
+}
+
 // heartbeat is the period that the dispatcher asked for, a second before that.
 func (a *Agent) heartbeat() time.Duration {
 	a.mu.Lock()
@@ -314,6 +327,9 @@ func (s *session) hello(ctx context.Context) error {
 	select {
 	case f, ok := <-s.frames:
 		if !ok {
+			if why := dialaddr.Hopeless(s.readErr.Error()); why != "" {
+				return fmt.Errorf("no welcome: %s (%w)", why, link.ErrHopeless)
+			}
 			return fmt.Errorf("no welcome: %w", s.readErr)
 		}
 		switch f := f.(type) {

@@ -13,11 +13,13 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 )
 
 // Environment variables that [Dial] reads.
@@ -61,6 +63,8 @@ type Client struct {
 
 	// met is set with the first answer of a server, see WithFailFast.
 	met atomic.Bool
+	// refused is why the latest TLS handshake can never succeed; nil where it may.
+	refused *atomic.Pointer[string]
 	// direct counts the calls that wait in a request of their own.
 	direct atomic.Int64
 }
@@ -109,9 +113,14 @@ func WithDialOptions(opts ...grpc.DialOption) Option {
 	return func(c *config) { c.dial = append(c.dial, opts...) }
 }
 
-// Dial makes a client of the server at address ("host:port", or any name that
-// grpc.NewClient understands). An empty address means TREADLE_ADDRESS, else
-// [DefaultAddress]. Dial does not connect: the first call does.
+// Dial makes a client of the server at address: "host:port", a host alone for port 50051,
+// or a name that gRPC resolves by itself, as in dns:///host:port and unix:/path. An empty
+// address means TREADLE_ADDRESS, else [DefaultAddress]. Dial does not connect: the first
+// call does. An address that can never be right is [ErrInvalid].
+//
+// Until a server has answered once, calls fail at once with [ErrUnavailable] and the cause
+// where no waiting helps: a certificate that the CA did not sign, the port of REST, no such
+// host. Later the same things are retried, as certificates and names are renewed.
 func Dial(address string, opts ...Option) (*Client, error) {
 	if address == "" {
 		address = os.Getenv(EnvAddress)
@@ -123,15 +132,21 @@ func Dial(address string, opts ...Option) (*Client, error) {
 	for _, o := range opts {
 		o(&cfg)
 	}
+	if !dialaddr.Resolved(address) {
+		var err error
+		if address, err = dialaddr.Check(address); err != nil {
+			return nil, invalid("Dial", "%v", err)
+		}
+	}
 	if cfg.tls == nil && cfg.ca != "" {
 		var err error
 		if cfg.tls, err = tlsWith(cfg.ca); err != nil {
 			return nil, err
 		}
 	}
-	creds := insecure.NewCredentials()
+	creds, refused := insecure.NewCredentials(), new(atomic.Pointer[string])
 	if cfg.tls != nil {
-		creds = clearTLS{credentials.NewTLS(cfg.tls)}
+		creds = clearTLS{credentials.NewTLS(cfg.tls), refused}
 	}
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
@@ -158,7 +173,7 @@ func Dial(address string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, invalid("Dial", "address %q: %v", address, err)
 	}
-	c := &Client{address: address, conn: conn, rpc: treadlev1.NewFabricServiceClient(conn), config: cfg}
+	c := &Client{address: address, conn: conn, rpc: treadlev1.NewFabricServiceClient(conn), config: cfg, refused: refused}
 	c.life, c.end = context.WithCancel(context.Background())
 	c.batcher = newBatcher(c.life, c.rpc, &c.met)
 	c.results = newResultStreams(c)
@@ -209,7 +224,7 @@ func retry[T any](ctx context.Context, c *Client, op string, try func() (T, erro
 		if err == nil {
 			return v, nil
 		}
-		if last = c.closedError(op, err); !c.retryable(last) {
+		if last = c.hopeless(op, c.closedError(op, err)); !c.retryable(last) {
 			return v, backoff.Permanent(last)
 		}
 		return v, last
@@ -234,10 +249,35 @@ func (c *Client) retryable(err error) bool {
 		}
 		return false
 	}
-	if c.config.retry <= 0 || c.life.Err() != nil {
+	if c.config.retry <= 0 || c.life.Err() != nil || errors.As(err, new(*hopeless)) {
 		return false
 	}
 	return !c.config.failFast || c.met.Load()
+}
+
+// hopeless is the cause of a call that no waiting helps.
+type hopeless struct{ text string }
+
+func (h *hopeless) Error() string { return h.text }
+
+// hopeless says why, where a client that has never met a server will not meet it.
+func (c *Client) hopeless(op string, err error) error {
+	var e *Error
+	// A code need not come from a Treadle: the answers of HTTP servers are translated.
+	if c.met.Load() || !errors.As(err, &e) || e.Reason != "" {
+		return err
+	}
+	var why string
+	if p := c.refused.Load(); p != nil {
+		// The transport names the address that it tried last, which need not be the one that answered.
+		why = *p
+	} else if why = dialaddr.Hopeless(e.Message); why == "" && dialaddr.NoHost(e.Message) {
+		why = "there is no host of that name"
+	}
+	if why == "" {
+		return err
+	}
+	return &Error{Op: op, Code: codes.Unavailable, Message: "at " + c.address + ": " + why, cause: errors.Join(&hopeless{why}, err)}
 }
 
 // closedError says "closed" where a call failed because of Close.

@@ -9,8 +9,11 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 )
 
 // systemCA is the word for the CAs of the system where a file is asked for.
@@ -37,6 +40,8 @@ func tlsWith(file string) (*tls.Config, error) {
 // text: the words of crypto/tls do not.
 type clearTLS struct {
 	credentials.TransportCredentials
+	// refused is set to why a handshake can never succeed, and nil by one that did.
+	refused *atomic.Pointer[string]
 }
 
 func (c clearTLS) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -46,11 +51,16 @@ func (c clearTLS) ClientHandshake(ctx context.Context, authority string, raw net
 		err = fmt.Errorf("the server speaks plain text and this client TLS: leave the CA (%s, --tls-ca) out, "+
 			"or start the server with --tls-cert and --tls-key: %w", EnvCA, err)
 	}
+	if err == nil {
+		c.refused.Store(nil)
+	} else if why := dialaddr.Hopeless(err.Error()); why != "" {
+		c.refused.Store(&why)
+	}
 	return conn, info, err
 }
 
 func (c clearTLS) Clone() credentials.TransportCredentials {
-	return clearTLS{c.TransportCredentials.Clone()}
+	return clearTLS{c.TransportCredentials.Clone(), c.refused}
 }
 
 // bearer sends the token as HTTP does.

@@ -221,6 +221,9 @@ func TestMisuse(t *testing.T) {
 		{"run double 1 --priority 10", "--priority 10: want 0 to 9"},
 		{"run double 1 --kwargs [1]", "want one JSON object"},
 		{"run double 1 -k nonsense", "want key=value"},
+		{"run double [1,2", `'[1,2' is broken JSON: unexpected end of JSON input; for that text write it as JSON: '"[1,2"'`},
+		{"run double -k a={", "is broken JSON"},
+		{"map double {a:1}", "is broken JSON"},
 		{"run double 1 --memory-limit lots", "want a size"},
 		{"map double 1 --file x", "not both"},
 		{"register functions.py", "want FILE.py:NAME"},
@@ -277,12 +280,15 @@ func TestNoServer(t *testing.T) {
 	} {
 		start := time.Now()
 		got := cli(t, "", append(strings.Fields(args), "--address", addr)...)
-		got.want(t, exitFailed, "no server answers at "+addr, "treadle up", "TREADLE_ADDRESS")
+		got.want(t, exitNoServer, "no server answers at "+addr, "treadle up", "TREADLE_ADDRESS")
 		if took := time.Since(start); took > 10*time.Second {
 			t.Errorf("%s took %s to say so", args, took)
 		}
 	}
-	cli(t, "", "tasks", "--address", "nowhere").want(t, exitFailed, "no server answers at nowhere", "An address is HOST:PORT")
+	cli(t, "", "tasks", "--address", "nowhere.invalid").want(t, exitNoServer, "nowhere.invalid:50051", "--address")
+	_, port, _ := net.SplitHostPort(addr)
+	cli(t, "", "tasks", "--address", "http://127.0.0.1:"+port).want(t, exitMisuse, "is a URL", "8000 is the REST port", "HOST:PORT")
+	cli(t, "", "tasks", "--address", "127.0.0.1:99999").want(t, exitMisuse, `the port "99999"`)
 }
 
 func TestRun(t *testing.T) {
@@ -316,7 +322,7 @@ func TestRun(t *testing.T) {
 	if r := decode[treadle.Result](t, got.out); r.Error == nil || r.Error.Message != "it broke" {
 		t.Errorf("%s", got.out)
 	}
-	cli(t, "", "run", "nobody").want(t, exitFailed, `no function "nobody"`)
+	cli(t, "", "run", "nobody").want(t, exitUnknown, `no function "nobody"`)
 
 	id := cli(t, "", "run", "--detach", "double", "5", "--priority", "9", "--timeout", "90s", "--max-retries", "0").wantOK(t)
 	if got := cli(t, "", "result", id, "--wait", "10s").wantOK(t); got != "10" {
@@ -345,7 +351,7 @@ func TestRunIsInterrupted(t *testing.T) {
 		cancel(errInterrupted)
 	}()
 	got := cliContext(ctx, "", "run", "hang")
-	got.want(t, exitFailed, "goes on", "treadle result")
+	got.want(t, exitInterrupted, "goes on", "treadle result")
 	id := regexp.MustCompile(`Task (\S+) goes on`).FindStringSubmatch(got.errOut)
 	if id == nil {
 		t.Fatal(got.errOut)
@@ -355,7 +361,12 @@ func TestRunIsInterrupted(t *testing.T) {
 	}
 	cli(t, "", "result", id[1]).want(t, exitFailed, "CANCELLED")
 	cli(t, "", "watch", id[1]).want(t, exitFailed)
-	cli(t, "", "cancel", "0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11", id[1]).want(t, exitFailed, "no task")
+	got = cli(t, "", "cancel", "0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11", id[1], "0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c12")
+	got.want(t, exitUnknown, "no task")
+	if lines := strings.Split(strings.TrimSpace(got.errOut), "\n"); len(lines) != 2 || strings.Contains(got.errOut, "CancelTask") ||
+		!strings.HasPrefix(lines[0], "treadle: no task") || !strings.HasPrefix(lines[1], "treadle: no task") {
+		t.Errorf("two errors:\n%s", got.errOut)
+	}
 }
 
 func TestRegister(t *testing.T) {
@@ -426,7 +437,7 @@ func TestMap(t *testing.T) {
 		t.Errorf("lines: %s", got)
 	}
 	got := cli(t, "1\nx\n3\n", "map", "double")
-	got.want(t, exitFailed, "value 2: task", "1 tasks have no result")
+	got.want(t, exitFailed, "value 2: task", "1 task has no result")
 	if got.out != "2\nnull\n6\n" {
 		t.Errorf("with a failure: %q", got.out)
 	}
@@ -456,7 +467,7 @@ func TestMap(t *testing.T) {
 	if got.wantOK(t) != "2\n4" || !strings.Contains(got.errOut, "map") {
 		t.Errorf("no progress on stderr: %q", got.errOut)
 	}
-	cli(t, "1\n", "map", "nobody").want(t, exitFailed, `no function "nobody"`)
+	cli(t, "1\n", "map", "nobody").want(t, exitUnknown, `no function "nobody"`)
 	cli(t, "", "map", "double", "--file", "none.txt").want(t, exitFailed, "none.txt")
 }
 
@@ -496,14 +507,14 @@ func TestTaskVerbs(t *testing.T) {
 	id := cli(t, "", "run", "-d", "hang").wantOK(t)
 	<-started
 	srv.Log(id, "line one\nline two\n")
-	cli(t, "", "result", id).want(t, exitFailed, "is RUNNING", "--wait")
+	cli(t, "", "result", id).want(t, exitUnfinished, "is RUNNING", "--wait")
 	if out := cli(t, "", "logs", id).wantOK(t); out != "line one\nline two" {
 		t.Errorf("%q", out)
 	}
 	if logs := decode[treadle.Logs](t, cli(t, "", "logs", id, "--json", "--attempt", "1").wantOK(t)); logs.Attempt != 1 {
 		t.Errorf("%+v", logs)
 	}
-	cli(t, "", "logs", id, "--attempt", "7").want(t, exitFailed, "no attempt")
+	cli(t, "", "logs", id, "--attempt", "7").want(t, exitUnknown, "no attempt")
 	out := cli(t, "", "status", id).wantOK(t)
 	for _, want := range []string{"RUNNING", "hang", "attempt 1", "treadletest", "priority 5"} {
 		if !strings.Contains(out, want) {
@@ -526,7 +537,7 @@ func TestTaskVerbs(t *testing.T) {
 	if got := decode[treadle.Task](t, cli(t, "", "tasks", "--filter", "function = hang", "--json").wantOK(t)); got.ID != id {
 		t.Errorf("%+v", got)
 	}
-	cli(t, "", "tasks", "--filter", "colour = red").want(t, exitFailed, "colour")
+	cli(t, "", "tasks", "--filter", "colour = red").want(t, exitMisuse, "colour")
 	lines := make(chan string, 1)
 	go func() { lines <- cli(t, "", "watch", id).out }()
 	waitFor(t, func() bool { return srv.Calls("WatchTask") > 0 })
@@ -549,10 +560,10 @@ func TestRefusals(t *testing.T) {
 	fake(t, grpc.UnaryInterceptor(func(context.Context, any, *grpc.UnaryServerInfo, grpc.UnaryHandler) (any, error) {
 		return nil, treadletest.Error(codes.Unauthenticated, "UNAUTHENTICATED", "no token was sent")
 	}))
-	cli(t, "", "tasks").want(t, exitFailed, "no token was sent", "TREADLE_TOKEN")
+	cli(t, "", "tasks").want(t, exitRefused, "no token was sent", "TREADLE_TOKEN")
 	t.Setenv(treadle.EnvToken, "secret-canary")
 	got := cli(t, "", "tasks", "--address", "192.0.2.1:50051")
-	got.want(t, exitFailed, "without TLS", "--insecure")
+	got.want(t, exitMisuse, "without TLS", "--insecure")
 	if strings.Contains(got.errOut+got.out, "secret-canary") {
 		t.Error("the token was printed")
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 )
 
@@ -76,10 +76,11 @@ func dialFor(cmd *cobra.Command, insecure bool) (*treadle.Client, error) {
 		opts = append(opts, treadle.WithInsecure())
 	}
 	c, err := treadle.Dial(address, opts...)
-	if err != nil {
-		return nil, err
+	var e *treadle.Error
+	if errors.As(err, &e) {
+		return nil, misuse("%s (--address, %s)", e.Message, treadle.EnvAddress)
 	}
-	return c, nil
+	return c, err
 }
 
 // tlsFor is how a command speaks TLS; nil is plain text.
@@ -108,30 +109,39 @@ func globalFlag(cmd *cobra.Command, name string) string {
 
 // explain writes an error for people, with what to do about it.
 func explain(ctx context.Context, err error) string {
-	if errors.Is(context.Cause(ctx), errInterrupted) && errors.Is(err, context.Canceled) {
+	if interrupted(ctx, err) && errors.Is(err, context.Canceled) {
 		return errInterrupted.Error()
 	}
 	var nobody *unreachable
 	if errors.As(err, &nobody) {
-		if !strings.Contains(nobody.address, ":") {
-			return fmt.Sprintf("%v (%s)\nAn address is HOST:PORT, for example 127.0.0.1:50051; this one comes from --address or %s.",
+		if nobody.err.Reason == "" && dialaddr.Hopeless(nobody.err.Error()) == "" && !strings.HasPrefix(nobody.err.Message, atPrefix(nobody.address)) {
+			return fmt.Sprintf("%v (%s)\nStart a server with 'treadle up', or name another with --address or %s.",
 				nobody, transportText(nobody.err), treadle.EnvAddress)
 		}
-		return fmt.Sprintf("%v (%s)\nStart a server with 'treadle up', or name another with --address or %s.",
-			nobody, transportText(nobody.err), treadle.EnvAddress)
+		return fmt.Sprintf("%s\nThe address comes from --address or %s.", nobody.err.Message, treadle.EnvAddress)
 	}
 	var e *treadle.Error
 	if !errors.As(err, &e) {
 		return err.Error()
 	}
-	switch {
-	case errors.Is(e, treadle.ErrUnauthenticated):
-		return e.Message + "\nPut the token into the environment variable " + treadle.EnvToken + "."
-	case e.Reason == reasonTLS:
-		return e.Message
-	default:
-		return err.Error()
+	// The name of the RPC and the word for programs are no news for people.
+	text := strings.Replace(err.Error(), e.Error(), e.Message, 1)
+	if e.Message == "" {
+		text = err.Error()
 	}
+	if errors.Is(e, treadle.ErrUnauthenticated) {
+		text += "\nPut the token into the environment variable " + treadle.EnvToken + "."
+	}
+	return text
+}
+
+// atPrefix starts what the client says of an address that it will never reach.
+func atPrefix(address string) string { return "at " + address + ": " }
+
+// needsTLS reports whether a server with TLS was spoken to in plain text.
+func needsTLS(err error) bool {
+	var e *treadle.Error
+	return errors.As(err, &e) && e.Reason == reasonTLS
 }
 
 // transportText keeps the useful end of what the transport says, for example
@@ -162,16 +172,6 @@ func atAddress(address string, err error) error {
 		return &unreachable{address, e}
 	}
 	return err
-}
-
-// jsonWord is an argument of the command line as JSON: itself where it is JSON, else
-// the text as a string.
-func jsonWord(word string) json.RawMessage {
-	if json.Valid([]byte(word)) {
-		return json.RawMessage(strings.TrimSpace(word))
-	}
-	text, _ := json.Marshal(word) // a string is always JSON
-	return text
 }
 
 // completeFunction offers the names of registered functions to the shell.

@@ -9,7 +9,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
+
+	treadle "github.com/treadle-dev/treadle/clients/go"
 )
 
 // Exit codes.
@@ -22,9 +25,22 @@ const (
 	exitMisuse = 2
 	// exitStuck: the process was told to stop, and a part of it did not in its time.
 	exitStuck = 3
-	// exitInterrupted: a second Ctrl-C ended the program on the spot.
+	// exitUnfinished: the wait was over before the task was.
+	exitUnfinished = 4
+	// exitUnknown: there is no task, function or worker of that id or name.
+	exitUnknown = 5
+	// exitNoServer: no server answered, or not one that can be spoken to.
+	exitNoServer = 6
+	// exitRefused: the server does not let this caller do it.
+	exitRefused = 7
+	// exitInterrupted: Ctrl-C or SIGTERM ended what was asked for. Servers and workers
+	// end with 0 after the first, as they do what they were told.
 	exitInterrupted = 130
 )
+
+// exitCodesHelp goes into the help of the root; docs/cli.md says more.
+const exitCodesHelp = `Exit codes: 0 fine, 1 failed, 2 misuse, 3 a part did not stop in time, 4 unfinished when
+the wait was over, 5 unknown id or name, 6 no server, 7 refused, 130 interrupted.`
 
 func main() {
 	ctx, stop := withSignals(context.Background())
@@ -39,7 +55,8 @@ var errInterrupted = errors.New("interrupted")
 // withSignals ends the context at the first SIGINT or SIGTERM, so that everything
 // stops in order, and the program at the second.
 func withSignals(parent context.Context) (ctx context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(parent)
+	var last atomic.Pointer[string]
+	ctx, cancel := context.WithCancelCause(context.WithValue(parent, lastWordsKey{}, &last))
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	done, stopped := make(chan struct{}), make(chan struct{})
@@ -53,6 +70,9 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 		}
 		select {
 		case <-signals:
+			if words := last.Load(); words != nil {
+				fmt.Fprint(os.Stderr, *words)
+			}
 			os.Exit(exitInterrupted)
 		case <-done:
 		}
@@ -62,6 +82,15 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 		close(done)
 		<-stopped
 		cancel(nil)
+	}
+}
+
+type lastWordsKey struct{}
+
+// partingWords sets what a second Ctrl-C says before it ends the program.
+func partingWords(ctx context.Context, words string) {
+	if last, ok := ctx.Value(lastWordsKey{}).(*atomic.Pointer[string]); ok {
+		last.Store(&words)
 	}
 }
 
@@ -87,8 +116,46 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintf(stderr, "treadle: %v\nRun '%s --help' for usage.\n", err, cmd.CommandPath())
 		return exitMisuse
 	}
-	fmt.Fprintf(stderr, "treadle: %s\n", explain(ctx, err))
+	for _, part := range parted(err) {
+		fmt.Fprintf(stderr, "treadle: %s\n", explain(ctx, part))
+	}
+	return exitCode(ctx, err)
+}
+
+// parted takes errors that were joined apart, so that each has a line of its own.
+func parted(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && err.Error() == errors.Join(joined.Unwrap()...).Error() {
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, parted(e)...)
+		}
+		return out
+	}
+	return []error{err}
+}
+
+// exitCode tells scripts apart what an error means.
+func exitCode(ctx context.Context, err error) int {
+	switch {
+	case interrupted(ctx, err):
+		return exitInterrupted
+	case errors.Is(err, treadle.ErrUnavailable):
+		return exitNoServer
+	case errors.Is(err, treadle.ErrUnauthenticated), errors.Is(err, treadle.ErrDenied):
+		return exitRefused
+	case errors.Is(err, treadle.ErrNotFound):
+		return exitUnknown
+	case errors.Is(err, treadle.ErrInvalid):
+		return exitMisuse
+	case needsTLS(err):
+		return exitNoServer
+	}
 	return exitFailed
+}
+
+// interrupted says that a signal is why there is an error.
+func interrupted(ctx context.Context, err error) bool {
+	return errors.Is(context.Cause(ctx), errInterrupted) && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted))
 }
 
 // usageError is a command line that cannot be carried out.

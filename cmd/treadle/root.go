@@ -25,7 +25,9 @@ func newRootCommand() *cobra.Command {
 number of times, watch its tasks and fetch their results.
 
 'treadle up' starts everything in one process. The other commands speak to it, over
-gRPC, at --address.`,
+gRPC, at --address.
+
+` + exitCodesHelp,
 		Example: `  treadle up                                     # in one terminal
   treadle register functions.py:double           # in another
   treadle run double 21
@@ -35,12 +37,7 @@ gRPC, at --address.`,
 			if len(args) == 0 {
 				return nil
 			}
-			cmd.SuggestionsMinimumDistance = 2
-			text := fmt.Sprintf("unknown command %q", args[0])
-			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
-				text += ": did you mean " + strings.Join(like, " or ") + "?"
-			}
-			return misuse("%s", text)
+			return unknownCommand(cmd, args[0])
 		},
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
@@ -64,6 +61,7 @@ gRPC, at --address.`,
 		newWatchCommand(), newLogsCommand(), newCancelCommand(), newTasksCommand(), newFunctionsCommand(),
 		newWorkersCommand(), newQueuesCommand())
 	add(groupTools, newBenchCommand(), newBenchWorkerCommand(), newDoctorCommand(), newTokenCommand(), newCertsCommand(), newVersionCommand())
+	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	root.PersistentFlags().String(addressFlag, "", "gRPC address of the server (env TREADLE_ADDRESS, default 127.0.0.1:50051)")
@@ -81,6 +79,49 @@ gRPC, at --address.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{flagError(err)} })
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	return root
+}
+
+// unknownCommand says what may have been meant.
+func unknownCommand(parent *cobra.Command, name string) error {
+	parent.SuggestionsMinimumDistance = 2
+	text := fmt.Sprintf("unknown command %q", name)
+	if like := parent.SuggestionsFor(name); len(like) > 0 {
+		text += ": did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return misuse("%s", text)
+}
+
+// newHelpCommand is cobra's, except that an unknown command is a misuse.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		Long:  "Show the help of a command, as --help does.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				if about == nil {
+					about = cmd.Root()
+				}
+				return unknownCommand(about, append(rest, args...)[0])
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			about, _, err := cmd.Root().Find(args)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			var names []string
+			for _, c := range about.Commands() {
+				if c.IsAvailableCommand() && strings.HasPrefix(c.Name(), prefix) {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
 }
 
 // usageTemplate shows the global flags only where they mean something.

@@ -59,7 +59,8 @@ func (f *taskFlags) options(cmd *cobra.Command) (treadle.Options, error) {
 }
 
 const wordsHelp = `An argument that is JSON (21, true, null, [1, 2], {"a": 1}, "text") is that value; any
-other word is a string. To pass the string 21 write '"21"'.`
+other word is a string. To pass the string 21 write '"21"'. What starts with [, { or " and
+is no JSON is an error.`
 
 func newRunCommand() *cobra.Command {
 	var kwargs, requestID string
@@ -71,7 +72,8 @@ func newRunCommand() *cobra.Command {
 		Short: "Execute a function, wait and print its result as JSON",
 		Long: `Execute a function, by id or name, wait for the result and print it as JSON. When the
 task fails its traceback goes to standard error and the exit code is 1. Ctrl-C ends the
-wait, not the task.
+wait, not the task, and the exit code is 130. While no worker can run the task standard
+error says why.
 
 ` + wordsHelp,
 		Example: `  treadle run double 21
@@ -98,7 +100,11 @@ wait, not the task.
 				return err
 			}
 			for _, a := range args[1:] {
-				req.Args = append(req.Args, jsonWord(a))
+				word, err := argumentWord(a)
+				if err != nil {
+					return err
+				}
+				req.Args = append(req.Args, word)
 			}
 			id, err := c.Execute(cmd.Context(), req)
 			if err != nil {
@@ -112,10 +118,11 @@ wait, not the task.
 				_, err = fmt.Fprintln(out, id)
 				return err
 			}
-			result, err := c.Result(cmd.Context(), id, -1)
+			result, err := awaitTold(cmd.Context(), c, id, cmd.ErrOrStderr())
 			if err != nil {
-				// The cause is not wrapped: that the wait was interrupted is no news, the task is.
-				return fmt.Errorf("%s\nTask %s goes on: see 'treadle result %s --wait 30s'", explain(cmd.Context(), err), id, id)
+				fmt.Fprintf(cmd.ErrOrStderr(), "treadle: %s\nTask %s goes on: see 'treadle result %s --wait 30s', or 'treadle cancel %s'\n",
+					explain(cmd.Context(), atAddress(c.Address(), err)), id, id, id)
+				return &silentError{exitCode(cmd.Context(), err)}
 			}
 			return printResult(cmd, result, o.json)
 		})
@@ -138,13 +145,17 @@ func keywords(object string, pairs []string) (map[string]any, error) {
 		if !ok || key == "" {
 			return nil, misuse("-k %s: want key=value", p)
 		}
-		out[key] = jsonWord(value)
+		word, err := argumentWord(value)
+		if err != nil {
+			return nil, err
+		}
+		out[key] = word
 	}
 	return out, nil
 }
 
 // printResult prints what a task ended in. A task without a value ends the program
-// with code 1 and says why on standard error.
+// with code 1, an unfinished one with code 4, and standard error says why.
 func printResult(cmd *cobra.Command, r *treadle.Result, asJSON bool) error {
 	err := r.Err()
 	switch {
@@ -166,7 +177,10 @@ func printResult(cmd *cobra.Command, r *treadle.Result, asJSON bool) error {
 	default:
 		printFailure(cmd.ErrOrStderr(), r, err)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, treadle.ErrUnfinished):
+		return &silentError{exitUnfinished}
+	case err != nil:
 		return &silentError{exitFailed}
 	}
 	return nil

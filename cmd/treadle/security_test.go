@@ -112,12 +112,17 @@ func TestSecureStack(t *testing.T) {
 	}
 	httpAddr := up(t, "--tls-cert", at("server.pem"), "--tls-key", at("server-key.pem"), "--token-file", file)
 
-	cli(t, "", "functions").want(t, exitFailed, "this listener speaks TLS and the client plain text")
-	cli(t, "", "functions", "--tls-ca", at("others/ca.pem")).want(t, exitFailed, "certificate signed by unknown authority")
+	cli(t, "", "functions").want(t, exitNoServer, "this listener speaks TLS and the client plain text")
+	wrong := cli(t, "", "functions", "--tls-ca", at("others/ca.pem"))
+	wrong.want(t, exitNoServer, "its certificate is refused: certificate signed by unknown authority", "check the CA")
+	if strings.Contains(wrong.errOut, "treadle up") {
+		t.Errorf("a hint that misleads:\n%s", wrong.errOut)
+	}
+	cli(t, "", "functions", "--address", httpAddr, "--tls-ca", at("ca.pem")).want(t, exitNoServer, "8000 is the REST port; gRPC is 50051")
 	t.Setenv("TREADLE_TLS_CA", at("ca.pem"))
-	cli(t, "", "functions").want(t, exitFailed, "this server asks for a token", treadle.EnvToken)
+	cli(t, "", "functions").want(t, exitRefused, "this server asks for a token", treadle.EnvToken)
 	t.Setenv(treadle.EnvToken, secrets["worker"])
-	cli(t, "", "functions").want(t, exitFailed, "a worker token", "it takes a token of the role client or admin")
+	cli(t, "", "functions").want(t, exitRefused, "a worker token", "it takes a token of the role client or admin")
 	t.Setenv(treadle.EnvToken, secrets["client"])
 	if got := cli(t, "", "doctor", "--http-addr", httpAddr).out; strings.Contains(got, "not Treadle") {
 		t.Errorf("%s", got)
@@ -180,6 +185,7 @@ func TestSecure(t *testing.T) {
 func TestTLSAgainstPlainText(t *testing.T) {
 	dir := t.TempDir()
 	cli(t, "", "certs", "--dir", dir).wantOK(t)
-	up(t, "--slots", "0")
-	cli(t, "", "functions", "--tls-ca", filepath.Join(dir, "ca.pem")).want(t, exitFailed, "the server speaks plain text and this client TLS")
+	httpAddr := up(t, "--slots", "0")
+	cli(t, "", "functions", "--address", httpAddr).want(t, exitNoServer, "8000 is the REST port; gRPC is 50051")
+	cli(t, "", "functions", "--tls-ca", filepath.Join(dir, "ca.pem")).want(t, exitNoServer, "the server speaks plain text and this client TLS")
 }

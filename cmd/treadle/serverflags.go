@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 	"github.com/treadle-dev/treadle/server"
 )
 
@@ -404,8 +405,8 @@ func (f *serverFlags) validateWorker(r role) error {
 		return fmt.Errorf("--dispatcher is empty: want HOST:PORT of at least one")
 	}
 	for _, d := range f.Dispatchers {
-		if _, err := splitAddr(d); err != nil {
-			return fmt.Errorf("--dispatcher %q: %w", d, err)
+		if _, err := dialaddr.Check(d); err != nil {
+			return fmt.Errorf("--dispatcher: %w", err)
 		}
 	}
 	for _, q := range f.Queues {

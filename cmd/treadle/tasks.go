@@ -31,12 +31,18 @@ func newStatusCommand() *cobra.Command {
 			if o.json {
 				return printJSON(cmd.OutOrStdout(), t)
 			}
-			return printTask(cmd.OutOrStdout(), t)
+			why := ""
+			if t.Status == treadle.Queued {
+				if workers, err := c.Workers(cmd.Context()); err == nil { // else the record says what it can
+					why = whyWaits(t, workers, time.Now())
+				}
+			}
+			return printTask(cmd.OutOrStdout(), t, why)
 		})
 }
 
-// printTask writes a task's record for people.
-func printTask(w io.Writer, t *treadle.Task) error {
+// printTask writes a task's record for people; why says what it waits for.
+func printTask(w io.Writer, t *treadle.Task, why string) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	line := func(key, value string) {
 		if value != "" {
@@ -45,6 +51,7 @@ func printTask(w io.Writer, t *treadle.Task) error {
 	}
 	line("task", t.ID)
 	line("status", string(t.Status))
+	line("waits as", why)
 	line("function", fmt.Sprintf("%s (%s, %s)", t.FunctionName, t.FunctionID, t.Runtime))
 	line("queue", fmt.Sprintf("%s, priority %d", t.Queue, t.Priority))
 	line("created", stamp(t.CreatedAt))
@@ -53,9 +60,6 @@ func printTask(w io.Writer, t *treadle.Task) error {
 	line("finished", stamp(t.FinishedAt))
 	if !t.FinishedAt.IsZero() && !t.StartedAt.IsZero() {
 		line("took", span(t.FinishedAt.Sub(t.StartedAt)))
-	}
-	if t.NotBefore.After(time.Now()) {
-		line("waits until", stamp(t.NotBefore))
 	}
 	line("worker", t.Worker)
 	if t.LostWorkers > 0 || t.Raised > 0 {
@@ -82,8 +86,9 @@ func newResultCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "result TASK_ID",
 		Short: "Print a task's result as JSON",
-		Long: `Print a task's result as JSON. When the task failed, was cancelled or is unfinished,
-standard error says so and the exit code is 1.`,
+		Long: `Print a task's result as JSON. When the task failed or was cancelled standard error says
+so and the exit code is 1; while it is unfinished the exit code is 4, and standard error
+says why it waits where that can be seen.`,
 		Example: `  treadle result 0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11
   treadle result 0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11 --wait 30s`,
 		Args: arguments(1, 1, "one TASK_ID"),
@@ -95,7 +100,13 @@ standard error says so and the exit code is 1.`,
 			if err != nil {
 				return err
 			}
-			return printResult(cmd, r, o.json)
+			err = printResult(cmd, r, o.json)
+			if !o.json && r.Status == treadle.Queued {
+				if why := whyQueued(cmd.Context(), c, r.TaskID); why != "" {
+					fmt.Fprintf(cmd.ErrOrStderr(), "It waits: %s\n", why)
+				}
+			}
+			return err
 		})
 }
 
@@ -183,7 +194,7 @@ func newCancelCommand() *cobra.Command {
 		Use:   "cancel TASK_ID...",
 		Short: "Cancel tasks: they never complete, and running attempts are stopped",
 		Long: `Cancel tasks and print the status of each. A task that is finished already stays as it
-is. The exit code is 1 when one of them is unknown.`,
+is. The exit code is 5 when one of them is unknown.`,
 		Example: `  treadle cancel 0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11
   treadle tasks --status QUEUED --json | jq -r .task_id | xargs treadle cancel`,
 		Args: arguments(1, -1, "at least one TASK_ID"),
@@ -198,7 +209,7 @@ is. The exit code is 1 when one of them is unknown.`,
 					cancel = c.CancelQueued
 				}
 				t, err := cancel(cmd.Context(), id)
-				if errors.Is(err, treadle.ErrUnavailable) {
+				if errors.Is(err, treadle.ErrUnavailable) || cmd.Context().Err() != nil {
 					return errors.Join(append(failed, err)...)
 				}
 				if err != nil {

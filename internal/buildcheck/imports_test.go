@@ -73,7 +73,7 @@ var rules = []rule{
 		outside: []string{"*"},
 		tests:   []string{"store/pebblestore", "store/redisstore", "worker"},
 	},
-	{part: "clients/go", imports: []string{"gen"}, outside: []string{"*"}},
+	{part: "clients/go", imports: []string{"gen", "internal"}, outside: []string{"*"}},
 
 	// What is wired up, measured or shown may use everything.
 	{part: "cmd", imports: []string{"*"}, outside: []string{"*"}},

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/link"
 )
@@ -53,7 +54,8 @@ type endpoint struct {
 	ip      string // "ip:port"
 }
 
-// NewDialer returns a Dialer for dispatchers at the addresses ("host:port"). mode
+// NewDialer returns a Dialer for dispatchers at the addresses ("host:port", or a host
+// alone for port 50051). mode
 // is [link.Push] or [link.Pull]; maxPayload is the limit on one value in bytes;
 // options must hold the transport credentials.
 func NewDialer(addresses []string, mode link.Mode, maxPayload int, options ...grpc.DialOption) (*Dialer, error) {
@@ -63,6 +65,13 @@ func NewDialer(addresses []string, mode link.Mode, maxPayload int, options ...gr
 	if mode != link.Push && mode != link.Pull {
 		return nil, fmt.Errorf("mode %q: want push or pull", mode)
 	}
+	checked := make([]string, len(addresses))
+	for i, address := range addresses {
+		var err error
+		if checked[i], err = dialaddr.Check(address); err != nil {
+			return nil, fmt.Errorf("dispatcher: %w", err)
+		}
+	}
 	limit := MessageLimit(maxPayload)
 	options = append([]grpc.DialOption{
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(limit), grpc.MaxCallSendMsgSize(limit), grpc.ForceCodecV2(wire.Codec(maxPayload))),
@@ -71,7 +80,7 @@ func NewDialer(addresses []string, mode link.Mode, maxPayload int, options ...gr
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	}, options...)
 	return &Dialer{
-		addresses: addresses, mode: mode, options: options, lookup: net.DefaultResolver.LookupHost, tried: map[endpoint]uint64{},
+		addresses: checked, mode: mode, options: options, lookup: net.DefaultResolver.LookupHost, tried: map[endpoint]uint64{},
 	}, nil
 }
 
@@ -97,12 +106,15 @@ func (d *Dialer) Move(ctx context.Context, elsewhere bool) (link.Conn, error) {
 		}
 	}
 	errs := []error{err}
+	// One name that may mean something in a moment, or one endpoint that may, is hope.
+	hopeless := err == nil && len(endpoints) > 0
 	for i, e := range d.order(endpoints) {
 		conn, err := d.open(ctx, e, i < len(endpoints)-1)
 		if err == nil {
 			return conn, nil
 		}
 		errs = append(errs, err)
+		hopeless = hopeless && errors.Is(err, link.ErrHopeless)
 		if ctx.Err() != nil {
 			break
 		}
@@ -110,7 +122,11 @@ func (d *Dialer) Move(ctx context.Context, elsewhere bool) (link.Conn, error) {
 	if elsewhere {
 		errs = append(errs, ErrNoOther)
 	}
-	return nil, errors.Join(errs...)
+	err = errors.Join(errs...)
+	if errors.Is(err, link.ErrHopeless) && !hopeless {
+		err = fmt.Errorf("%v", err) //nolint:errorlint // the others may answer, so the mark is taken off
+	}
+	return nil, err
 }
 
 // endpoints are what the addresses name now, each once; the error is about names that
@@ -196,6 +212,9 @@ func (d *Dialer) open(ctx context.Context, e endpoint, more bool) (link.Conn, er
 	}
 	if err != nil {
 		end()
+		if why := dialaddr.Hopeless(err.Error()); why != "" {
+			return nil, fmt.Errorf("dial dispatcher %s: %s (%w)", name, why, link.ErrHopeless)
+		}
 		return nil, fmt.Errorf("dial dispatcher %s: %w", name, err)
 	}
 	d.mu.Lock()

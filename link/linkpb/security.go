@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/treadle-dev/treadle/internal/dialaddr"
 )
 
 // Security returns the dial options of a worker that speaks TLS with cfg (nil: plain
@@ -35,6 +37,9 @@ func Security(cfg *tls.Config, token string, insecureToo bool, addresses []strin
 
 // loopback reports whether "host:port" cannot leave this machine.
 func loopback(address string) bool {
+	if whole, err := dialaddr.Check(address); err == nil {
+		address = whole
+	}
 	host, _, err := net.SplitHostPort(address)
 	ip := net.ParseIP(host)
 	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
