@@ -210,6 +210,9 @@ func (s *Store) checkUsage(ctx context.Context) error {
 			if err != nil && !errors.Is(err, redis.Nil) {
 				return err
 			}
+			if tally != "" {
+				tally = strings.ToLower(tally[:1]) + tally[1:] // the case belongs to the count
+			}
 			if tally != tallyOf(rec.Task) {
 				errs = append(errs, fmt.Errorf("task %s has the tally %q, want %q", id, tally, tallyOf(rec.Task)))
 			}

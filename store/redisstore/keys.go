@@ -50,6 +50,10 @@ const (
 	// keyUsage is a hash of what an owner has under this tag: tasks "t", functions "f", bytes
 	// "b", and "q" and a queue for those of each queue. Followed by the owner.
 	keyUsage = "u:"
+	// keyRecount is the same while it is counted anew. keyOwners is a set of the owners that
+	// have, or had, tasks in the shard.
+	keyRecount = "v:"
+	keyOwners  = "owners"
 	// keySync is written before WAIT, so that WAIT covers everything before it.
 	keySync = "sync"
 
@@ -95,6 +99,11 @@ const (
 	// granted anew.
 	metaCalm       = "calm"
 	metaGeneration = "generation"
+	// metaRound is the letter case of tallies, see lib.lua; metaRoundNumber how often usage was
+	// counted anew, metaRecounted when that was done last, by the server's own clock.
+	metaRound       = "round"
+	metaRoundNumber = "roundnumber"
+	metaRecounted   = "recounted"
 )
 
 // Fields of keyTask.
@@ -124,10 +133,11 @@ var luaNames = map[string]string{
 	"K.ready": keyReady, "K.delayed": keyDelayed, "K.deadlines": keyDeadlines, "K.leases": keyLeases, "K.done": keyDone,
 	"K.held": keyHeld, "K.ids": keyIDs, "K.stats": keyStats, "K.functions": keyFunctions, "K.names": keyNames,
 	"K.functionrequests": keyFunctionRequests, "K.functionids": keyFunctionIDs, "K.blob": keyBlob,
-	"K.dispatchers": keyDispatchers, "K.usage": keyUsage, "K.functionindex": keyFunctionIndex,
+	"K.dispatchers": keyDispatchers, "K.usage": keyUsage, "K.recount": keyRecount, "K.owners": keyOwners, "K.functionindex": keyFunctionIndex,
 	"K.transients": keyTransients, "K.twins": keyTwins,
 	"M.identity": metaIdentity, "M.format": metaFormat, "M.shards": metaShards, "M.complete": metaComplete, "M.seq": metaSeq,
 	"M.beat": metaBeat, "M.calm": metaCalm, "M.generation": metaGeneration,
+	"M.round": metaRound, "M.roundnumber": metaRoundNumber, "M.recounted": metaRecounted,
 	"F.head": fieldHead, "F.spec": fieldSpec, "F.state": fieldState, "F.args": fieldArgs, "F.result": fieldResult, "F.tally": fieldTally,
 }
 

@@ -43,6 +43,9 @@ func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, 
 	if err := s.sweepFunctions(ctx, now, limit); err != nil {
 		return time.Time{}, err
 	}
+	if err := s.recountUsage(ctx, now); err != nil {
+		return time.Time{}, err
+	}
 	if err := s.pruneFleet(ctx, now); err != nil {
 		return time.Time{}, err
 	}

@@ -144,6 +144,8 @@ type Store struct {
 	bell  *bell
 	cache recordCache
 	uses  functionUses
+	// recount is this process's part in counting anew what owners have.
+	recount recounting
 	// nextSweep is when this process looks for unused transient functions, in Unix nanoseconds
 	// of the store's time.
 	nextSweep atomic.Int64

@@ -30,6 +30,7 @@ var (
 	scriptFunction   = loadScript("function")
 	scriptUnregister = loadScript("unregister")
 	scriptIndex      = loadScript("index")
+	scriptRecount    = loadScript("recount")
 	scriptRefers     = loadScript("refers")
 )
 

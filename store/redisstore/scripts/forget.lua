@@ -16,9 +16,8 @@ for i = 4, #ARGV do
     local head, tally = is[1], is[2]
     if head and tally then
       -- A build that does not count may have ended it: the tally says what is counted.
-      local _, _, owner = tallied(tally)
       use_task(tally, lane_of(head), -1)
-      owners[#owners + 1] = base .. K.usage .. owner
+      usage_keys(tally, owners)
     end
     if head then
       local _, request = texts_of(head)

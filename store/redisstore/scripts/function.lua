@@ -51,9 +51,9 @@ call('HSET', base .. K.names, ARGV[5], id)
 call('ZADD', base .. K.functionids, 0, id)
 if key ~= '' then call('HSET', base .. K.functionrequests, key, id .. ARGV[7]) end
 if ARGV[10] ~= '' then
-  use(ARGV[10], 'f', 1)
-  use(ARGV[10], 'b', tonumber(ARGV[11]))
-  use(ARGV[10], 'q' .. ARGV[12], 1)
+  use(K.usage .. ARGV[10], 'f', 1)
+  use(K.usage .. ARGV[10], 'b', tonumber(ARGV[11]))
+  use(K.usage .. ARGV[10], 'q' .. ARGV[12], 1)
   write_usage()
 end
 return {now, 0, record}

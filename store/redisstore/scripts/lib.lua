@@ -88,39 +88,73 @@ local function write_counts()
   end
 end
 
--- use counts what an owner has more of, by the fields of its usage; write_usage stores it
--- and drops what comes to nothing. tallied takes a task's tally apart: 'u' while it is
--- unfinished and 'f' afterwards, the bytes that are counted for it, its owner.
+-- tallied takes a task's tally apart: 'u' while it is unfinished and 'f' afterwards, the bytes
+-- that are counted for it, its owner.
+local function tallied(tally) return string.match(tally, '^(%a)(%d+):(.*)$') end
+
+-- rounds is the letter case of tallies: 'l' lower, 'u' upper; 'lu' and 'ul' while what owners
+-- have is counted anew, from the first to the second. Tallies in the second are in the new
+-- count, too. in_round writes a tally in the case that is in force.
+local round
+local function rounds()
+  round = round or call('HGET', meta, M.round) or 'l'
+  return round
+end
+
+local function in_round(tally)
+  local case = sub(rounds(), -1) == 'u' and string.upper or string.lower
+  return case(sub(tally, 1, 1)) .. sub(tally, 2)
+end
+
+-- use counts what an owner has more of, by the name of a hash and its field; write_usage
+-- stores it and drops what comes to nothing.
 local used = {}
-local function use(owner, field, n)
-  local u = used[owner]
+local function use(name, field, n)
+  local u = used[name]
   if not u then
     u = {}
-    used[owner] = u
+    used[name] = u
   end
   u[field] = (u[field] or 0) + n
 end
 
 local function write_usage()
-  for owner, fields in pairs(used) do
-    local key = base .. K.usage .. owner
+  for name, fields in pairs(used) do
+    local key = base .. name
     for field, n in pairs(fields) do
-      if n ~= 0 and call('HINCRBY', key, field, int(n)) <= 0 then call('HDEL', key, field) end
+      if n ~= 0 then
+        local is = call('HINCRBY', key, field, int(n))
+        if is <= 0 then
+          call('HDEL', key, field)
+        elseif is == n and round then
+          call('SADD', base .. K.owners, sub(name, #K.usage + 1))
+        end
+      end
     end
   end
 end
 
-local function tallied(tally) return string.match(tally, '^(%a)(%d+):(.*)$') end
-
 -- use_task counts a task as its tally says, n times: once for a new tally, minus once for
--- one that is no longer in force.
-local function use_task(tally, lane, n)
+-- one that is no longer in force; anew only, for one that is counted and not in the new count.
+local function use_task(tally, lane, n, anew)
   local kind, bytes, owner = tallied(tally)
-  use(owner, 'b', n * tonumber(bytes))
-  if kind == 'u' then
-    use(owner, 't', n)
-    use(owner, 'q' .. string.match(lane, '^%Z*'), n)
+  local function count_in(name)
+    use(name, 'b', n * tonumber(bytes))
+    if kind == 'u' or kind == 'U' then
+      use(name, 't', n)
+      use(name, 'q' .. string.match(lane, '^%Z*'), n)
+    end
   end
+  if not anew then count_in(K.usage .. owner) end
+  if #rounds() == 2 and in_round(tally) == tally then count_in(K.recount .. owner) end
+end
+
+-- usage_keys adds the keys that counting a tally may write.
+local function usage_keys(tally, keys)
+  local _, _, owner = tallied(tally)
+  keys[#keys + 1] = base .. K.usage .. owner
+  keys[#keys + 1] = base .. K.recount .. owner
+  keys[#keys + 1] = base .. K.owners
 end
 
 -- promote makes delayed tasks that are due ready, at most limit, and returns their lanes.

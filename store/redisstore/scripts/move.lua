@@ -61,10 +61,7 @@ local function decide(i)
   if ARGV[i + 9] == 'f' then
     if argsin ~= '' then chunks(K.args, id, argsin, function(key) will[#will + 1] = key end) end
     if request ~= '' then will[#will + 1] = base .. K.request .. request end
-    if ARGV[i + 16] ~= '' then
-      local _, _, owner = tallied(ARGV[i + 16])
-      will[#will + 1] = base .. K.usage .. owner
-    end
+    if ARGV[i + 16] ~= '' then usage_keys(ARGV[i + 16], will) end
   end
   return {2}, t
 end
@@ -100,6 +97,7 @@ end
 local function recount(id, lane, tally)
   local was = call('HGET', task_key .. id, F.tally)
   if not was then return end
+  tally = in_round(tally)
   use_task(was, lane, -1)
   use_task(tally, lane, 1)
   call('HSET', task_key .. id, F.tally, tally)

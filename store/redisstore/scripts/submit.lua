@@ -73,8 +73,9 @@ local function record(i, seq)
     chunks(K.args, id, ARGV[i + 10], function(chunk) call('PERSIST', chunk) end)
   end
   if ARGV[i + 13] ~= '' then
-    call('HSET', record_key, F.tally, ARGV[i + 13])
-    use_task(ARGV[i + 13], lane, 1)
+    local tally = in_round(ARGV[i + 13])
+    call('HSET', record_key, F.tally, tally)
+    use_task(tally, lane, 1)
   end
   if ARGV[i + 1] == 'k' then call('SET', base .. K.request .. key, id .. ARGV[i + 3]) end
   local notbefore = ARGV[i + 12]
@@ -88,7 +89,7 @@ local function record(i, seq)
   count(lane, 'q', 1)
 end
 
-local fresh, lanes = {}, {}
+local fresh, lanes, usage = {}, {}, {}
 for i = 6, #ARGV, 14 do
   local code, id, new = decide(i)
   out[#out + 1] = code
@@ -96,16 +97,14 @@ for i = 6, #ARGV, 14 do
   if new then
     fresh[#fresh + 1] = i
     lanes[base .. K.ready .. ARGV[i + 7]] = true
-    if ARGV[i + 13] ~= '' then
-      local _, _, owner = tallied(ARGV[i + 13])
-      lanes[base .. K.usage .. owner] = true
-    end
+    if ARGV[i + 13] ~= '' then usage_keys(ARGV[i + 13], usage) end
   end
 end
 if #fresh > 0 then
   local will = {base .. K.delayed, base .. K.deadlines, ids_key, base .. K.stats}
   for key in pairs(lanes) do will[#will + 1] = key end
   touch(will)
+  touch(usage)
   local seq = call('HINCRBY', meta, M.seq, #fresh) - #fresh
   for n, i in ipairs(fresh) do record(i, seq + n) end
   flush('ZADD', ready)

@@ -46,9 +46,9 @@ if ARGV[10] ~= '' then
   call('ZREM', base .. K.transients, id)
 end
 if ARGV[11] ~= '' then
-  use(ARGV[11], 'f', -1)
-  use(ARGV[11], 'b', -tonumber(ARGV[12]))
-  use(ARGV[11], 'q' .. ARGV[13], -1)
+  use(K.usage .. ARGV[11], 'f', -1)
+  use(K.usage .. ARGV[11], 'b', -tonumber(ARGV[12]))
+  use(K.usage .. ARGV[11], 'q' .. ARGV[13], -1)
   write_usage()
 end
 return {now, 1}
