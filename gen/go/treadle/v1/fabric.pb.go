@@ -44,13 +44,17 @@ const (
 type Task_Status int32
 
 const (
+	// Never sent.
 	Task_STATUS_UNSPECIFIED Task_Status = 0
 	// Waiting, or offered to a worker that has not started it.
 	Task_QUEUED Task_Status = 1
 	// An attempt was started.
-	Task_RUNNING   Task_Status = 2
+	Task_RUNNING Task_Status = 2
+	// The function returned, and its result is kept. Final.
 	Task_COMPLETED Task_Status = 3
-	Task_FAILED    Task_Status = 4
+	// No attempt succeeded and none will follow; the error says why. Final.
+	Task_FAILED Task_Status = 4
+	// Cancelled before it had ended. Final.
 	Task_CANCELLED Task_Status = 5
 )
 
@@ -157,18 +161,23 @@ func (ListTasksRequest_View) EnumDescriptor() ([]byte, []int) {
 
 // Function is a registration; it never changes.
 type Function struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	FunctionId string                 `protobuf:"bytes,1,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
-	Name       string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the registration, a UUID. It never means another function.
+	FunctionId string `protobuf:"bytes,1,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
+	// Name as it was registered, 1 to 256 characters.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// "python", "command" or "go/<handler name>".
 	Runtime string `protobuf:"bytes,3,opt,name=runtime,proto3" json:"runtime,omitempty"`
-	Queue   string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Queue of the function's tasks, at most 128 bytes.
+	Queue string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
 	// "pickle", "source" or "none".
 	Form string `protobuf:"bytes,5,opt,name=form,proto3" json:"form,omitempty"`
 	// SHA-256 of the function's bytes, in hexadecimal.
-	PayloadSha256 string                 `protobuf:"bytes,6,opt,name=payload_sha256,json=payloadSha256,proto3" json:"payload_sha256,omitempty"`
-	PayloadSize   int32                  `protobuf:"varint,7,opt,name=payload_size,json=payloadSize,proto3" json:"payload_size,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	PayloadSha256 string `protobuf:"bytes,6,opt,name=payload_sha256,json=payloadSha256,proto3" json:"payload_sha256,omitempty"`
+	// Size of the function's bytes. 0 for a handler, which lives in its worker.
+	PayloadSize int32 `protobuf:"varint,7,opt,name=payload_size,json=payloadSize,proto3" json:"payload_size,omitempty"`
+	// Time of the registration.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// See RegisterFunctionRequest.python.
 	Python string `protobuf:"bytes,9,opt,name=python,proto3" json:"python,omitempty"`
 	// Id of the token that registered it; empty on servers that ask for none.
@@ -286,6 +295,7 @@ func (x *Function) GetTransient() bool {
 	return false
 }
 
+// RegisterFunctionRequest describes the function to register.
 type RegisterFunctionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Any text of 1 to 256 characters. It is not a key: the newest registration of a
@@ -299,7 +309,9 @@ type RegisterFunctionRequest struct {
 	// Python source text that defines a callable called "name", or only one function.
 	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	// Queue of the function's tasks. Default "default".
-	Queue     string `protobuf:"bytes,5,opt,name=queue,proto3" json:"queue,omitempty"`
+	Queue string `protobuf:"bytes,5,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Makes a repeated call answer what the first one answered; any text of at most 128 bytes.
+	// Empty for none.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The Python whose bytecode the payload holds, as in "3.12": workers with another one
 	// refuse it. Set it for what was pickled by value (lambdas, functions of __main__), by
@@ -400,6 +412,7 @@ func (x *RegisterFunctionRequest) GetTransient() bool {
 	return false
 }
 
+// GetFunctionRequest names one registration.
 type GetFunctionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id or name; text that parses as a UUID is an id.
@@ -445,6 +458,7 @@ func (x *GetFunctionRequest) GetFunction() string {
 	return ""
 }
 
+// DeleteFunctionRequest names the registration to delete.
 type DeleteFunctionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the registration. A name will not do: it may mean another one tomorrow.
@@ -490,6 +504,7 @@ func (x *DeleteFunctionRequest) GetFunctionId() string {
 	return ""
 }
 
+// DeleteFunctionResponse says that the registration is gone.
 type DeleteFunctionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -526,10 +541,14 @@ func (*DeleteFunctionResponse) Descriptor() ([]byte, []int) {
 	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{4}
 }
 
+// ListFunctionsRequest asks for one page of registrations.
 type ListFunctionsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Token of the page to return: the next_page_token of the page before. Empty for the first
+	// page.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -578,10 +597,13 @@ func (x *ListFunctionsRequest) GetPageToken() string {
 	return ""
 }
 
+// ListFunctionsResponse is one page of registrations.
 type ListFunctionsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Functions     []*Function            `protobuf:"bytes,1,rep,name=functions,proto3" json:"functions,omitempty"`
-	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Registrations, newest first.
+	Functions []*Function `protobuf:"bytes,1,rep,name=functions,proto3" json:"functions,omitempty"`
+	// Token of the next page. Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +744,7 @@ func (x *ExecuteOptions) GetMemoryLimit() int64 {
 	return 0
 }
 
+// ExecuteRequest describes one task.
 type ExecuteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id or name of the function.
@@ -733,9 +756,12 @@ type ExecuteRequest struct {
 	// JSON array of positional arguments. With args or kwargs the result is wanted as JSON.
 	Args []byte `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
 	// JSON object of keyword arguments.
-	Kwargs        []byte          `protobuf:"bytes,4,opt,name=kwargs,proto3" json:"kwargs,omitempty"`
-	Options       *ExecuteOptions `protobuf:"bytes,5,opt,name=options,proto3" json:"options,omitempty"`
-	RequestId     string          `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Kwargs []byte `protobuf:"bytes,4,opt,name=kwargs,proto3" json:"kwargs,omitempty"`
+	// Choices of this task. Left out, the defaults hold.
+	Options *ExecuteOptions `protobuf:"bytes,5,opt,name=options,proto3" json:"options,omitempty"`
+	// Makes a repeated call answer the task that the first one recorded; any text of at most 128
+	// bytes. Empty for none.
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,9 +838,11 @@ func (x *ExecuteRequest) GetRequestId() string {
 	return ""
 }
 
+// ExecuteBatchRequest holds the tasks to record.
 type ExecuteBatchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Requests      []*ExecuteRequest      `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 10,000 tasks. One that is refused does not affect the others.
+	Requests      []*ExecuteRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -856,6 +884,7 @@ func (x *ExecuteBatchRequest) GetRequests() []*ExecuteRequest {
 	return nil
 }
 
+// ExecuteBatchResponse answers each request of a batch.
 type ExecuteBatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As many as there were requests, in their order.
@@ -960,8 +989,10 @@ func (x *ExecuteBatchItem) GetError() *ItemError {
 type ItemError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A google.rpc.Code.
-	Code          int32  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	// Reason of the error, one of the words in docs/errors.md.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Sentence for people: it names the value, the limit and the fix.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1018,13 +1049,15 @@ func (x *ItemError) GetMessage() string {
 	return ""
 }
 
+// CallRequest names a function to execute and says how long to wait.
 type CallRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id or name of the function.
 	Function string `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
 	// How long to wait for the result: default 30 s, at most 5 min.
-	Timeout       *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	Input         *CallInput           `protobuf:"bytes,3,opt,name=input,proto3" json:"input,omitempty"`
+	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Arguments and options of the task. Left out, the function is called without arguments.
+	Input         *CallInput `protobuf:"bytes,3,opt,name=input,proto3" json:"input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1086,9 +1119,12 @@ type CallInput struct {
 	// JSON array of positional arguments.
 	Args []byte `protobuf:"bytes,1,opt,name=args,proto3" json:"args,omitempty"`
 	// JSON object of keyword arguments.
-	Kwargs        []byte          `protobuf:"bytes,2,opt,name=kwargs,proto3" json:"kwargs,omitempty"`
-	Options       *ExecuteOptions `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	RequestId     string          `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Kwargs []byte `protobuf:"bytes,2,opt,name=kwargs,proto3" json:"kwargs,omitempty"`
+	// Choices of this task. Left out, the defaults hold.
+	Options *ExecuteOptions `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
+	// Makes a repeated call answer the task that the first one recorded; any text of at most 128
+	// bytes. Empty for none.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1153,29 +1189,43 @@ func (x *CallInput) GetRequestId() string {
 
 // Task is the record of one execution.
 type Task struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	TaskId       string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	FunctionId   string                 `protobuf:"bytes,2,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
-	FunctionName string                 `protobuf:"bytes,3,opt,name=function_name,json=functionName,proto3" json:"function_name,omitempty"`
-	Queue        string                 `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
-	Runtime      string                 `protobuf:"bytes,5,opt,name=runtime,proto3" json:"runtime,omitempty"`
-	Status       Task_Status            `protobuf:"varint,6,opt,name=status,proto3,enum=treadle.v1.Task_Status" json:"status,omitempty"`
-	Priority     int32                  `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"`
-	CreatedAt    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task, a UUID.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Id of the registration that the task executes.
+	FunctionId string `protobuf:"bytes,2,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
+	// Name of that registration.
+	FunctionName string `protobuf:"bytes,3,opt,name=function_name,json=functionName,proto3" json:"function_name,omitempty"`
+	// Queue that the task waits in.
+	Queue string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Runtime that executes it: "python", "command" or "go/<handler name>".
+	Runtime string `protobuf:"bytes,5,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	// Status now.
+	Status Task_Status `protobuf:"varint,6,opt,name=status,proto3,enum=treadle.v1.Task_Status" json:"status,omitempty"`
+	// Priority from 0 to 9; higher ones go first.
+	Priority int32 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"`
+	// Time at which the task was recorded.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Start of the latest attempt.
-	StartedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Time at which the task became terminal. Absent before.
 	FinishedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
 	// Worker of the latest attempt.
 	Worker string `protobuf:"bytes,11,opt,name=worker,proto3" json:"worker,omitempty"`
 	// How many attempts were started; attempts holds the last 16 of them.
-	AttemptCount int32      `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
-	Attempts     []*Attempt `protobuf:"bytes,13,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	AttemptCount int32 `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	// The last 16 attempts, oldest first.
+	Attempts []*Attempt `protobuf:"bytes,13,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	// What was spent of the two budgets.
-	LostWorkers int32      `protobuf:"varint,14,opt,name=lost_workers,json=lostWorkers,proto3" json:"lost_workers,omitempty"`
-	Raised      int32      `protobuf:"varint,15,opt,name=raised,proto3" json:"raised,omitempty"`
-	Error       *TaskError `protobuf:"bytes,16,opt,name=error,proto3" json:"error,omitempty"`
-	ArgsSize    int32      `protobuf:"varint,17,opt,name=args_size,json=argsSize,proto3" json:"args_size,omitempty"`
-	ResultSize  int32      `protobuf:"varint,18,opt,name=result_size,json=resultSize,proto3" json:"result_size,omitempty"`
+	LostWorkers int32 `protobuf:"varint,14,opt,name=lost_workers,json=lostWorkers,proto3" json:"lost_workers,omitempty"`
+	// How often the function has raised, out of options.function_retries.
+	Raised int32 `protobuf:"varint,15,opt,name=raised,proto3" json:"raised,omitempty"`
+	// Why the task is FAILED or CANCELLED. Absent otherwise.
+	Error *TaskError `protobuf:"bytes,16,opt,name=error,proto3" json:"error,omitempty"`
+	// Size of the arguments in bytes.
+	ArgsSize int32 `protobuf:"varint,17,opt,name=args_size,json=argsSize,proto3" json:"args_size,omitempty"`
+	// Size of the result in bytes. 0 until the task is COMPLETED.
+	ResultSize int32 `protobuf:"varint,18,opt,name=result_size,json=resultSize,proto3" json:"result_size,omitempty"`
 	// The options in force, defaults filled in.
 	Options *ExecuteOptions `protobuf:"bytes,19,opt,name=options,proto3" json:"options,omitempty"`
 	// A requeued task waits until then.
@@ -1365,10 +1415,14 @@ func (x *Task) GetCreatedBy() string {
 
 // Attempt is one started try of a task.
 type Attempt struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Number     int32                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Worker     string                 `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
-	StartedAt  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the attempt, from 1.
+	Number int32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Id of the worker that ran it.
+	Worker string `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Time at which it was started.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Time at which it ended. Absent while it runs.
 	FinishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
 	// "succeeded", "raised", "lost", "returned", "timed_out", "exhausted",
 	// "unreadable", "cancelled"; empty while it runs.
@@ -1464,8 +1518,10 @@ type TaskError struct {
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// Full text as the runtime prints it; at most 64 KiB. Not in the basic view.
 	Traceback string `protobuf:"bytes,4,opt,name=traceback,proto3" json:"traceback,omitempty"`
-	TaskId    string `protobuf:"bytes,5,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	WorkerId  string `protobuf:"bytes,6,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,5,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Id of the worker of the last attempt. Empty where there was none.
+	WorkerId string `protobuf:"bytes,6,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// The pickled exception, when its pickle names only standard-library classes.
 	// Unpickling runs code: do it only when you trust the workers.
 	ExceptionPickle []byte `protobuf:"bytes,7,opt,name=exception_pickle,json=exceptionPickle,proto3" json:"exception_pickle,omitempty"`
@@ -1563,16 +1619,19 @@ func (x *TaskError) GetForeignPickle() []byte {
 
 // TaskResult is a task's status and, when it is finished, what it ended in.
 type TaskResult struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Status Task_Status            `protobuf:"varint,2,opt,name=status,proto3,enum=treadle.v1.Task_Status" json:"status,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Status of the task when this was answered.
+	Status Task_Status `protobuf:"varint,2,opt,name=status,proto3,enum=treadle.v1.Task_Status" json:"status,omitempty"`
 	// JSON text of the value, when the task was called with JSON and JSON can hold it.
 	Result []byte `protobuf:"bytes,3,opt,name=result,proto3,oneof" json:"result,omitempty"`
 	// The pickled value otherwise. Unpickling runs code: do it only when you trust the
 	// workers.
 	ResultPickle []byte `protobuf:"bytes,4,opt,name=result_pickle,json=resultPickle,proto3,oneof" json:"result_pickle,omitempty"`
 	// Short text of a value that JSON cannot hold.
-	ResultRepr    string     `protobuf:"bytes,5,opt,name=result_repr,json=resultRepr,proto3" json:"result_repr,omitempty"`
+	ResultRepr string `protobuf:"bytes,5,opt,name=result_repr,json=resultRepr,proto3" json:"result_repr,omitempty"`
+	// Why the task is FAILED or CANCELLED. Absent otherwise.
 	Error         *TaskError `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1650,9 +1709,11 @@ func (x *TaskResult) GetError() *TaskError {
 	return nil
 }
 
+// GetTaskRequest names one task.
 type GetTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId        string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1694,9 +1755,11 @@ func (x *GetTaskRequest) GetTaskId() string {
 	return ""
 }
 
+// GetResultRequest names one task and says how long to wait for it.
 type GetResultRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// How long to wait for the end of the task: default 0, at most 5 min.
 	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1747,6 +1810,7 @@ func (x *GetResultRequest) GetWait() *durationpb.Duration {
 	return nil
 }
 
+// AwaitResultsRequest names the tasks to wait for.
 type AwaitResultsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 10,000 ids.
@@ -1792,9 +1856,11 @@ func (x *AwaitResultsRequest) GetTaskIds() []string {
 	return nil
 }
 
+// AwaitResultsResponse carries results as they come.
 type AwaitResultsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Results       []*TaskResult          `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Results of tasks that have finished, each sent once.
+	Results       []*TaskResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1836,13 +1902,18 @@ func (x *AwaitResultsResponse) GetResults() []*TaskResult {
 	return nil
 }
 
+// ListTasksRequest asks for one page of tasks.
 type ListTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A subset of AIP-160: status = X, function = ID or NAME, worker = ID,
 	// create_time > T, create_time < T (RFC 3339), joined by AND.
-	Filter        string                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	PageSize      int32                 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string                `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Token of the page to return: the next_page_token of the page before. Empty for the first
+	// page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// How much of each record to send. Default BASIC.
 	View          ListTasksRequest_View `protobuf:"varint,4,opt,name=view,proto3,enum=treadle.v1.ListTasksRequest_View" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1906,10 +1977,13 @@ func (x *ListTasksRequest) GetView() ListTasksRequest_View {
 	return ListTasksRequest_VIEW_UNSPECIFIED
 }
 
+// ListTasksResponse is one page of tasks.
 type ListTasksResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tasks         []*Task                `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Records, newest first.
+	Tasks []*Task `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	// Token of the next page. Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1958,9 +2032,11 @@ func (x *ListTasksResponse) GetNextPageToken() string {
 	return ""
 }
 
+// WatchTaskRequest names the task to watch.
 type WatchTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId        string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2002,9 +2078,11 @@ func (x *WatchTaskRequest) GetTaskId() string {
 	return ""
 }
 
+// CancelTaskRequest names the task to cancel.
 type CancelTaskRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// Leaves a task alone whose attempt has started: the answer says RUNNING.
 	OnlyQueued    bool `protobuf:"varint,2,opt,name=only_queued,json=onlyQueued,proto3" json:"only_queued,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2055,9 +2133,11 @@ func (x *CancelTaskRequest) GetOnlyQueued() bool {
 	return false
 }
 
+// GetLogsRequest names one attempt of a task.
 type GetLogsRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// 0 means the latest attempt.
 	Attempt       int32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2108,10 +2188,13 @@ func (x *GetLogsRequest) GetAttempt() int32 {
 	return 0
 }
 
+// TaskLogs is the output of one attempt.
 type TaskLogs struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	TaskId  string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Attempt int32                  `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Number of the attempt, from 1. 0 when none was started.
+	Attempt int32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the attempt printed, invalid UTF-8 replaced.
 	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2169,10 +2252,14 @@ func (x *TaskLogs) GetText() string {
 	return ""
 }
 
+// ListWorkersRequest asks for one page of workers.
 type ListWorkersRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Token of the page to return: the next_page_token of the page before. Empty for the first
+	// page.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2221,10 +2308,13 @@ func (x *ListWorkersRequest) GetPageToken() string {
 	return ""
 }
 
+// ListWorkersResponse is one page of workers.
 type ListWorkersResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Workers       []*Worker              `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
-	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attached workers, by id.
+	Workers []*Worker `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	// Token of the next page. Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2275,23 +2365,34 @@ func (x *ListWorkersResponse) GetNextPageToken() string {
 
 // Worker is an attached agent.
 type Worker struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	WorkerId string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Host     string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
-	Pid      int32                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the agent process.
+	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Name that it was given, for people.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Host that it runs on, as it says.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// Id of its process on that host.
+	Pid int32 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
 	// "push", "pull" or "local".
 	Mode string `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
 	// "active", "draining", "silent" or "lost".
-	State    string   `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
-	Queues   []string `protobuf:"bytes,7,rep,name=queues,proto3" json:"queues,omitempty"`
+	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	// Queues that it takes tasks from.
+	Queues []string `protobuf:"bytes,7,rep,name=queues,proto3" json:"queues,omitempty"`
+	// Runtimes that it has.
 	Runtimes []string `protobuf:"bytes,8,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
-	Version  string   `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
-	Slots    int32    `protobuf:"varint,10,opt,name=slots,proto3" json:"slots,omitempty"`
-	Running  int32    `protobuf:"varint,11,opt,name=running,proto3" json:"running,omitempty"`
+	// Version of its software.
+	Version string `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	// How many attempts it can run at once.
+	Slots int32 `protobuf:"varint,10,opt,name=slots,proto3" json:"slots,omitempty"`
+	// How many attempts it runs.
+	Running int32 `protobuf:"varint,11,opt,name=running,proto3" json:"running,omitempty"`
 	// Offers that wait for a slot.
-	Offered       int32                  `protobuf:"varint,12,opt,name=offered,proto3" json:"offered,omitempty"`
-	ConnectedAt   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	Offered int32 `protobuf:"varint,12,opt,name=offered,proto3" json:"offered,omitempty"`
+	// Start of its session.
+	ConnectedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	// Time of its last heartbeat.
 	LastSeenAt    *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2425,10 +2526,14 @@ func (x *Worker) GetLastSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListQueuesRequest asks for one page of queues.
 type ListQueuesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Token of the page to return: the next_page_token of the page before. Empty for the first
+	// page.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2477,10 +2582,13 @@ func (x *ListQueuesRequest) GetPageToken() string {
 	return ""
 }
 
+// ListQueuesResponse is one page of queues.
 type ListQueuesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Queues        []*Queue               `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
-	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Queues with unfinished tasks, by name and runtime.
+	Queues []*Queue `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
+	// Token of the next page. Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2531,11 +2639,15 @@ func (x *ListQueuesResponse) GetNextPageToken() string {
 
 // Queue counts the unfinished tasks of one queue and runtime.
 type Queue struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Runtime       string                 `protobuf:"bytes,2,opt,name=runtime,proto3" json:"runtime,omitempty"`
-	Queued        int32                  `protobuf:"varint,3,opt,name=queued,proto3" json:"queued,omitempty"`
-	Running       int32                  `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the queue.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Runtime that its tasks need.
+	Runtime string `protobuf:"bytes,2,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	// Tasks that wait.
+	Queued int32 `protobuf:"varint,3,opt,name=queued,proto3" json:"queued,omitempty"`
+	// Tasks of which an attempt runs.
+	Running       int32 `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2598,6 +2710,7 @@ func (x *Queue) GetRunning() int32 {
 	return 0
 }
 
+// GetServerInfoRequest has no fields.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2634,13 +2747,16 @@ func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
 	return file_treadle_v1_fabric_proto_rawDescGZIP(), []int{35}
 }
 
+// ServerInfo says what a server is.
 type ServerInfo struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Version of the server.
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// "memory", "embedded", "redis-async" or "redis-replicated".
 	Durability string `protobuf:"bytes,2,opt,name=durability,proto3" json:"durability,omitempty"`
 	// The one limit on a decoded payload or result, in bytes.
-	MaxPayload    int32                `protobuf:"varint,3,opt,name=max_payload,json=maxPayload,proto3" json:"max_payload,omitempty"`
+	MaxPayload int32 `protobuf:"varint,3,opt,name=max_payload,json=maxPayload,proto3" json:"max_payload,omitempty"`
+	// How long records and results of finished tasks are kept.
 	Retention     *durationpb.Duration `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

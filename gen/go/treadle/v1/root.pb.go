@@ -25,6 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RegisterRootRequest is the body of POST /register_function.
 type RegisterRootRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required; any text of up to 256 characters.
@@ -79,9 +80,11 @@ func (x *RegisterRootRequest) GetPayload() string {
 	return ""
 }
 
+// RegisterRootResponse is the answer to POST /register_function.
 type RegisterRootResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	FunctionId    string                 `protobuf:"bytes,1,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the registration, a UUID.
+	FunctionId    string `protobuf:"bytes,1,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,6 +126,7 @@ func (x *RegisterRootResponse) GetFunctionId() string {
 	return ""
 }
 
+// ExecuteRootRequest is the body of POST /execute_function.
 type ExecuteRootRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required; an id from RegisterRoot.
@@ -177,9 +181,11 @@ func (x *ExecuteRootRequest) GetPayload() string {
 	return ""
 }
 
+// ExecuteRootResponse is the answer to POST /execute_function.
 type ExecuteRootResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task, a UUID.
+	TaskId        string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,9 +227,11 @@ func (x *ExecuteRootResponse) GetTaskId() string {
 	return ""
 }
 
+// GetRootStatusRequest names one task.
 type GetRootStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId        string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,9 +273,11 @@ func (x *GetRootStatusRequest) GetTaskId() string {
 	return ""
 }
 
+// GetRootStatusResponse is the answer to GET /status/{task_id}.
 type GetRootStatusResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED.
 	Status        string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -318,9 +328,11 @@ func (x *GetRootStatusResponse) GetStatus() string {
 	return ""
 }
 
+// GetRootResultRequest names one task.
 type GetRootResultRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId        string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -362,10 +374,13 @@ func (x *GetRootResultRequest) GetTaskId() string {
 	return ""
 }
 
+// GetRootResultResponse is the answer to GET /result/{task_id}.
 type GetRootResultResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Status string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED.
+	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	// MIME base64 of a pickle, or any text while the task is unfinished.
 	Result string `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
 	// Only of a FAILED or CANCELLED task.
@@ -434,13 +449,19 @@ func (x *GetRootResultResponse) GetError() *RootError {
 
 // RootError is a task's error in plain JSON, for readers without Python.
 type RootError struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ErrorType     string                 `protobuf:"bytes,1,opt,name=error_type,json=errorType,proto3" json:"error_type,omitempty"`
-	ExceptionType string                 `protobuf:"bytes,2,opt,name=exception_type,json=exceptionType,proto3" json:"exception_type,omitempty"`
-	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	Traceback     string                 `protobuf:"bytes,4,opt,name=traceback,proto3" json:"traceback,omitempty"`
-	TaskId        string                 `protobuf:"bytes,5,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	WorkerId      string                 `protobuf:"bytes,6,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Class of the failure, as in TaskError.error_type.
+	ErrorType string `protobuf:"bytes,1,opt,name=error_type,json=errorType,proto3" json:"error_type,omitempty"`
+	// The exception's class. Empty where none was raised.
+	ExceptionType string `protobuf:"bytes,2,opt,name=exception_type,json=exceptionType,proto3" json:"exception_type,omitempty"`
+	// What went wrong, at most 64 KiB.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// Traceback as the runtime prints it, at most 64 KiB.
+	Traceback string `protobuf:"bytes,4,opt,name=traceback,proto3" json:"traceback,omitempty"`
+	// Id of the task.
+	TaskId string `protobuf:"bytes,5,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Id of the worker of the last attempt. Empty where there was none.
+	WorkerId      string `protobuf:"bytes,6,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -60,6 +60,8 @@ const (
 // WorkerFrame is one message from a worker.
 type WorkerFrame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set.
+	//
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*WorkerFrame_Hello
@@ -209,42 +211,52 @@ type isWorkerFrame_Kind interface {
 }
 
 type WorkerFrame_Hello struct {
+	// Opens the session.
 	Hello *Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
 }
 
 type WorkerFrame_Accepts struct {
+	// Attempts were started.
 	Accepts *Accepts `protobuf:"bytes,2,opt,name=accepts,proto3,oneof"`
 }
 
 type WorkerFrame_Outcomes struct {
+	// Attempts have ended.
 	Outcomes *Outcomes `protobuf:"bytes,3,opt,name=outcomes,proto3,oneof"`
 }
 
 type WorkerFrame_Beat struct {
+	// Heartbeat, and renewal of what it lists.
 	Beat *Beat `protobuf:"bytes,4,opt,name=beat,proto3,oneof"`
 }
 
 type WorkerFrame_Want struct {
+	// More credit, only under Pull.
 	Want *Want `protobuf:"bytes,5,opt,name=want,proto3,oneof"`
 }
 
 type WorkerFrame_NeedFunction struct {
+	// Asks for a function's bytes.
 	NeedFunction *NeedFunction `protobuf:"bytes,6,opt,name=need_function,json=needFunction,proto3,oneof"`
 }
 
 type WorkerFrame_Output struct {
+	// What an attempt has printed.
 	Output *Output `protobuf:"bytes,7,opt,name=output,proto3,oneof"`
 }
 
 type WorkerFrame_Drain struct {
+	// The worker takes no more offers.
 	Drain *Drain `protobuf:"bytes,8,opt,name=drain,proto3,oneof"`
 }
 
 type WorkerFrame_Bye struct {
+	// The worker's last frame.
 	Bye *Bye `protobuf:"bytes,9,opt,name=bye,proto3,oneof"`
 }
 
 type WorkerFrame_Chunk struct {
+	// A piece of a large value.
 	Chunk *Chunk `protobuf:"bytes,10,opt,name=chunk,proto3,oneof"`
 }
 
@@ -271,6 +283,8 @@ func (*WorkerFrame_Chunk) isWorkerFrame_Kind() {}
 // DispatcherFrame is one message from a dispatcher.
 type DispatcherFrame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set.
+	//
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*DispatcherFrame_Welcome
@@ -430,42 +444,52 @@ type isDispatcherFrame_Kind interface {
 }
 
 type DispatcherFrame_Welcome struct {
+	// Answers Hello.
 	Welcome *Welcome `protobuf:"bytes,1,opt,name=welcome,proto3,oneof"`
 }
 
 type DispatcherFrame_Offers struct {
+	// Claims to run.
 	Offers *Offers `protobuf:"bytes,2,opt,name=offers,proto3,oneof"`
 }
 
 type DispatcherFrame_Acks struct {
+	// Answers reports.
 	Acks *Acks `protobuf:"bytes,3,opt,name=acks,proto3,oneof"`
 }
 
 type DispatcherFrame_BeatAck struct {
+	// Answers a beat.
 	BeatAck *BeatAck `protobuf:"bytes,4,opt,name=beat_ack,json=beatAck,proto3,oneof"`
 }
 
 type DispatcherFrame_Revoke struct {
+	// Claims that are no longer in force.
 	Revoke *Revoke `protobuf:"bytes,5,opt,name=revoke,proto3,oneof"`
 }
 
 type DispatcherFrame_Recall struct {
+	// Asks for offers back.
 	Recall *Recall `protobuf:"bytes,6,opt,name=recall,proto3,oneof"`
 }
 
 type DispatcherFrame_FunctionBytes struct {
+	// Answers NeedFunction.
 	FunctionBytes *FunctionBytes `protobuf:"bytes,7,opt,name=function_bytes,json=functionBytes,proto3,oneof"`
 }
 
 type DispatcherFrame_Drain struct {
+	// The dispatcher gives no more offers.
 	Drain *Drain `protobuf:"bytes,8,opt,name=drain,proto3,oneof"`
 }
 
 type DispatcherFrame_Bye struct {
+	// The dispatcher's last frame.
 	Bye *Bye `protobuf:"bytes,9,opt,name=bye,proto3,oneof"`
 }
 
 type DispatcherFrame_Chunk struct {
+	// A piece of a large value.
 	Chunk *Chunk `protobuf:"bytes,10,opt,name=chunk,proto3,oneof"`
 }
 
@@ -501,10 +525,12 @@ type Token struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 bytes.
 	TaskId []byte `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Epoch  uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Grows with each claim of the task.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// 16 random bytes.
-	ClaimId       []byte `protobuf:"bytes,3,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
-	Attempt       int32  `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	ClaimId []byte `protobuf:"bytes,3,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	// Number of the attempt, from 1.
+	Attempt       int32 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -573,7 +599,8 @@ type Value struct {
 	// The bytes, up to 256 KiB of them.
 	Inline []byte `protobuf:"bytes,1,opt,name=inline,proto3" json:"inline,omitempty"`
 	// Otherwise the number of the chunks that came before, and their length in all.
-	Chunked       uint64 `protobuf:"varint,2,opt,name=chunked,proto3" json:"chunked,omitempty"`
+	Chunked uint64 `protobuf:"varint,2,opt,name=chunked,proto3" json:"chunked,omitempty"`
+	// Length of those chunks in all, in bytes.
 	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -703,9 +730,12 @@ type Hello struct {
 	// Id of this agent process, at most 128 bytes.
 	Worker string `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
 	// For people, as host and software: at most 256 bytes each.
-	Name     string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Host     string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
-	Pid      int32  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Host that the worker runs on.
+	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// Id of the worker's process on that host.
+	Pid int32 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Name and version of the worker's software.
 	Software string `protobuf:"bytes,6,opt,name=software,proto3" json:"software,omitempty"`
 	// At most 1,024 queues, of 128 bytes each.
 	Queues []string `protobuf:"bytes,7,rep,name=queues,proto3" json:"queues,omitempty"`
@@ -852,7 +882,8 @@ func (x *Hello) GetMaxSlots() int32 {
 // Holding is one claim that a worker has.
 type Holding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Token *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The claim.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// How long ago the attempt was started; absent while it waits for a slot.
 	StartedAgo    *durationpb.Duration `protobuf:"bytes,2,opt,name=started_ago,json=startedAgo,proto3" json:"started_ago,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -907,13 +938,16 @@ func (x *Holding) GetStartedAgo() *durationpb.Duration {
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 bytes.
-	Session   []byte               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Lease     *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// How long a claim lasts from its last renewal.
+	Lease *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// How often the worker sends a beat.
 	Heartbeat *durationpb.Duration `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// How long before the end of a lease, counted from the sending of the last renewal that
 	// was acknowledged, the worker stops the attempt: another worker may have the task then.
-	Margin     *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
-	MaxPayload int32                `protobuf:"varint,5,opt,name=max_payload,json=maxPayload,proto3" json:"max_payload,omitempty"`
+	Margin *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
+	// Limit on a value, in bytes.
+	MaxPayload int32 `protobuf:"varint,5,opt,name=max_payload,json=maxPayload,proto3" json:"max_payload,omitempty"`
 	// Claims of Hello.held that are no longer in force.
 	Stale         []*Token `protobuf:"bytes,6,rep,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -994,8 +1028,9 @@ func (x *Welcome) GetStale() []*Token {
 
 // Offers hands out claims.
 type Offers struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Offer               `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The claims, in the order in which to start them. At most 4,096.
+	Items         []*Offer `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1040,12 +1075,16 @@ func (x *Offers) GetItems() []*Offer {
 // Offer is one claim with what is needed to run it.
 type Offer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Token *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The claim.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// 16 bytes.
-	FunctionId   []byte `protobuf:"bytes,2,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
+	FunctionId []byte `protobuf:"bytes,2,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
+	// Name of the function, for people.
 	FunctionName string `protobuf:"bytes,3,opt,name=function_name,json=functionName,proto3" json:"function_name,omitempty"`
-	Runtime      string `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
-	Form         string `protobuf:"bytes,5,opt,name=form,proto3" json:"form,omitempty"`
+	// Runtime key, as in Hello.runtimes.
+	Runtime string `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	// Form of the function's bytes: "pickle", "source" or "none".
+	Form string `protobuf:"bytes,5,opt,name=form,proto3" json:"form,omitempty"`
 	// SHA-256 of the function's bytes; ask for them once by NeedFunction.
 	Hash []byte `protobuf:"bytes,6,opt,name=hash,proto3" json:"hash,omitempty"`
 	// "pickle" or "json". JSON arguments are one document, {"args": [...], "kwargs": {...}}.
@@ -1053,7 +1092,8 @@ type Offer struct {
 	// The encoding that the caller wants of the result: "pickle" or "json". A value that JSON
 	// cannot hold is answered as a pickle, with Report.repr.
 	Returns string `protobuf:"bytes,8,opt,name=returns,proto3" json:"returns,omitempty"`
-	Args    *Value `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
+	// The arguments, in args_encoding.
+	Args *Value `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
 	// The worker ends the attempt when it has run so long, and reports timed_out; absent for
 	// none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
 	Timeout *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
@@ -1063,8 +1103,9 @@ type Offer struct {
 	Python string `protobuf:"bytes,12,opt,name=python,proto3" json:"python,omitempty"`
 	// What the task may be told of itself; it changes nothing at the worker. The deadline is by
 	// the store's clock, and absent for none.
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	MaxRetries    int32                  `protobuf:"varint,14,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// How many lost workers the task survives.
+	MaxRetries    int32 `protobuf:"varint,14,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1199,8 +1240,9 @@ func (x *Offer) GetMaxRetries() int32 {
 
 // Accepts says that attempts were started.
 type Accepts struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Accept              `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The starts. At most 4,096.
+	Items         []*Accept `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1244,9 +1286,11 @@ func (x *Accepts) GetItems() []*Accept {
 
 // Accept is one start.
 type Accept struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	Ago           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ago,proto3" json:"ago,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The claim.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// How long before this frame the attempt was started.
+	Ago           *durationpb.Duration `protobuf:"bytes,2,opt,name=ago,proto3" json:"ago,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1298,8 +1342,9 @@ func (x *Accept) GetAgo() *durationpb.Duration {
 // Outcomes reports how attempts ended. Every offer ends in exactly one report,
 // which the worker repeats after a reconnect until it is acknowledged.
 type Outcomes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Report              `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reports. At most 4,096.
+	Items         []*Report `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1344,7 +1389,8 @@ func (x *Outcomes) GetItems() []*Report {
 // Report is one outcome.
 type Report struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Token *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The claim.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// What the attempt ended in, and what that costs the task:
 	// "succeeded": completes it.
 	// "raised": the function raised; spends function_retries.
@@ -1364,8 +1410,10 @@ type Report struct {
 	// "pickle" or "json", only of a success.
 	Encoding string `protobuf:"bytes,4,opt,name=encoding,proto3" json:"encoding,omitempty"`
 	// At most 8 KiB, of which 4 KiB are kept.
-	Repr    string               `protobuf:"bytes,5,opt,name=repr,proto3" json:"repr,omitempty"`
-	Failure *Failure             `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	Repr string `protobuf:"bytes,5,opt,name=repr,proto3" json:"repr,omitempty"`
+	// Details of an end other than "succeeded".
+	Failure *Failure `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	// How long the attempt ran.
 	RunTime *durationpb.Duration `protobuf:"bytes,7,opt,name=run_time,json=runTime,proto3" json:"run_time,omitempty"`
 	// Output since the last Output frame, at most 64 KiB.
 	Log           []byte `protobuf:"bytes,8,opt,name=log,proto3" json:"log,omitempty"`
@@ -1466,15 +1514,17 @@ type Failure struct {
 	ExceptionType string `protobuf:"bytes,1,opt,name=exception_type,json=exceptionType,proto3" json:"exception_type,omitempty"`
 	// At most 136 KiB each, of which 64 KiB are kept: the start of a message, the end of a
 	// traceback.
-	Message   string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// See message.
 	Traceback string `protobuf:"bytes,3,opt,name=traceback,proto3" json:"traceback,omitempty"`
 	// The exception object, pickled by Python, at most 64 KiB each: the first where its pickle
 	// names classes of the standard library alone, else the second. Workers in other
 	// languages leave both empty.
 	ExceptionPickle []byte `protobuf:"bytes,4,opt,name=exception_pickle,json=exceptionPickle,proto3" json:"exception_pickle,omitempty"`
-	ForeignPickle   []byte `protobuf:"bytes,5,opt,name=foreign_pickle,json=foreignPickle,proto3" json:"foreign_pickle,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// See exception_pickle.
+	ForeignPickle []byte `protobuf:"bytes,5,opt,name=foreign_pickle,json=foreignPickle,proto3" json:"foreign_pickle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Failure) Reset() {
@@ -1544,8 +1594,9 @@ func (x *Failure) GetForeignPickle() []byte {
 
 // Acks answers reports.
 type Acks struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Ack                 `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The acknowledgements. At most 4,096.
+	Items         []*Ack `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1590,7 +1641,8 @@ func (x *Acks) GetItems() []*Ack {
 // Ack answers one report: forget it, whatever the verdict.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Token *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The claim that was reported.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// "recorded", "duplicate" or "stale".
 	Verdict       string `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1645,8 +1697,10 @@ func (x *Ack) GetVerdict() string {
 // offers that wait for a slot, and outcomes that are not acknowledged.
 type Beat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Held  []*Holding             `protobuf:"bytes,2,rep,name=held,proto3" json:"held,omitempty"`
+	// Number of the beat; it grows.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Every claim to renew. At most 16,384.
+	Held []*Holding `protobuf:"bytes,2,rep,name=held,proto3" json:"held,omitempty"`
 	// How many slots the worker has now; absent when it is as many as Hello says. A change
 	// is told by a beat at once.
 	Slots int32 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -1717,9 +1771,11 @@ func (x *Beat) GetUnfit() bool {
 
 // BeatAck says that the renewals of that beat are recorded.
 type BeatAck struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Stale         []*Token               `protobuf:"bytes,2,rep,name=stale,proto3" json:"stale,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the beat that is answered.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Claims of that beat that are no longer in force.
+	Stale         []*Token `protobuf:"bytes,2,rep,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1771,8 +1827,9 @@ func (x *BeatAck) GetStale() []*Token {
 // Want adds credit, only under Pull. Each offer uses one up, whatever becomes of it: a worker
 // asks again for each slot that a report has freed.
 type Want struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	N             int32                  `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many more offers the worker will take.
+	N             int32 `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1816,8 +1873,9 @@ func (x *Want) GetN() int32 {
 
 // Revoke stops claims that are no longer in force. Report them all the same, as cancelled.
 type Revoke struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tokens        []*Token               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The claims. At most 16,384.
+	Tokens        []*Token `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1862,8 +1920,9 @@ func (x *Revoke) GetTokens() []*Token {
 // Recall asks for up to n offers back that were not started: report each as returned. A
 // worker that has fewer gives back those.
 type Recall struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	N             int32                  `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many offers to give back.
+	N             int32 `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1907,8 +1966,9 @@ func (x *Recall) GetN() int32 {
 
 // NeedFunction asks for a function's bytes.
 type NeedFunction struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the bytes, as in Offer.hash.
+	Hash          []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1952,10 +2012,13 @@ func (x *NeedFunction) GetHash() []byte {
 
 // FunctionBytes answers NeedFunction.
 type FunctionBytes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
-	Bytes         *Value                 `protobuf:"bytes,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Missing       bool                   `protobuf:"varint,3,opt,name=missing,proto3" json:"missing,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the bytes, as it was asked for.
+	Hash []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The function's bytes.
+	Bytes *Value `protobuf:"bytes,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Nobody has the bytes any more.
+	Missing       bool `protobuf:"varint,3,opt,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2013,9 +2076,11 @@ func (x *FunctionBytes) GetMissing() bool {
 
 // Output is what a running attempt has printed since the last one, at most 64 KiB.
 type Output struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The claim of the attempt.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The output, as bytes of whatever encoding.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2066,8 +2131,9 @@ func (x *Output) GetData() []byte {
 
 // Drain announces that its sender takes, or gives, no more work.
 type Drain struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, for people: at most 4 KiB.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2113,8 +2179,9 @@ func (x *Drain) GetReason() string {
 // the new link is there. What it holds it keeps and lists in its next Hello. A worker that
 // reaches no other dispatcher stays and says nothing.
 type Move struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, for people: at most 4 KiB.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Only another dispatcher will do; otherwise a new link to this one is as good.
 	Elsewhere     bool `protobuf:"varint,2,opt,name=elsewhere,proto3" json:"elsewhere,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2171,7 +2238,8 @@ type Bye struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From a dispatcher: whether the worker should dial again. From a worker: that it goes
 	// on in another session.
-	Retry  bool   `protobuf:"varint,1,opt,name=retry,proto3" json:"retry,omitempty"`
+	Retry bool `protobuf:"varint,1,opt,name=retry,proto3" json:"retry,omitempty"`
+	// Why, for people: at most 4 KiB.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// From a dispatcher that refused a frame of the worker: the field that is malformed or
 	// over its limit, as in "outcomes.items[3].end". A worker must not send the same again

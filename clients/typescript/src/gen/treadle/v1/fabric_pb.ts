@@ -37,11 +37,15 @@ export const file_treadle_v1_fabric: GenFile = /*@__PURE__*/
  */
 export type Function = Message<"treadle.v1.Function"> & {
   /**
+   * Id of the registration, a UUID. It never means another function.
+   *
    * @generated from field: string function_id = 1;
    */
   functionId: string;
 
   /**
+   * Name as it was registered, 1 to 256 characters.
+   *
    * @generated from field: string name = 2;
    */
   name: string;
@@ -54,6 +58,8 @@ export type Function = Message<"treadle.v1.Function"> & {
   runtime: string;
 
   /**
+   * Queue of the function's tasks, at most 128 bytes.
+   *
    * @generated from field: string queue = 4;
    */
   queue: string;
@@ -73,11 +79,15 @@ export type Function = Message<"treadle.v1.Function"> & {
   payloadSha256: string;
 
   /**
+   * Size of the function's bytes. 0 for a handler, which lives in its worker.
+   *
    * @generated from field: int32 payload_size = 7;
    */
   payloadSize: number;
 
   /**
+   * Time of the registration.
+   *
    * @generated from field: google.protobuf.Timestamp created_at = 8;
    */
   createdAt?: Timestamp | undefined;
@@ -112,6 +122,8 @@ export const FunctionSchema: GenMessage<Function> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 0);
 
 /**
+ * RegisterFunctionRequest describes the function to register.
+ *
  * @generated from message treadle.v1.RegisterFunctionRequest
  */
 export type RegisterFunctionRequest = Message<"treadle.v1.RegisterFunctionRequest"> & {
@@ -153,6 +165,9 @@ export type RegisterFunctionRequest = Message<"treadle.v1.RegisterFunctionReques
   queue: string;
 
   /**
+   * Makes a repeated call answer what the first one answered; any text of at most 128 bytes.
+   * Empty for none.
+   *
    * @generated from field: string request_id = 6;
    */
   requestId: string;
@@ -185,6 +200,8 @@ export const RegisterFunctionRequestSchema: GenMessage<RegisterFunctionRequest> 
   messageDesc(file_treadle_v1_fabric, 1);
 
 /**
+ * GetFunctionRequest names one registration.
+ *
  * @generated from message treadle.v1.GetFunctionRequest
  */
 export type GetFunctionRequest = Message<"treadle.v1.GetFunctionRequest"> & {
@@ -204,6 +221,8 @@ export const GetFunctionRequestSchema: GenMessage<GetFunctionRequest> = /*@__PUR
   messageDesc(file_treadle_v1_fabric, 2);
 
 /**
+ * DeleteFunctionRequest names the registration to delete.
+ *
  * @generated from message treadle.v1.DeleteFunctionRequest
  */
 export type DeleteFunctionRequest = Message<"treadle.v1.DeleteFunctionRequest"> & {
@@ -223,6 +242,8 @@ export const DeleteFunctionRequestSchema: GenMessage<DeleteFunctionRequest> = /*
   messageDesc(file_treadle_v1_fabric, 3);
 
 /**
+ * DeleteFunctionResponse says that the registration is gone.
+ *
  * @generated from message treadle.v1.DeleteFunctionResponse
  */
 export type DeleteFunctionResponse = Message<"treadle.v1.DeleteFunctionResponse"> & {
@@ -236,15 +257,22 @@ export const DeleteFunctionResponseSchema: GenMessage<DeleteFunctionResponse> = 
   messageDesc(file_treadle_v1_fabric, 4);
 
 /**
+ * ListFunctionsRequest asks for one page of registrations.
+ *
  * @generated from message treadle.v1.ListFunctionsRequest
  */
 export type ListFunctionsRequest = Message<"treadle.v1.ListFunctionsRequest"> & {
   /**
+   * Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+   *
    * @generated from field: int32 page_size = 1;
    */
   pageSize: number;
 
   /**
+   * Token of the page to return: the next_page_token of the page before. Empty for the first
+   * page.
+   *
    * @generated from field: string page_token = 2;
    */
   pageToken: string;
@@ -258,15 +286,21 @@ export const ListFunctionsRequestSchema: GenMessage<ListFunctionsRequest> = /*@_
   messageDesc(file_treadle_v1_fabric, 5);
 
 /**
+ * ListFunctionsResponse is one page of registrations.
+ *
  * @generated from message treadle.v1.ListFunctionsResponse
  */
 export type ListFunctionsResponse = Message<"treadle.v1.ListFunctionsResponse"> & {
   /**
+   * Registrations, newest first.
+   *
    * @generated from field: repeated treadle.v1.Function functions = 1;
    */
   functions: Function[];
 
   /**
+   * Token of the next page. Empty on the last page.
+   *
    * @generated from field: string next_page_token = 2;
    */
   nextPageToken: string;
@@ -337,6 +371,8 @@ export const ExecuteOptionsSchema: GenMessage<ExecuteOptions> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 7);
 
 /**
+ * ExecuteRequest describes one task.
+ *
  * @generated from message treadle.v1.ExecuteRequest
  */
 export type ExecuteRequest = Message<"treadle.v1.ExecuteRequest"> & {
@@ -371,11 +407,16 @@ export type ExecuteRequest = Message<"treadle.v1.ExecuteRequest"> & {
   kwargs: Uint8Array;
 
   /**
+   * Choices of this task. Left out, the defaults hold.
+   *
    * @generated from field: treadle.v1.ExecuteOptions options = 5;
    */
   options?: ExecuteOptions | undefined;
 
   /**
+   * Makes a repeated call answer the task that the first one recorded; any text of at most 128
+   * bytes. Empty for none.
+   *
    * @generated from field: string request_id = 6;
    */
   requestId: string;
@@ -389,10 +430,14 @@ export const ExecuteRequestSchema: GenMessage<ExecuteRequest> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 8);
 
 /**
+ * ExecuteBatchRequest holds the tasks to record.
+ *
  * @generated from message treadle.v1.ExecuteBatchRequest
  */
 export type ExecuteBatchRequest = Message<"treadle.v1.ExecuteBatchRequest"> & {
   /**
+   * At most 10,000 tasks. One that is refused does not affect the others.
+   *
    * @generated from field: repeated treadle.v1.ExecuteRequest requests = 1;
    */
   requests: ExecuteRequest[];
@@ -406,6 +451,8 @@ export const ExecuteBatchRequestSchema: GenMessage<ExecuteBatchRequest> = /*@__P
   messageDesc(file_treadle_v1_fabric, 9);
 
 /**
+ * ExecuteBatchResponse answers each request of a batch.
+ *
  * @generated from message treadle.v1.ExecuteBatchResponse
  */
 export type ExecuteBatchResponse = Message<"treadle.v1.ExecuteBatchResponse"> & {
@@ -466,11 +513,15 @@ export type ItemError = Message<"treadle.v1.ItemError"> & {
   code: number;
 
   /**
+   * Reason of the error, one of the words in docs/errors.md.
+   *
    * @generated from field: string reason = 2;
    */
   reason: string;
 
   /**
+   * Sentence for people: it names the value, the limit and the fix.
+   *
    * @generated from field: string message = 3;
    */
   message: string;
@@ -484,6 +535,8 @@ export const ItemErrorSchema: GenMessage<ItemError> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 12);
 
 /**
+ * CallRequest names a function to execute and says how long to wait.
+ *
  * @generated from message treadle.v1.CallRequest
  */
 export type CallRequest = Message<"treadle.v1.CallRequest"> & {
@@ -502,6 +555,8 @@ export type CallRequest = Message<"treadle.v1.CallRequest"> & {
   timeout?: Duration | undefined;
 
   /**
+   * Arguments and options of the task. Left out, the function is called without arguments.
+   *
    * @generated from field: treadle.v1.CallInput input = 3;
    */
   input?: CallInput | undefined;
@@ -535,11 +590,16 @@ export type CallInput = Message<"treadle.v1.CallInput"> & {
   kwargs: Uint8Array;
 
   /**
+   * Choices of this task. Left out, the defaults hold.
+   *
    * @generated from field: treadle.v1.ExecuteOptions options = 3;
    */
   options?: ExecuteOptions | undefined;
 
   /**
+   * Makes a repeated call answer the task that the first one recorded; any text of at most 128
+   * bytes. Empty for none.
+   *
    * @generated from field: string request_id = 4;
    */
   requestId: string;
@@ -559,41 +619,57 @@ export const CallInputSchema: GenMessage<CallInput> = /*@__PURE__*/
  */
 export type Task = Message<"treadle.v1.Task"> & {
   /**
+   * Id of the task, a UUID.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
 
   /**
+   * Id of the registration that the task executes.
+   *
    * @generated from field: string function_id = 2;
    */
   functionId: string;
 
   /**
+   * Name of that registration.
+   *
    * @generated from field: string function_name = 3;
    */
   functionName: string;
 
   /**
+   * Queue that the task waits in.
+   *
    * @generated from field: string queue = 4;
    */
   queue: string;
 
   /**
+   * Runtime that executes it: "python", "command" or "go/<handler name>".
+   *
    * @generated from field: string runtime = 5;
    */
   runtime: string;
 
   /**
+   * Status now.
+   *
    * @generated from field: treadle.v1.Task.Status status = 6;
    */
   status: Task_Status;
 
   /**
+   * Priority from 0 to 9; higher ones go first.
+   *
    * @generated from field: int32 priority = 7;
    */
   priority: number;
 
   /**
+   * Time at which the task was recorded.
+   *
    * @generated from field: google.protobuf.Timestamp created_at = 8;
    */
   createdAt?: Timestamp | undefined;
@@ -606,6 +682,8 @@ export type Task = Message<"treadle.v1.Task"> & {
   startedAt?: Timestamp | undefined;
 
   /**
+   * Time at which the task became terminal. Absent before.
+   *
    * @generated from field: google.protobuf.Timestamp finished_at = 10;
    */
   finishedAt?: Timestamp | undefined;
@@ -625,6 +703,8 @@ export type Task = Message<"treadle.v1.Task"> & {
   attemptCount: number;
 
   /**
+   * The last 16 attempts, oldest first.
+   *
    * @generated from field: repeated treadle.v1.Attempt attempts = 13;
    */
   attempts: Attempt[];
@@ -637,21 +717,29 @@ export type Task = Message<"treadle.v1.Task"> & {
   lostWorkers: number;
 
   /**
+   * How often the function has raised, out of options.function_retries.
+   *
    * @generated from field: int32 raised = 15;
    */
   raised: number;
 
   /**
+   * Why the task is FAILED or CANCELLED. Absent otherwise.
+   *
    * @generated from field: treadle.v1.TaskError error = 16;
    */
   error?: TaskError | undefined;
 
   /**
+   * Size of the arguments in bytes.
+   *
    * @generated from field: int32 args_size = 17;
    */
   argsSize: number;
 
   /**
+   * Size of the result in bytes. 0 until the task is COMPLETED.
+   *
    * @generated from field: int32 result_size = 18;
    */
   resultSize: number;
@@ -693,6 +781,8 @@ export const TaskSchema: GenMessage<Task> = /*@__PURE__*/
  */
 export enum Task_Status {
   /**
+   * Never sent.
+   *
    * @generated from enum value: STATUS_UNSPECIFIED = 0;
    */
   STATUS_UNSPECIFIED = 0,
@@ -712,16 +802,22 @@ export enum Task_Status {
   RUNNING = 2,
 
   /**
+   * The function returned, and its result is kept. Final.
+   *
    * @generated from enum value: COMPLETED = 3;
    */
   COMPLETED = 3,
 
   /**
+   * No attempt succeeded and none will follow; the error says why. Final.
+   *
    * @generated from enum value: FAILED = 4;
    */
   FAILED = 4,
 
   /**
+   * Cancelled before it had ended. Final.
+   *
    * @generated from enum value: CANCELLED = 5;
    */
   CANCELLED = 5,
@@ -740,21 +836,29 @@ export const Task_StatusSchema: GenEnum<Task_Status> = /*@__PURE__*/
  */
 export type Attempt = Message<"treadle.v1.Attempt"> & {
   /**
+   * Number of the attempt, from 1.
+   *
    * @generated from field: int32 number = 1;
    */
   number: number;
 
   /**
+   * Id of the worker that ran it.
+   *
    * @generated from field: string worker = 2;
    */
   worker: string;
 
   /**
+   * Time at which it was started.
+   *
    * @generated from field: google.protobuf.Timestamp started_at = 3;
    */
   startedAt?: Timestamp | undefined;
 
   /**
+   * Time at which it ended. Absent while it runs.
+   *
    * @generated from field: google.protobuf.Timestamp finished_at = 4;
    */
   finishedAt?: Timestamp | undefined;
@@ -819,11 +923,15 @@ export type TaskError = Message<"treadle.v1.TaskError"> & {
   traceback: string;
 
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 5;
    */
   taskId: string;
 
   /**
+   * Id of the worker of the last attempt. Empty where there was none.
+   *
    * @generated from field: string worker_id = 6;
    */
   workerId: string;
@@ -858,11 +966,15 @@ export const TaskErrorSchema: GenMessage<TaskError> = /*@__PURE__*/
  */
 export type TaskResult = Message<"treadle.v1.TaskResult"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
 
   /**
+   * Status of the task when this was answered.
+   *
    * @generated from field: treadle.v1.Task.Status status = 2;
    */
   status: Task_Status;
@@ -890,6 +1002,8 @@ export type TaskResult = Message<"treadle.v1.TaskResult"> & {
   resultRepr: string;
 
   /**
+   * Why the task is FAILED or CANCELLED. Absent otherwise.
+   *
    * @generated from field: treadle.v1.TaskError error = 6;
    */
   error?: TaskError | undefined;
@@ -903,10 +1017,14 @@ export const TaskResultSchema: GenMessage<TaskResult> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 18);
 
 /**
+ * GetTaskRequest names one task.
+ *
  * @generated from message treadle.v1.GetTaskRequest
  */
 export type GetTaskRequest = Message<"treadle.v1.GetTaskRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -920,10 +1038,14 @@ export const GetTaskRequestSchema: GenMessage<GetTaskRequest> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 19);
 
 /**
+ * GetResultRequest names one task and says how long to wait for it.
+ *
  * @generated from message treadle.v1.GetResultRequest
  */
 export type GetResultRequest = Message<"treadle.v1.GetResultRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -944,6 +1066,8 @@ export const GetResultRequestSchema: GenMessage<GetResultRequest> = /*@__PURE__*
   messageDesc(file_treadle_v1_fabric, 20);
 
 /**
+ * AwaitResultsRequest names the tasks to wait for.
+ *
  * @generated from message treadle.v1.AwaitResultsRequest
  */
 export type AwaitResultsRequest = Message<"treadle.v1.AwaitResultsRequest"> & {
@@ -963,10 +1087,14 @@ export const AwaitResultsRequestSchema: GenMessage<AwaitResultsRequest> = /*@__P
   messageDesc(file_treadle_v1_fabric, 21);
 
 /**
+ * AwaitResultsResponse carries results as they come.
+ *
  * @generated from message treadle.v1.AwaitResultsResponse
  */
 export type AwaitResultsResponse = Message<"treadle.v1.AwaitResultsResponse"> & {
   /**
+   * Results of tasks that have finished, each sent once.
+   *
    * @generated from field: repeated treadle.v1.TaskResult results = 1;
    */
   results: TaskResult[];
@@ -980,6 +1108,8 @@ export const AwaitResultsResponseSchema: GenMessage<AwaitResultsResponse> = /*@_
   messageDesc(file_treadle_v1_fabric, 22);
 
 /**
+ * ListTasksRequest asks for one page of tasks.
+ *
  * @generated from message treadle.v1.ListTasksRequest
  */
 export type ListTasksRequest = Message<"treadle.v1.ListTasksRequest"> & {
@@ -992,16 +1122,23 @@ export type ListTasksRequest = Message<"treadle.v1.ListTasksRequest"> & {
   filter: string;
 
   /**
+   * Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+   *
    * @generated from field: int32 page_size = 2;
    */
   pageSize: number;
 
   /**
+   * Token of the page to return: the next_page_token of the page before. Empty for the first
+   * page.
+   *
    * @generated from field: string page_token = 3;
    */
   pageToken: string;
 
   /**
+   * How much of each record to send. Default BASIC.
+   *
    * @generated from field: treadle.v1.ListTasksRequest.View view = 4;
    */
   view: ListTasksRequest_View;
@@ -1050,15 +1187,21 @@ export const ListTasksRequest_ViewSchema: GenEnum<ListTasksRequest_View> = /*@__
   enumDesc(file_treadle_v1_fabric, 23, 0);
 
 /**
+ * ListTasksResponse is one page of tasks.
+ *
  * @generated from message treadle.v1.ListTasksResponse
  */
 export type ListTasksResponse = Message<"treadle.v1.ListTasksResponse"> & {
   /**
+   * Records, newest first.
+   *
    * @generated from field: repeated treadle.v1.Task tasks = 1;
    */
   tasks: Task[];
 
   /**
+   * Token of the next page. Empty on the last page.
+   *
    * @generated from field: string next_page_token = 2;
    */
   nextPageToken: string;
@@ -1072,10 +1215,14 @@ export const ListTasksResponseSchema: GenMessage<ListTasksResponse> = /*@__PURE_
   messageDesc(file_treadle_v1_fabric, 24);
 
 /**
+ * WatchTaskRequest names the task to watch.
+ *
  * @generated from message treadle.v1.WatchTaskRequest
  */
 export type WatchTaskRequest = Message<"treadle.v1.WatchTaskRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -1089,10 +1236,14 @@ export const WatchTaskRequestSchema: GenMessage<WatchTaskRequest> = /*@__PURE__*
   messageDesc(file_treadle_v1_fabric, 25);
 
 /**
+ * CancelTaskRequest names the task to cancel.
+ *
  * @generated from message treadle.v1.CancelTaskRequest
  */
 export type CancelTaskRequest = Message<"treadle.v1.CancelTaskRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -1113,10 +1264,14 @@ export const CancelTaskRequestSchema: GenMessage<CancelTaskRequest> = /*@__PURE_
   messageDesc(file_treadle_v1_fabric, 26);
 
 /**
+ * GetLogsRequest names one attempt of a task.
+ *
  * @generated from message treadle.v1.GetLogsRequest
  */
 export type GetLogsRequest = Message<"treadle.v1.GetLogsRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -1137,15 +1292,21 @@ export const GetLogsRequestSchema: GenMessage<GetLogsRequest> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 27);
 
 /**
+ * TaskLogs is the output of one attempt.
+ *
  * @generated from message treadle.v1.TaskLogs
  */
 export type TaskLogs = Message<"treadle.v1.TaskLogs"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
 
   /**
+   * Number of the attempt, from 1. 0 when none was started.
+   *
    * @generated from field: int32 attempt = 2;
    */
   attempt: number;
@@ -1166,15 +1327,22 @@ export const TaskLogsSchema: GenMessage<TaskLogs> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 28);
 
 /**
+ * ListWorkersRequest asks for one page of workers.
+ *
  * @generated from message treadle.v1.ListWorkersRequest
  */
 export type ListWorkersRequest = Message<"treadle.v1.ListWorkersRequest"> & {
   /**
+   * Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+   *
    * @generated from field: int32 page_size = 1;
    */
   pageSize: number;
 
   /**
+   * Token of the page to return: the next_page_token of the page before. Empty for the first
+   * page.
+   *
    * @generated from field: string page_token = 2;
    */
   pageToken: string;
@@ -1188,15 +1356,21 @@ export const ListWorkersRequestSchema: GenMessage<ListWorkersRequest> = /*@__PUR
   messageDesc(file_treadle_v1_fabric, 29);
 
 /**
+ * ListWorkersResponse is one page of workers.
+ *
  * @generated from message treadle.v1.ListWorkersResponse
  */
 export type ListWorkersResponse = Message<"treadle.v1.ListWorkersResponse"> & {
   /**
+   * Attached workers, by id.
+   *
    * @generated from field: repeated treadle.v1.Worker workers = 1;
    */
   workers: Worker[];
 
   /**
+   * Token of the next page. Empty on the last page.
+   *
    * @generated from field: string next_page_token = 2;
    */
   nextPageToken: string;
@@ -1216,21 +1390,29 @@ export const ListWorkersResponseSchema: GenMessage<ListWorkersResponse> = /*@__P
  */
 export type Worker = Message<"treadle.v1.Worker"> & {
   /**
+   * Id of the agent process.
+   *
    * @generated from field: string worker_id = 1;
    */
   workerId: string;
 
   /**
+   * Name that it was given, for people.
+   *
    * @generated from field: string name = 2;
    */
   name: string;
 
   /**
+   * Host that it runs on, as it says.
+   *
    * @generated from field: string host = 3;
    */
   host: string;
 
   /**
+   * Id of its process on that host.
+   *
    * @generated from field: int32 pid = 4;
    */
   pid: number;
@@ -1250,26 +1432,36 @@ export type Worker = Message<"treadle.v1.Worker"> & {
   state: string;
 
   /**
+   * Queues that it takes tasks from.
+   *
    * @generated from field: repeated string queues = 7;
    */
   queues: string[];
 
   /**
+   * Runtimes that it has.
+   *
    * @generated from field: repeated string runtimes = 8;
    */
   runtimes: string[];
 
   /**
+   * Version of its software.
+   *
    * @generated from field: string version = 9;
    */
   version: string;
 
   /**
+   * How many attempts it can run at once.
+   *
    * @generated from field: int32 slots = 10;
    */
   slots: number;
 
   /**
+   * How many attempts it runs.
+   *
    * @generated from field: int32 running = 11;
    */
   running: number;
@@ -1282,11 +1474,15 @@ export type Worker = Message<"treadle.v1.Worker"> & {
   offered: number;
 
   /**
+   * Start of its session.
+   *
    * @generated from field: google.protobuf.Timestamp connected_at = 13;
    */
   connectedAt?: Timestamp | undefined;
 
   /**
+   * Time of its last heartbeat.
+   *
    * @generated from field: google.protobuf.Timestamp last_seen_at = 14;
    */
   lastSeenAt?: Timestamp | undefined;
@@ -1300,15 +1496,22 @@ export const WorkerSchema: GenMessage<Worker> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 31);
 
 /**
+ * ListQueuesRequest asks for one page of queues.
+ *
  * @generated from message treadle.v1.ListQueuesRequest
  */
 export type ListQueuesRequest = Message<"treadle.v1.ListQueuesRequest"> & {
   /**
+   * Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.
+   *
    * @generated from field: int32 page_size = 1;
    */
   pageSize: number;
 
   /**
+   * Token of the page to return: the next_page_token of the page before. Empty for the first
+   * page.
+   *
    * @generated from field: string page_token = 2;
    */
   pageToken: string;
@@ -1322,15 +1525,21 @@ export const ListQueuesRequestSchema: GenMessage<ListQueuesRequest> = /*@__PURE_
   messageDesc(file_treadle_v1_fabric, 32);
 
 /**
+ * ListQueuesResponse is one page of queues.
+ *
  * @generated from message treadle.v1.ListQueuesResponse
  */
 export type ListQueuesResponse = Message<"treadle.v1.ListQueuesResponse"> & {
   /**
+   * Queues with unfinished tasks, by name and runtime.
+   *
    * @generated from field: repeated treadle.v1.Queue queues = 1;
    */
   queues: Queue[];
 
   /**
+   * Token of the next page. Empty on the last page.
+   *
    * @generated from field: string next_page_token = 2;
    */
   nextPageToken: string;
@@ -1350,21 +1559,29 @@ export const ListQueuesResponseSchema: GenMessage<ListQueuesResponse> = /*@__PUR
  */
 export type Queue = Message<"treadle.v1.Queue"> & {
   /**
+   * Name of the queue.
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * Runtime that its tasks need.
+   *
    * @generated from field: string runtime = 2;
    */
   runtime: string;
 
   /**
+   * Tasks that wait.
+   *
    * @generated from field: int32 queued = 3;
    */
   queued: number;
 
   /**
+   * Tasks of which an attempt runs.
+   *
    * @generated from field: int32 running = 4;
    */
   running: number;
@@ -1378,6 +1595,8 @@ export const QueueSchema: GenMessage<Queue> = /*@__PURE__*/
   messageDesc(file_treadle_v1_fabric, 34);
 
 /**
+ * GetServerInfoRequest has no fields.
+ *
  * @generated from message treadle.v1.GetServerInfoRequest
  */
 export type GetServerInfoRequest = Message<"treadle.v1.GetServerInfoRequest"> & {
@@ -1391,10 +1610,14 @@ export const GetServerInfoRequestSchema: GenMessage<GetServerInfoRequest> = /*@_
   messageDesc(file_treadle_v1_fabric, 35);
 
 /**
+ * ServerInfo says what a server is.
+ *
  * @generated from message treadle.v1.ServerInfo
  */
 export type ServerInfo = Message<"treadle.v1.ServerInfo"> & {
   /**
+   * Version of the server.
+   *
    * @generated from field: string version = 1;
    */
   version: string;
@@ -1414,6 +1637,8 @@ export type ServerInfo = Message<"treadle.v1.ServerInfo"> & {
   maxPayload: number;
 
   /**
+   * How long records and results of finished tasks are kept.
+   *
    * @generated from field: google.protobuf.Duration retention = 4;
    */
   retention?: Duration | undefined;

@@ -17,6 +17,8 @@ export const file_treadle_v1_root: GenFile = /*@__PURE__*/
   fileDesc("ChV0cmVhZGxlL3YxL3Jvb3QucHJvdG8SCnRyZWFkbGUudjEiUwoTUmVnaXN0ZXJSb290UmVxdWVzdBIRCgRuYW1lGAEgASgJSACIAQESFAoHcGF5bG9hZBgCIAEoCUgBiAEBQgcKBV9uYW1lQgoKCF9wYXlsb2FkIisKFFJlZ2lzdGVyUm9vdFJlc3BvbnNlEhMKC2Z1bmN0aW9uX2lkGAEgASgJImAKEkV4ZWN1dGVSb290UmVxdWVzdBIYCgtmdW5jdGlvbl9pZBgBIAEoCUgAiAEBEhQKB3BheWxvYWQYAiABKAlIAYgBAUIOCgxfZnVuY3Rpb25faWRCCgoIX3BheWxvYWQiJgoTRXhlY3V0ZVJvb3RSZXNwb25zZRIPCgd0YXNrX2lkGAEgASgJIicKFEdldFJvb3RTdGF0dXNSZXF1ZXN0Eg8KB3Rhc2tfaWQYASABKAkiOAoVR2V0Um9vdFN0YXR1c1Jlc3BvbnNlEg8KB3Rhc2tfaWQYASABKAkSDgoGc3RhdHVzGAIgASgJIicKFEdldFJvb3RSZXN1bHRSZXF1ZXN0Eg8KB3Rhc2tfaWQYASABKAkibgoVR2V0Um9vdFJlc3VsdFJlc3BvbnNlEg8KB3Rhc2tfaWQYASABKAkSDgoGc3RhdHVzGAIgASgJEg4KBnJlc3VsdBgDIAEoCRIkCgVlcnJvchgEIAEoCzIVLnRyZWFkbGUudjEuUm9vdEVycm9yIn8KCVJvb3RFcnJvchISCgplcnJvcl90eXBlGAEgASgJEhYKDmV4Y2VwdGlvbl90eXBlGAIgASgJEg8KB21lc3NhZ2UYAyABKAkSEQoJdHJhY2ViYWNrGAQgASgJEg8KB3Rhc2tfaWQYBSABKAkSEQoJd29ya2VyX2lkGAYgASgJMtwCCgtSb290U2VydmljZRJRCgxSZWdpc3RlclJvb3QSHy50cmVhZGxlLnYxLlJlZ2lzdGVyUm9vdFJlcXVlc3QaIC50cmVhZGxlLnYxLlJlZ2lzdGVyUm9vdFJlc3BvbnNlEk4KC0V4ZWN1dGVSb290Eh4udHJlYWRsZS52MS5FeGVjdXRlUm9vdFJlcXVlc3QaHy50cmVhZGxlLnYxLkV4ZWN1dGVSb290UmVzcG9uc2USVAoNR2V0Um9vdFN0YXR1cxIgLnRyZWFkbGUudjEuR2V0Um9vdFN0YXR1c1JlcXVlc3QaIS50cmVhZGxlLnYxLkdldFJvb3RTdGF0dXNSZXNwb25zZRJUCg1HZXRSb290UmVzdWx0EiAudHJlYWRsZS52MS5HZXRSb290UmVzdWx0UmVxdWVzdBohLnRyZWFkbGUudjEuR2V0Um9vdFJlc3VsdFJlc3BvbnNlQjxaOmdpdGh1Yi5jb20vdHJlYWRsZS1kZXYvdHJlYWRsZS9nZW4vZ28vdHJlYWRsZS92MTt0cmVhZGxldjFiBnByb3RvMw");
 
 /**
+ * RegisterRootRequest is the body of POST /register_function.
+ *
  * @generated from message treadle.v1.RegisterRootRequest
  */
 export type RegisterRootRequest = Message<"treadle.v1.RegisterRootRequest"> & {
@@ -43,10 +45,14 @@ export const RegisterRootRequestSchema: GenMessage<RegisterRootRequest> = /*@__P
   messageDesc(file_treadle_v1_root, 0);
 
 /**
+ * RegisterRootResponse is the answer to POST /register_function.
+ *
  * @generated from message treadle.v1.RegisterRootResponse
  */
 export type RegisterRootResponse = Message<"treadle.v1.RegisterRootResponse"> & {
   /**
+   * Id of the registration, a UUID.
+   *
    * @generated from field: string function_id = 1;
    */
   functionId: string;
@@ -60,6 +66,8 @@ export const RegisterRootResponseSchema: GenMessage<RegisterRootResponse> = /*@_
   messageDesc(file_treadle_v1_root, 1);
 
 /**
+ * ExecuteRootRequest is the body of POST /execute_function.
+ *
  * @generated from message treadle.v1.ExecuteRootRequest
  */
 export type ExecuteRootRequest = Message<"treadle.v1.ExecuteRootRequest"> & {
@@ -86,10 +94,14 @@ export const ExecuteRootRequestSchema: GenMessage<ExecuteRootRequest> = /*@__PUR
   messageDesc(file_treadle_v1_root, 2);
 
 /**
+ * ExecuteRootResponse is the answer to POST /execute_function.
+ *
  * @generated from message treadle.v1.ExecuteRootResponse
  */
 export type ExecuteRootResponse = Message<"treadle.v1.ExecuteRootResponse"> & {
   /**
+   * Id of the task, a UUID.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -103,10 +115,14 @@ export const ExecuteRootResponseSchema: GenMessage<ExecuteRootResponse> = /*@__P
   messageDesc(file_treadle_v1_root, 3);
 
 /**
+ * GetRootStatusRequest names one task.
+ *
  * @generated from message treadle.v1.GetRootStatusRequest
  */
 export type GetRootStatusRequest = Message<"treadle.v1.GetRootStatusRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -120,10 +136,14 @@ export const GetRootStatusRequestSchema: GenMessage<GetRootStatusRequest> = /*@_
   messageDesc(file_treadle_v1_root, 4);
 
 /**
+ * GetRootStatusResponse is the answer to GET /status/{task_id}.
+ *
  * @generated from message treadle.v1.GetRootStatusResponse
  */
 export type GetRootStatusResponse = Message<"treadle.v1.GetRootStatusResponse"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -144,10 +164,14 @@ export const GetRootStatusResponseSchema: GenMessage<GetRootStatusResponse> = /*
   messageDesc(file_treadle_v1_root, 5);
 
 /**
+ * GetRootResultRequest names one task.
+ *
  * @generated from message treadle.v1.GetRootResultRequest
  */
 export type GetRootResultRequest = Message<"treadle.v1.GetRootResultRequest"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
@@ -161,15 +185,21 @@ export const GetRootResultRequestSchema: GenMessage<GetRootResultRequest> = /*@_
   messageDesc(file_treadle_v1_root, 6);
 
 /**
+ * GetRootResultResponse is the answer to GET /result/{task_id}.
+ *
  * @generated from message treadle.v1.GetRootResultResponse
  */
 export type GetRootResultResponse = Message<"treadle.v1.GetRootResultResponse"> & {
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 1;
    */
   taskId: string;
 
   /**
+   * QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED.
+   *
    * @generated from field: string status = 2;
    */
   status: string;
@@ -203,31 +233,43 @@ export const GetRootResultResponseSchema: GenMessage<GetRootResultResponse> = /*
  */
 export type RootError = Message<"treadle.v1.RootError"> & {
   /**
+   * Class of the failure, as in TaskError.error_type.
+   *
    * @generated from field: string error_type = 1;
    */
   errorType: string;
 
   /**
+   * The exception's class. Empty where none was raised.
+   *
    * @generated from field: string exception_type = 2;
    */
   exceptionType: string;
 
   /**
+   * What went wrong, at most 64 KiB.
+   *
    * @generated from field: string message = 3;
    */
   message: string;
 
   /**
+   * Traceback as the runtime prints it, at most 64 KiB.
+   *
    * @generated from field: string traceback = 4;
    */
   traceback: string;
 
   /**
+   * Id of the task.
+   *
    * @generated from field: string task_id = 5;
    */
   taskId: string;
 
   /**
+   * Id of the worker of the last attempt. Empty where there was none.
+   *
    * @generated from field: string worker_id = 6;
    */
   workerId: string;

@@ -55,64 +55,86 @@ export const file_treadle_v1_worker: GenFile = /*@__PURE__*/
  */
 export type WorkerFrame = Message<"treadle.v1.WorkerFrame"> & {
   /**
+   * Exactly one is set.
+   *
    * @generated from oneof treadle.v1.WorkerFrame.kind
    */
   kind: {
     /**
+     * Opens the session.
+     *
      * @generated from field: treadle.v1.Hello hello = 1;
      */
     value: Hello;
     case: "hello";
   } | {
     /**
+     * Attempts were started.
+     *
      * @generated from field: treadle.v1.Accepts accepts = 2;
      */
     value: Accepts;
     case: "accepts";
   } | {
     /**
+     * Attempts have ended.
+     *
      * @generated from field: treadle.v1.Outcomes outcomes = 3;
      */
     value: Outcomes;
     case: "outcomes";
   } | {
     /**
+     * Heartbeat, and renewal of what it lists.
+     *
      * @generated from field: treadle.v1.Beat beat = 4;
      */
     value: Beat;
     case: "beat";
   } | {
     /**
+     * More credit, only under Pull.
+     *
      * @generated from field: treadle.v1.Want want = 5;
      */
     value: Want;
     case: "want";
   } | {
     /**
+     * Asks for a function's bytes.
+     *
      * @generated from field: treadle.v1.NeedFunction need_function = 6;
      */
     value: NeedFunction;
     case: "needFunction";
   } | {
     /**
+     * What an attempt has printed.
+     *
      * @generated from field: treadle.v1.Output output = 7;
      */
     value: Output;
     case: "output";
   } | {
     /**
+     * The worker takes no more offers.
+     *
      * @generated from field: treadle.v1.Drain drain = 8;
      */
     value: Drain;
     case: "drain";
   } | {
     /**
+     * The worker's last frame.
+     *
      * @generated from field: treadle.v1.Bye bye = 9;
      */
     value: Bye;
     case: "bye";
   } | {
     /**
+     * A piece of a large value.
+     *
      * @generated from field: treadle.v1.Chunk chunk = 10;
      */
     value: Chunk;
@@ -134,64 +156,86 @@ export const WorkerFrameSchema: GenMessage<WorkerFrame> = /*@__PURE__*/
  */
 export type DispatcherFrame = Message<"treadle.v1.DispatcherFrame"> & {
   /**
+   * Exactly one is set.
+   *
    * @generated from oneof treadle.v1.DispatcherFrame.kind
    */
   kind: {
     /**
+     * Answers Hello.
+     *
      * @generated from field: treadle.v1.Welcome welcome = 1;
      */
     value: Welcome;
     case: "welcome";
   } | {
     /**
+     * Claims to run.
+     *
      * @generated from field: treadle.v1.Offers offers = 2;
      */
     value: Offers;
     case: "offers";
   } | {
     /**
+     * Answers reports.
+     *
      * @generated from field: treadle.v1.Acks acks = 3;
      */
     value: Acks;
     case: "acks";
   } | {
     /**
+     * Answers a beat.
+     *
      * @generated from field: treadle.v1.BeatAck beat_ack = 4;
      */
     value: BeatAck;
     case: "beatAck";
   } | {
     /**
+     * Claims that are no longer in force.
+     *
      * @generated from field: treadle.v1.Revoke revoke = 5;
      */
     value: Revoke;
     case: "revoke";
   } | {
     /**
+     * Asks for offers back.
+     *
      * @generated from field: treadle.v1.Recall recall = 6;
      */
     value: Recall;
     case: "recall";
   } | {
     /**
+     * Answers NeedFunction.
+     *
      * @generated from field: treadle.v1.FunctionBytes function_bytes = 7;
      */
     value: FunctionBytes;
     case: "functionBytes";
   } | {
     /**
+     * The dispatcher gives no more offers.
+     *
      * @generated from field: treadle.v1.Drain drain = 8;
      */
     value: Drain;
     case: "drain";
   } | {
     /**
+     * The dispatcher's last frame.
+     *
      * @generated from field: treadle.v1.Bye bye = 9;
      */
     value: Bye;
     case: "bye";
   } | {
     /**
+     * A piece of a large value.
+     *
      * @generated from field: treadle.v1.Chunk chunk = 10;
      */
     value: Chunk;
@@ -228,6 +272,8 @@ export type Token = Message<"treadle.v1.Token"> & {
   taskId: Uint8Array;
 
   /**
+   * Grows with each claim of the task.
+   *
    * @generated from field: uint64 epoch = 2;
    */
   epoch: bigint;
@@ -240,6 +286,8 @@ export type Token = Message<"treadle.v1.Token"> & {
   claimId: Uint8Array;
 
   /**
+   * Number of the attempt, from 1.
+   *
    * @generated from field: int32 attempt = 4;
    */
   attempt: number;
@@ -273,6 +321,8 @@ export type Value = Message<"treadle.v1.Value"> & {
   chunked: bigint;
 
   /**
+   * Length of those chunks in all, in bytes.
+   *
    * @generated from field: uint64 size = 3;
    */
   size: bigint;
@@ -349,16 +399,22 @@ export type Hello = Message<"treadle.v1.Hello"> & {
   name: string;
 
   /**
+   * Host that the worker runs on.
+   *
    * @generated from field: string host = 4;
    */
   host: string;
 
   /**
+   * Id of the worker's process on that host.
+   *
    * @generated from field: int32 pid = 5;
    */
   pid: number;
 
   /**
+   * Name and version of the worker's software.
+   *
    * @generated from field: string software = 6;
    */
   software: string;
@@ -430,6 +486,8 @@ export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
  */
 export type Holding = Message<"treadle.v1.Holding"> & {
   /**
+   * The claim.
+   *
    * @generated from field: treadle.v1.Token token = 1;
    */
   token?: Token | undefined;
@@ -463,11 +521,15 @@ export type Welcome = Message<"treadle.v1.Welcome"> & {
   session: Uint8Array;
 
   /**
+   * How long a claim lasts from its last renewal.
+   *
    * @generated from field: google.protobuf.Duration lease = 2;
    */
   lease?: Duration | undefined;
 
   /**
+   * How often the worker sends a beat.
+   *
    * @generated from field: google.protobuf.Duration heartbeat = 3;
    */
   heartbeat?: Duration | undefined;
@@ -481,6 +543,8 @@ export type Welcome = Message<"treadle.v1.Welcome"> & {
   margin?: Duration | undefined;
 
   /**
+   * Limit on a value, in bytes.
+   *
    * @generated from field: int32 max_payload = 5;
    */
   maxPayload: number;
@@ -507,6 +571,8 @@ export const WelcomeSchema: GenMessage<Welcome> = /*@__PURE__*/
  */
 export type Offers = Message<"treadle.v1.Offers"> & {
   /**
+   * The claims, in the order in which to start them. At most 4,096.
+   *
    * @generated from field: repeated treadle.v1.Offer items = 1;
    */
   items: Offer[];
@@ -526,6 +592,8 @@ export const OffersSchema: GenMessage<Offers> = /*@__PURE__*/
  */
 export type Offer = Message<"treadle.v1.Offer"> & {
   /**
+   * The claim.
+   *
    * @generated from field: treadle.v1.Token token = 1;
    */
   token?: Token | undefined;
@@ -538,16 +606,22 @@ export type Offer = Message<"treadle.v1.Offer"> & {
   functionId: Uint8Array;
 
   /**
+   * Name of the function, for people.
+   *
    * @generated from field: string function_name = 3;
    */
   functionName: string;
 
   /**
+   * Runtime key, as in Hello.runtimes.
+   *
    * @generated from field: string runtime = 4;
    */
   runtime: string;
 
   /**
+   * Form of the function's bytes: "pickle", "source" or "none".
+   *
    * @generated from field: string form = 5;
    */
   form: string;
@@ -575,6 +649,8 @@ export type Offer = Message<"treadle.v1.Offer"> & {
   returns: string;
 
   /**
+   * The arguments, in args_encoding.
+   *
    * @generated from field: treadle.v1.Value args = 9;
    */
   args?: Value | undefined;
@@ -610,6 +686,8 @@ export type Offer = Message<"treadle.v1.Offer"> & {
   deadline?: Timestamp | undefined;
 
   /**
+   * How many lost workers the task survives.
+   *
    * @generated from field: int32 max_retries = 14;
    */
   maxRetries: number;
@@ -629,6 +707,8 @@ export const OfferSchema: GenMessage<Offer> = /*@__PURE__*/
  */
 export type Accepts = Message<"treadle.v1.Accepts"> & {
   /**
+   * The starts. At most 4,096.
+   *
    * @generated from field: repeated treadle.v1.Accept items = 1;
    */
   items: Accept[];
@@ -648,11 +728,15 @@ export const AcceptsSchema: GenMessage<Accepts> = /*@__PURE__*/
  */
 export type Accept = Message<"treadle.v1.Accept"> & {
   /**
+   * The claim.
+   *
    * @generated from field: treadle.v1.Token token = 1;
    */
   token?: Token | undefined;
 
   /**
+   * How long before this frame the attempt was started.
+   *
    * @generated from field: google.protobuf.Duration ago = 2;
    */
   ago?: Duration | undefined;
@@ -673,6 +757,8 @@ export const AcceptSchema: GenMessage<Accept> = /*@__PURE__*/
  */
 export type Outcomes = Message<"treadle.v1.Outcomes"> & {
   /**
+   * The reports. At most 4,096.
+   *
    * @generated from field: repeated treadle.v1.Report items = 1;
    */
   items: Report[];
@@ -692,6 +778,8 @@ export const OutcomesSchema: GenMessage<Outcomes> = /*@__PURE__*/
  */
 export type Report = Message<"treadle.v1.Report"> & {
   /**
+   * The claim.
+   *
    * @generated from field: treadle.v1.Token token = 1;
    */
   token?: Token | undefined;
@@ -733,11 +821,15 @@ export type Report = Message<"treadle.v1.Report"> & {
   repr: string;
 
   /**
+   * Details of an end other than "succeeded".
+   *
    * @generated from field: treadle.v1.Failure failure = 6;
    */
   failure?: Failure | undefined;
 
   /**
+   * How long the attempt ran.
+   *
    * @generated from field: google.protobuf.Duration run_time = 7;
    */
   runTime?: Duration | undefined;
@@ -779,6 +871,8 @@ export type Failure = Message<"treadle.v1.Failure"> & {
   message: string;
 
   /**
+   * See message.
+   *
    * @generated from field: string traceback = 3;
    */
   traceback: string;
@@ -793,6 +887,8 @@ export type Failure = Message<"treadle.v1.Failure"> & {
   exceptionPickle: Uint8Array;
 
   /**
+   * See exception_pickle.
+   *
    * @generated from field: bytes foreign_pickle = 5;
    */
   foreignPickle: Uint8Array;
@@ -812,6 +908,8 @@ export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
  */
 export type Acks = Message<"treadle.v1.Acks"> & {
   /**
+   * The acknowledgements. At most 4,096.
+   *
    * @generated from field: repeated treadle.v1.Ack items = 1;
    */
   items: Ack[];
@@ -831,6 +929,8 @@ export const AcksSchema: GenMessage<Acks> = /*@__PURE__*/
  */
 export type Ack = Message<"treadle.v1.Ack"> & {
   /**
+   * The claim that was reported.
+   *
    * @generated from field: treadle.v1.Token token = 1;
    */
   token?: Token | undefined;
@@ -858,11 +958,15 @@ export const AckSchema: GenMessage<Ack> = /*@__PURE__*/
  */
 export type Beat = Message<"treadle.v1.Beat"> & {
   /**
+   * Number of the beat; it grows.
+   *
    * @generated from field: uint64 seq = 1;
    */
   seq: bigint;
 
   /**
+   * Every claim to renew. At most 16,384.
+   *
    * @generated from field: repeated treadle.v1.Holding held = 2;
    */
   held: Holding[];
@@ -898,11 +1002,15 @@ export const BeatSchema: GenMessage<Beat> = /*@__PURE__*/
  */
 export type BeatAck = Message<"treadle.v1.BeatAck"> & {
   /**
+   * Number of the beat that is answered.
+   *
    * @generated from field: uint64 seq = 1;
    */
   seq: bigint;
 
   /**
+   * Claims of that beat that are no longer in force.
+   *
    * @generated from field: repeated treadle.v1.Token stale = 2;
    */
   stale: Token[];
@@ -923,6 +1031,8 @@ export const BeatAckSchema: GenMessage<BeatAck> = /*@__PURE__*/
  */
 export type Want = Message<"treadle.v1.Want"> & {
   /**
+   * How many more offers the worker will take.
+   *
    * @generated from field: int32 n = 1;
    */
   n: number;
@@ -942,6 +1052,8 @@ export const WantSchema: GenMessage<Want> = /*@__PURE__*/
  */
 export type Revoke = Message<"treadle.v1.Revoke"> & {
   /**
+   * The claims. At most 16,384.
+   *
    * @generated from field: repeated treadle.v1.Token tokens = 1;
    */
   tokens: Token[];
@@ -962,6 +1074,8 @@ export const RevokeSchema: GenMessage<Revoke> = /*@__PURE__*/
  */
 export type Recall = Message<"treadle.v1.Recall"> & {
   /**
+   * How many offers to give back.
+   *
    * @generated from field: int32 n = 1;
    */
   n: number;
@@ -981,6 +1095,8 @@ export const RecallSchema: GenMessage<Recall> = /*@__PURE__*/
  */
 export type NeedFunction = Message<"treadle.v1.NeedFunction"> & {
   /**
+   * SHA-256 of the bytes, as in Offer.hash.
+   *
    * @generated from field: bytes hash = 1;
    */
   hash: Uint8Array;
@@ -1000,16 +1116,22 @@ export const NeedFunctionSchema: GenMessage<NeedFunction> = /*@__PURE__*/
  */
 export type FunctionBytes = Message<"treadle.v1.FunctionBytes"> & {
   /**
+   * SHA-256 of the bytes, as it was asked for.
+   *
    * @generated from field: bytes hash = 1;
    */
   hash: Uint8Array;
 
   /**
+   * The function's bytes.
+   *
    * @generated from field: treadle.v1.Value bytes = 2;
    */
   bytes?: Value | undefined;
 
   /**
+   * Nobody has the bytes any more.
+   *
    * @generated from field: bool missing = 3;
    */
   missing: boolean;
@@ -1029,11 +1151,15 @@ export const FunctionBytesSchema: GenMessage<FunctionBytes> = /*@__PURE__*/
  */
 export type Output = Message<"treadle.v1.Output"> & {
   /**
+   * The claim of the attempt.
+   *
    * @generated from field: treadle.v1.Token token = 1;
    */
   token?: Token | undefined;
 
   /**
+   * The output, as bytes of whatever encoding.
+   *
    * @generated from field: bytes data = 2;
    */
   data: Uint8Array;
@@ -1053,6 +1179,8 @@ export const OutputSchema: GenMessage<Output> = /*@__PURE__*/
  */
 export type Drain = Message<"treadle.v1.Drain"> & {
   /**
+   * Why, for people: at most 4 KiB.
+   *
    * @generated from field: string reason = 1;
    */
   reason: string;
@@ -1074,6 +1202,8 @@ export const DrainSchema: GenMessage<Drain> = /*@__PURE__*/
  */
 export type Move = Message<"treadle.v1.Move"> & {
   /**
+   * Why, for people: at most 4 KiB.
+   *
    * @generated from field: string reason = 1;
    */
   reason: string;
@@ -1109,6 +1239,8 @@ export type Bye = Message<"treadle.v1.Bye"> & {
   retry: boolean;
 
   /**
+   * Why, for people: at most 4 KiB.
+   *
    * @generated from field: string reason = 2;
    */
   reason: string;

@@ -54,15 +54,19 @@ class Function(_message.Message):
     CREATED_BY_FIELD_NUMBER: _builtins.int
     TRANSIENT_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
+    """Id of the registration, a UUID. It never means another function."""
     name: _builtins.str
+    """Name as it was registered, 1 to 256 characters."""
     runtime: _builtins.str
     """"python", "command" or "go/<handler name>"."""
     queue: _builtins.str
+    """Queue of the function's tasks, at most 128 bytes."""
     form: _builtins.str
     """"pickle", "source" or "none"."""
     payload_sha256: _builtins.str
     """SHA-256 of the function's bytes, in hexadecimal."""
     payload_size: _builtins.int
+    """Size of the function's bytes. 0 for a handler, which lives in its worker."""
     python: _builtins.str
     """See RegisterFunctionRequest.python."""
     created_by: _builtins.str
@@ -70,7 +74,9 @@ class Function(_message.Message):
     transient: _builtins.bool
     """See RegisterFunctionRequest.transient."""
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """Time of the registration."""
+
     def __init__(
         self,
         *,
@@ -96,6 +102,8 @@ Global___Function: _TypeAlias = Function  # noqa: Y015
 
 @_typing.final
 class RegisterFunctionRequest(_message.Message):
+    """RegisterFunctionRequest describes the function to register."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -121,6 +129,9 @@ class RegisterFunctionRequest(_message.Message):
     queue: _builtins.str
     """Queue of the function's tasks. Default "default"."""
     request_id: _builtins.str
+    """Makes a repeated call answer what the first one answered; any text of at most 128 bytes.
+    Empty for none.
+    """
     python: _builtins.str
     """The Python whose bytecode the payload holds, as in "3.12": workers with another one
     refuse it. Set it for what was pickled by value (lambdas, functions of __main__), by
@@ -154,6 +165,8 @@ Global___RegisterFunctionRequest: _TypeAlias = RegisterFunctionRequest  # noqa: 
 
 @_typing.final
 class GetFunctionRequest(_message.Message):
+    """GetFunctionRequest names one registration."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_FIELD_NUMBER: _builtins.int
@@ -174,6 +187,8 @@ Global___GetFunctionRequest: _TypeAlias = GetFunctionRequest  # noqa: Y015
 
 @_typing.final
 class DeleteFunctionRequest(_message.Message):
+    """DeleteFunctionRequest names the registration to delete."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_ID_FIELD_NUMBER: _builtins.int
@@ -194,6 +209,8 @@ Global___DeleteFunctionRequest: _TypeAlias = DeleteFunctionRequest  # noqa: Y015
 
 @_typing.final
 class DeleteFunctionResponse(_message.Message):
+    """DeleteFunctionResponse says that the registration is gone."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -209,12 +226,18 @@ Global___DeleteFunctionResponse: _TypeAlias = DeleteFunctionResponse  # noqa: Y0
 
 @_typing.final
 class ListFunctionsRequest(_message.Message):
+    """ListFunctionsRequest asks for one page of registrations."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000."""
     page_token: _builtins.str
+    """Token of the page to return: the next_page_token of the page before. Empty for the first
+    page.
+    """
     def __init__(
         self,
         *,
@@ -231,13 +254,18 @@ Global___ListFunctionsRequest: _TypeAlias = ListFunctionsRequest  # noqa: Y015
 
 @_typing.final
 class ListFunctionsResponse(_message.Message):
+    """ListFunctionsResponse is one page of registrations."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
-    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Function]: ...
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Function]:
+        """Registrations, newest first."""
+
     def __init__(
         self,
         *,
@@ -313,6 +341,8 @@ Global___ExecuteOptions: _TypeAlias = ExecuteOptions  # noqa: Y015
 
 @_typing.final
 class ExecuteRequest(_message.Message):
+    """ExecuteRequest describes one task."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_FIELD_NUMBER: _builtins.int
@@ -333,8 +363,13 @@ class ExecuteRequest(_message.Message):
     kwargs: _builtins.bytes
     """JSON object of keyword arguments."""
     request_id: _builtins.str
+    """Makes a repeated call answer the task that the first one recorded; any text of at most 128
+    bytes. Empty for none.
+    """
     @_builtins.property
-    def options(self) -> Global___ExecuteOptions: ...
+    def options(self) -> Global___ExecuteOptions:
+        """Choices of this task. Left out, the defaults hold."""
+
     def __init__(
         self,
         *,
@@ -355,11 +390,15 @@ Global___ExecuteRequest: _TypeAlias = ExecuteRequest  # noqa: Y015
 
 @_typing.final
 class ExecuteBatchRequest(_message.Message):
+    """ExecuteBatchRequest holds the tasks to record."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecuteRequest]: ...
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecuteRequest]:
+        """At most 10,000 tasks. One that is refused does not affect the others."""
+
     def __init__(
         self,
         *,
@@ -375,6 +414,8 @@ Global___ExecuteBatchRequest: _TypeAlias = ExecuteBatchRequest  # noqa: Y015
 
 @_typing.final
 class ExecuteBatchResponse(_message.Message):
+    """ExecuteBatchResponse answers each request of a batch."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
@@ -435,7 +476,9 @@ class ItemError(_message.Message):
     code: _builtins.int
     """A google.rpc.Code."""
     reason: _builtins.str
+    """Reason of the error, one of the words in docs/errors.md."""
     message: _builtins.str
+    """Sentence for people: it names the value, the limit and the fix."""
     def __init__(
         self,
         *,
@@ -453,6 +496,8 @@ Global___ItemError: _TypeAlias = ItemError  # noqa: Y015
 
 @_typing.final
 class CallRequest(_message.Message):
+    """CallRequest names a function to execute and says how long to wait."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_FIELD_NUMBER: _builtins.int
@@ -465,7 +510,9 @@ class CallRequest(_message.Message):
         """How long to wait for the result: default 30 s, at most 5 min."""
 
     @_builtins.property
-    def input(self) -> Global___CallInput: ...
+    def input(self) -> Global___CallInput:
+        """Arguments and options of the task. Left out, the function is called without arguments."""
+
     def __init__(
         self,
         *,
@@ -496,8 +543,13 @@ class CallInput(_message.Message):
     kwargs: _builtins.bytes
     """JSON object of keyword arguments."""
     request_id: _builtins.str
+    """Makes a repeated call answer the task that the first one recorded; any text of at most 128
+    bytes. Empty for none.
+    """
     @_builtins.property
-    def options(self) -> Global___ExecuteOptions: ...
+    def options(self) -> Global___ExecuteOptions:
+        """Choices of this task. Left out, the defaults hold."""
+
     def __init__(
         self,
         *,
@@ -527,13 +579,17 @@ class Task(_message.Message):
     class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Task._Status.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATUS_UNSPECIFIED: Task._Status.ValueType  # 0
+        """Never sent."""
         QUEUED: Task._Status.ValueType  # 1
         """Waiting, or offered to a worker that has not started it."""
         RUNNING: Task._Status.ValueType  # 2
         """An attempt was started."""
         COMPLETED: Task._Status.ValueType  # 3
+        """The function returned, and its result is kept. Final."""
         FAILED: Task._Status.ValueType  # 4
+        """No attempt succeeded and none will follow; the error says why. Final."""
         CANCELLED: Task._Status.ValueType  # 5
+        """Cancelled before it had ended. Final."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
         """Status as clients see it. A task moves QUEUED, RUNNING, terminal; a requeue
@@ -541,13 +597,17 @@ class Task(_message.Message):
         """
 
     STATUS_UNSPECIFIED: Task.Status.ValueType  # 0
+    """Never sent."""
     QUEUED: Task.Status.ValueType  # 1
     """Waiting, or offered to a worker that has not started it."""
     RUNNING: Task.Status.ValueType  # 2
     """An attempt was started."""
     COMPLETED: Task.Status.ValueType  # 3
+    """The function returned, and its result is kept. Final."""
     FAILED: Task.Status.ValueType  # 4
+    """No attempt succeeded and none will follow; the error says why. Final."""
     CANCELLED: Task.Status.ValueType  # 5
+    """Cancelled before it had ended. Final."""
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     FUNCTION_ID_FIELD_NUMBER: _builtins.int
@@ -571,12 +631,19 @@ class Task(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task, a UUID."""
     function_id: _builtins.str
+    """Id of the registration that the task executes."""
     function_name: _builtins.str
+    """Name of that registration."""
     queue: _builtins.str
+    """Queue that the task waits in."""
     runtime: _builtins.str
+    """Runtime that executes it: "python", "command" or "go/<handler name>"."""
     status: Global___Task.Status.ValueType
+    """Status now."""
     priority: _builtins.int
+    """Priority from 0 to 9; higher ones go first."""
     worker: _builtins.str
     """Worker of the latest attempt."""
     attempt_count: _builtins.int
@@ -584,22 +651,33 @@ class Task(_message.Message):
     lost_workers: _builtins.int
     """What was spent of the two budgets."""
     raised: _builtins.int
+    """How often the function has raised, out of options.function_retries."""
     args_size: _builtins.int
+    """Size of the arguments in bytes."""
     result_size: _builtins.int
+    """Size of the result in bytes. 0 until the task is COMPLETED."""
     created_by: _builtins.str
     """Id of the token that submitted it; empty on servers that ask for none."""
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """Time at which the task was recorded."""
+
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """Start of the latest attempt."""
 
     @_builtins.property
-    def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """Time at which the task became terminal. Absent before."""
+
     @_builtins.property
-    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]: ...
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """The last 16 attempts, oldest first."""
+
     @_builtins.property
-    def error(self) -> Global___TaskError: ...
+    def error(self) -> Global___TaskError:
+        """Why the task is FAILED or CANCELLED. Absent otherwise."""
+
     @_builtins.property
     def options(self) -> Global___ExecuteOptions:
         """The options in force, defaults filled in."""
@@ -654,7 +732,9 @@ class Attempt(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     number: _builtins.int
+    """Number of the attempt, from 1."""
     worker: _builtins.str
+    """Id of the worker that ran it."""
     end: _builtins.str
     """"succeeded", "raised", "lost", "returned", "timed_out", "exhausted",
     "unreadable", "cancelled"; empty while it runs.
@@ -662,9 +742,13 @@ class Attempt(_message.Message):
     reason: _builtins.str
     """One line on an end other than "succeeded"."""
     @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """Time at which it was started."""
+
     @_builtins.property
-    def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """Time at which it ended. Absent while it runs."""
+
     def __init__(
         self,
         *,
@@ -710,7 +794,9 @@ class TaskError(_message.Message):
     traceback: _builtins.str
     """Full text as the runtime prints it; at most 64 KiB. Not in the basic view."""
     task_id: _builtins.str
+    """Id of the task."""
     worker_id: _builtins.str
+    """Id of the worker of the last attempt. Empty where there was none."""
     exception_pickle: _builtins.bytes
     """The pickled exception, when its pickle names only standard-library classes.
     Unpickling runs code: do it only when you trust the workers.
@@ -750,7 +836,9 @@ class TaskResult(_message.Message):
     RESULT_REPR_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     status: Global___Task.Status.ValueType
+    """Status of the task when this was answered."""
     result: _builtins.bytes
     """JSON text of the value, when the task was called with JSON and JSON can hold it."""
     result_pickle: _builtins.bytes
@@ -760,7 +848,9 @@ class TaskResult(_message.Message):
     result_repr: _builtins.str
     """Short text of a value that JSON cannot hold."""
     @_builtins.property
-    def error(self) -> Global___TaskError: ...
+    def error(self) -> Global___TaskError:
+        """Why the task is FAILED or CANCELLED. Absent otherwise."""
+
     def __init__(
         self,
         *,
@@ -788,10 +878,13 @@ Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
 
 @_typing.final
 class GetTaskRequest(_message.Message):
+    """GetTaskRequest names one task."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     def __init__(
         self,
         *,
@@ -807,11 +900,14 @@ Global___GetTaskRequest: _TypeAlias = GetTaskRequest  # noqa: Y015
 
 @_typing.final
 class GetResultRequest(_message.Message):
+    """GetResultRequest names one task and says how long to wait for it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """How long to wait for the end of the task: default 0, at most 5 min."""
@@ -832,6 +928,8 @@ Global___GetResultRequest: _TypeAlias = GetResultRequest  # noqa: Y015
 
 @_typing.final
 class AwaitResultsRequest(_message.Message):
+    """AwaitResultsRequest names the tasks to wait for."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_IDS_FIELD_NUMBER: _builtins.int
@@ -854,11 +952,15 @@ Global___AwaitResultsRequest: _TypeAlias = AwaitResultsRequest  # noqa: Y015
 
 @_typing.final
 class AwaitResultsResponse(_message.Message):
+    """AwaitResultsResponse carries results as they come."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskResult]: ...
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskResult]:
+        """Results of tasks that have finished, each sent once."""
+
     def __init__(
         self,
         *,
@@ -874,6 +976,8 @@ Global___AwaitResultsResponse: _TypeAlias = AwaitResultsResponse  # noqa: Y015
 
 @_typing.final
 class ListTasksRequest(_message.Message):
+    """ListTasksRequest asks for one page of tasks."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _View:
@@ -912,8 +1016,13 @@ class ListTasksRequest(_message.Message):
     create_time > T, create_time < T (RFC 3339), joined by AND.
     """
     page_size: _builtins.int
+    """Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000."""
     page_token: _builtins.str
+    """Token of the page to return: the next_page_token of the page before. Empty for the first
+    page.
+    """
     view: Global___ListTasksRequest.View.ValueType
+    """How much of each record to send. Default BASIC."""
     def __init__(
         self,
         *,
@@ -932,13 +1041,18 @@ Global___ListTasksRequest: _TypeAlias = ListTasksRequest  # noqa: Y015
 
 @_typing.final
 class ListTasksResponse(_message.Message):
+    """ListTasksResponse is one page of tasks."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
-    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]: ...
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
+        """Records, newest first."""
+
     def __init__(
         self,
         *,
@@ -955,10 +1069,13 @@ Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
 
 @_typing.final
 class WatchTaskRequest(_message.Message):
+    """WatchTaskRequest names the task to watch."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     def __init__(
         self,
         *,
@@ -974,11 +1091,14 @@ Global___WatchTaskRequest: _TypeAlias = WatchTaskRequest  # noqa: Y015
 
 @_typing.final
 class CancelTaskRequest(_message.Message):
+    """CancelTaskRequest names the task to cancel."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     ONLY_QUEUED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     only_queued: _builtins.bool
     """Leaves a task alone whose attempt has started: the answer says RUNNING."""
     def __init__(
@@ -997,11 +1117,14 @@ Global___CancelTaskRequest: _TypeAlias = CancelTaskRequest  # noqa: Y015
 
 @_typing.final
 class GetLogsRequest(_message.Message):
+    """GetLogsRequest names one attempt of a task."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     attempt: _builtins.int
     """0 means the latest attempt."""
     def __init__(
@@ -1020,13 +1143,17 @@ Global___GetLogsRequest: _TypeAlias = GetLogsRequest  # noqa: Y015
 
 @_typing.final
 class TaskLogs(_message.Message):
+    """TaskLogs is the output of one attempt."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     attempt: _builtins.int
+    """Number of the attempt, from 1. 0 when none was started."""
     text: _builtins.str
     """What the attempt printed, invalid UTF-8 replaced."""
     def __init__(
@@ -1046,12 +1173,18 @@ Global___TaskLogs: _TypeAlias = TaskLogs  # noqa: Y015
 
 @_typing.final
 class ListWorkersRequest(_message.Message):
+    """ListWorkersRequest asks for one page of workers."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000."""
     page_token: _builtins.str
+    """Token of the page to return: the next_page_token of the page before. Empty for the first
+    page.
+    """
     def __init__(
         self,
         *,
@@ -1068,13 +1201,18 @@ Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
 
 @_typing.final
 class ListWorkersResponse(_message.Message):
+    """ListWorkersResponse is one page of workers."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
+        """Attached workers, by id."""
+
     def __init__(
         self,
         *,
@@ -1110,26 +1248,41 @@ class Worker(_message.Message):
     CONNECTED_AT_FIELD_NUMBER: _builtins.int
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
+    """Id of the agent process."""
     name: _builtins.str
+    """Name that it was given, for people."""
     host: _builtins.str
+    """Host that it runs on, as it says."""
     pid: _builtins.int
+    """Id of its process on that host."""
     mode: _builtins.str
     """"push", "pull" or "local"."""
     state: _builtins.str
     """"active", "draining", "silent" or "lost"."""
     version: _builtins.str
+    """Version of its software."""
     slots: _builtins.int
+    """How many attempts it can run at once."""
     running: _builtins.int
+    """How many attempts it runs."""
     offered: _builtins.int
     """Offers that wait for a slot."""
     @_builtins.property
-    def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Queues that it takes tasks from."""
+
     @_builtins.property
-    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runtimes that it has."""
+
     @_builtins.property
-    def connected_at(self) -> _timestamp_pb2.Timestamp: ...
+    def connected_at(self) -> _timestamp_pb2.Timestamp:
+        """Start of its session."""
+
     @_builtins.property
-    def last_seen_at(self) -> _timestamp_pb2.Timestamp: ...
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
+        """Time of its last heartbeat."""
+
     def __init__(
         self,
         *,
@@ -1158,12 +1311,18 @@ Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
 class ListQueuesRequest(_message.Message):
+    """ListQueuesRequest asks for one page of queues."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000."""
     page_token: _builtins.str
+    """Token of the page to return: the next_page_token of the page before. Empty for the first
+    page.
+    """
     def __init__(
         self,
         *,
@@ -1180,13 +1339,18 @@ Global___ListQueuesRequest: _TypeAlias = ListQueuesRequest  # noqa: Y015
 
 @_typing.final
 class ListQueuesResponse(_message.Message):
+    """ListQueuesResponse is one page of queues."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     QUEUES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
-    def queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___Queue]: ...
+    def queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___Queue]:
+        """Queues with unfinished tasks, by name and runtime."""
+
     def __init__(
         self,
         *,
@@ -1212,9 +1376,13 @@ class Queue(_message.Message):
     QUEUED_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Name of the queue."""
     runtime: _builtins.str
+    """Runtime that its tasks need."""
     queued: _builtins.int
+    """Tasks that wait."""
     running: _builtins.int
+    """Tasks of which an attempt runs."""
     def __init__(
         self,
         *,
@@ -1233,6 +1401,8 @@ Global___Queue: _TypeAlias = Queue  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
+    """GetServerInfoRequest has no fields."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -1248,6 +1418,8 @@ Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
 @_typing.final
 class ServerInfo(_message.Message):
+    """ServerInfo says what a server is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
@@ -1255,12 +1427,15 @@ class ServerInfo(_message.Message):
     MAX_PAYLOAD_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
+    """Version of the server."""
     durability: _builtins.str
     """"memory", "embedded", "redis-async" or "redis-replicated"."""
     max_payload: _builtins.int
     """The one limit on a decoded payload or result, in bytes."""
     @_builtins.property
-    def retention(self) -> _duration_pb2.Duration: ...
+    def retention(self) -> _duration_pb2.Duration:
+        """How long records and results of finished tasks are kept."""
+
     def __init__(
         self,
         *,

@@ -21,6 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RegisterRootRequest(_message.Message):
+    """RegisterRootRequest is the body of POST /register_function."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -52,10 +54,13 @@ Global___RegisterRootRequest: _TypeAlias = RegisterRootRequest  # noqa: Y015
 
 @_typing.final
 class RegisterRootResponse(_message.Message):
+    """RegisterRootResponse is the answer to POST /register_function."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_ID_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
+    """Id of the registration, a UUID."""
     def __init__(
         self,
         *,
@@ -71,6 +76,8 @@ Global___RegisterRootResponse: _TypeAlias = RegisterRootResponse  # noqa: Y015
 
 @_typing.final
 class ExecuteRootRequest(_message.Message):
+    """ExecuteRootRequest is the body of POST /execute_function."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_ID_FIELD_NUMBER: _builtins.int
@@ -102,10 +109,13 @@ Global___ExecuteRootRequest: _TypeAlias = ExecuteRootRequest  # noqa: Y015
 
 @_typing.final
 class ExecuteRootResponse(_message.Message):
+    """ExecuteRootResponse is the answer to POST /execute_function."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task, a UUID."""
     def __init__(
         self,
         *,
@@ -121,10 +131,13 @@ Global___ExecuteRootResponse: _TypeAlias = ExecuteRootResponse  # noqa: Y015
 
 @_typing.final
 class GetRootStatusRequest(_message.Message):
+    """GetRootStatusRequest names one task."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     def __init__(
         self,
         *,
@@ -140,11 +153,14 @@ Global___GetRootStatusRequest: _TypeAlias = GetRootStatusRequest  # noqa: Y015
 
 @_typing.final
 class GetRootStatusResponse(_message.Message):
+    """GetRootStatusResponse is the answer to GET /status/{task_id}."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     status: _builtins.str
     """QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED."""
     def __init__(
@@ -163,10 +179,13 @@ Global___GetRootStatusResponse: _TypeAlias = GetRootStatusResponse  # noqa: Y015
 
 @_typing.final
 class GetRootResultRequest(_message.Message):
+    """GetRootResultRequest names one task."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     def __init__(
         self,
         *,
@@ -182,6 +201,8 @@ Global___GetRootResultRequest: _TypeAlias = GetRootResultRequest  # noqa: Y015
 
 @_typing.final
 class GetRootResultResponse(_message.Message):
+    """GetRootResultResponse is the answer to GET /result/{task_id}."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
@@ -189,7 +210,9 @@ class GetRootResultResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """Id of the task."""
     status: _builtins.str
+    """QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED."""
     result: _builtins.str
     """MIME base64 of a pickle, or any text while the task is unfinished."""
     @_builtins.property
@@ -225,11 +248,17 @@ class RootError(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     error_type: _builtins.str
+    """Class of the failure, as in TaskError.error_type."""
     exception_type: _builtins.str
+    """The exception's class. Empty where none was raised."""
     message: _builtins.str
+    """What went wrong, at most 64 KiB."""
     traceback: _builtins.str
+    """Traceback as the runtime prints it, at most 64 KiB."""
     task_id: _builtins.str
+    """Id of the task."""
     worker_id: _builtins.str
+    """Id of the worker of the last attempt. Empty where there was none."""
     def __init__(
         self,
         *,

@@ -70,25 +70,45 @@ class WorkerFrame(_message.Message):
     BYE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def hello(self) -> Global___Hello: ...
+    def hello(self) -> Global___Hello:
+        """Opens the session."""
+
     @_builtins.property
-    def accepts(self) -> Global___Accepts: ...
+    def accepts(self) -> Global___Accepts:
+        """Attempts were started."""
+
     @_builtins.property
-    def outcomes(self) -> Global___Outcomes: ...
+    def outcomes(self) -> Global___Outcomes:
+        """Attempts have ended."""
+
     @_builtins.property
-    def beat(self) -> Global___Beat: ...
+    def beat(self) -> Global___Beat:
+        """Heartbeat, and renewal of what it lists."""
+
     @_builtins.property
-    def want(self) -> Global___Want: ...
+    def want(self) -> Global___Want:
+        """More credit, only under Pull."""
+
     @_builtins.property
-    def need_function(self) -> Global___NeedFunction: ...
+    def need_function(self) -> Global___NeedFunction:
+        """Asks for a function's bytes."""
+
     @_builtins.property
-    def output(self) -> Global___Output: ...
+    def output(self) -> Global___Output:
+        """What an attempt has printed."""
+
     @_builtins.property
-    def drain(self) -> Global___Drain: ...
+    def drain(self) -> Global___Drain:
+        """The worker takes no more offers."""
+
     @_builtins.property
-    def bye(self) -> Global___Bye: ...
+    def bye(self) -> Global___Bye:
+        """The worker's last frame."""
+
     @_builtins.property
-    def chunk(self) -> Global___Chunk: ...
+    def chunk(self) -> Global___Chunk:
+        """A piece of a large value."""
+
     def __init__(
         self,
         *,
@@ -131,25 +151,45 @@ class DispatcherFrame(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def welcome(self) -> Global___Welcome: ...
+    def welcome(self) -> Global___Welcome:
+        """Answers Hello."""
+
     @_builtins.property
-    def offers(self) -> Global___Offers: ...
+    def offers(self) -> Global___Offers:
+        """Claims to run."""
+
     @_builtins.property
-    def acks(self) -> Global___Acks: ...
+    def acks(self) -> Global___Acks:
+        """Answers reports."""
+
     @_builtins.property
-    def beat_ack(self) -> Global___BeatAck: ...
+    def beat_ack(self) -> Global___BeatAck:
+        """Answers a beat."""
+
     @_builtins.property
-    def revoke(self) -> Global___Revoke: ...
+    def revoke(self) -> Global___Revoke:
+        """Claims that are no longer in force."""
+
     @_builtins.property
-    def recall(self) -> Global___Recall: ...
+    def recall(self) -> Global___Recall:
+        """Asks for offers back."""
+
     @_builtins.property
-    def function_bytes(self) -> Global___FunctionBytes: ...
+    def function_bytes(self) -> Global___FunctionBytes:
+        """Answers NeedFunction."""
+
     @_builtins.property
-    def drain(self) -> Global___Drain: ...
+    def drain(self) -> Global___Drain:
+        """The dispatcher gives no more offers."""
+
     @_builtins.property
-    def bye(self) -> Global___Bye: ...
+    def bye(self) -> Global___Bye:
+        """The dispatcher's last frame."""
+
     @_builtins.property
-    def chunk(self) -> Global___Chunk: ...
+    def chunk(self) -> Global___Chunk:
+        """A piece of a large value."""
+
     @_builtins.property
     def move(self) -> Global___Move:
         """Only to workers whose Hello says moves."""
@@ -192,9 +232,11 @@ class Token(_message.Message):
     task_id: _builtins.bytes
     """16 bytes."""
     epoch: _builtins.int
+    """Grows with each claim of the task."""
     claim_id: _builtins.bytes
     """16 random bytes."""
     attempt: _builtins.int
+    """Number of the attempt, from 1."""
     def __init__(
         self,
         *,
@@ -225,6 +267,7 @@ class Value(_message.Message):
     chunked: _builtins.int
     """Otherwise the number of the chunks that came before, and their length in all."""
     size: _builtins.int
+    """Length of those chunks in all, in bytes."""
     def __init__(
         self,
         *,
@@ -298,8 +341,11 @@ class Hello(_message.Message):
     name: _builtins.str
     """For people, as host and software: at most 256 bytes each."""
     host: _builtins.str
+    """Host that the worker runs on."""
     pid: _builtins.int
+    """Id of the worker's process on that host."""
     software: _builtins.str
+    """Name and version of the worker's software."""
     slots: _builtins.int
     """How many attempts run at once at present."""
     moves: _builtins.bool
@@ -361,7 +407,9 @@ class Holding(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     STARTED_AGO_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def token(self) -> Global___Token: ...
+    def token(self) -> Global___Token:
+        """The claim."""
+
     @_builtins.property
     def started_ago(self) -> _duration_pb2.Duration:
         """How long ago the attempt was started; absent while it waits for a slot."""
@@ -395,10 +443,15 @@ class Welcome(_message.Message):
     session: _builtins.bytes
     """16 bytes."""
     max_payload: _builtins.int
+    """Limit on a value, in bytes."""
     @_builtins.property
-    def lease(self) -> _duration_pb2.Duration: ...
+    def lease(self) -> _duration_pb2.Duration:
+        """How long a claim lasts from its last renewal."""
+
     @_builtins.property
-    def heartbeat(self) -> _duration_pb2.Duration: ...
+    def heartbeat(self) -> _duration_pb2.Duration:
+        """How often the worker sends a beat."""
+
     @_builtins.property
     def margin(self) -> _duration_pb2.Duration:
         """How long before the end of a lease, counted from the sending of the last renewal that
@@ -435,7 +488,9 @@ class Offers(_message.Message):
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]: ...
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]:
+        """The claims, in the order in which to start them. At most 4,096."""
+
     def __init__(
         self,
         *,
@@ -472,8 +527,11 @@ class Offer(_message.Message):
     function_id: _builtins.bytes
     """16 bytes."""
     function_name: _builtins.str
+    """Name of the function, for people."""
     runtime: _builtins.str
+    """Runtime key, as in Hello.runtimes."""
     form: _builtins.str
+    """Form of the function's bytes: "pickle", "source" or "none"."""
     hash: _builtins.bytes
     """SHA-256 of the function's bytes; ask for them once by NeedFunction."""
     args_encoding: _builtins.str
@@ -487,10 +545,15 @@ class Offer(_message.Message):
     python: _builtins.str
     """The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any."""
     max_retries: _builtins.int
+    """How many lost workers the task survives."""
     @_builtins.property
-    def token(self) -> Global___Token: ...
+    def token(self) -> Global___Token:
+        """The claim."""
+
     @_builtins.property
-    def args(self) -> Global___Value: ...
+    def args(self) -> Global___Value:
+        """The arguments, in args_encoding."""
+
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The worker ends the attempt when it has run so long, and reports timed_out; absent for
@@ -537,7 +600,9 @@ class Accepts(_message.Message):
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Accept]: ...
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Accept]:
+        """The starts. At most 4,096."""
+
     def __init__(
         self,
         *,
@@ -560,9 +625,13 @@ class Accept(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     AGO_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def token(self) -> Global___Token: ...
+    def token(self) -> Global___Token:
+        """The claim."""
+
     @_builtins.property
-    def ago(self) -> _duration_pb2.Duration: ...
+    def ago(self) -> _duration_pb2.Duration:
+        """How long before this frame the attempt was started."""
+
     def __init__(
         self,
         *,
@@ -587,7 +656,9 @@ class Outcomes(_message.Message):
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Report]: ...
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Report]:
+        """The reports. At most 4,096."""
+
     def __init__(
         self,
         *,
@@ -633,15 +704,21 @@ class Report(_message.Message):
     log: _builtins.bytes
     """Output since the last Output frame, at most 64 KiB."""
     @_builtins.property
-    def token(self) -> Global___Token: ...
+    def token(self) -> Global___Token:
+        """The claim."""
+
     @_builtins.property
     def result(self) -> Global___Value:
         """Only of a success. One over the payload limit fails the task as exhausted."""
 
     @_builtins.property
-    def failure(self) -> Global___Failure: ...
+    def failure(self) -> Global___Failure:
+        """Details of an end other than "succeeded"."""
+
     @_builtins.property
-    def run_time(self) -> _duration_pb2.Duration: ...
+    def run_time(self) -> _duration_pb2.Duration:
+        """How long the attempt ran."""
+
     def __init__(
         self,
         *,
@@ -680,12 +757,14 @@ class Failure(_message.Message):
     traceback.
     """
     traceback: _builtins.str
+    """See message."""
     exception_pickle: _builtins.bytes
     """The exception object, pickled by Python, at most 64 KiB each: the first where its pickle
     names classes of the standard library alone, else the second. Workers in other
     languages leave both empty.
     """
     foreign_pickle: _builtins.bytes
+    """See exception_pickle."""
     def __init__(
         self,
         *,
@@ -711,7 +790,9 @@ class Acks(_message.Message):
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ack]: ...
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ack]:
+        """The acknowledgements. At most 4,096."""
+
     def __init__(
         self,
         *,
@@ -736,7 +817,9 @@ class Ack(_message.Message):
     verdict: _builtins.str
     """"recorded", "duplicate" or "stale"."""
     @_builtins.property
-    def token(self) -> Global___Token: ...
+    def token(self) -> Global___Token:
+        """The claim that was reported."""
+
     def __init__(
         self,
         *,
@@ -764,6 +847,7 @@ class Beat(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     UNFIT_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
+    """Number of the beat; it grows."""
     slots: _builtins.int
     """How many slots the worker has now; absent when it is as many as Hello says. A change
     is told by a beat at once.
@@ -773,7 +857,9 @@ class Beat(_message.Message):
     without it.
     """
     @_builtins.property
-    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]: ...
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]:
+        """Every claim to renew. At most 16,384."""
+
     def __init__(
         self,
         *,
@@ -799,8 +885,11 @@ class BeatAck(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
+    """Number of the beat that is answered."""
     @_builtins.property
-    def stale(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]: ...
+    def stale(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """Claims of that beat that are no longer in force."""
+
     def __init__(
         self,
         *,
@@ -825,6 +914,7 @@ class Want(_message.Message):
 
     N_FIELD_NUMBER: _builtins.int
     n: _builtins.int
+    """How many more offers the worker will take."""
     def __init__(
         self,
         *,
@@ -846,7 +936,9 @@ class Revoke(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]: ...
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """The claims. At most 16,384."""
+
     def __init__(
         self,
         *,
@@ -870,6 +962,7 @@ class Recall(_message.Message):
 
     N_FIELD_NUMBER: _builtins.int
     n: _builtins.int
+    """How many offers to give back."""
     def __init__(
         self,
         *,
@@ -891,6 +984,7 @@ class NeedFunction(_message.Message):
 
     HASH_FIELD_NUMBER: _builtins.int
     hash: _builtins.bytes
+    """SHA-256 of the bytes, as in Offer.hash."""
     def __init__(
         self,
         *,
@@ -914,9 +1008,13 @@ class FunctionBytes(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     hash: _builtins.bytes
+    """SHA-256 of the bytes, as it was asked for."""
     missing: _builtins.bool
+    """Nobody has the bytes any more."""
     @_builtins.property
-    def bytes(self) -> Global___Value: ...
+    def bytes(self) -> Global___Value:
+        """The function's bytes."""
+
     def __init__(
         self,
         *,
@@ -941,8 +1039,11 @@ class Output(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    """The output, as bytes of whatever encoding."""
     @_builtins.property
-    def token(self) -> Global___Token: ...
+    def token(self) -> Global___Token:
+        """The claim of the attempt."""
+
     def __init__(
         self,
         *,
@@ -965,6 +1066,7 @@ class Drain(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    """Why, for people: at most 4 KiB."""
     def __init__(
         self,
         *,
@@ -990,6 +1092,7 @@ class Move(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ELSEWHERE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    """Why, for people: at most 4 KiB."""
     elsewhere: _builtins.bool
     """Only another dispatcher will do; otherwise a new link to this one is as good."""
     def __init__(
@@ -1022,6 +1125,7 @@ class Bye(_message.Message):
     on in another session.
     """
     reason: _builtins.str
+    """Why, for people: at most 4 KiB."""
     refused: _builtins.str
     """From a dispatcher that refused a frame of the worker: the field that is malformed or
     over its limit, as in "outcomes.items[3].end". A worker must not send the same again
