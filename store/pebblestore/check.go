@@ -19,7 +19,7 @@ func (s *Store) CheckInvariants(ctx context.Context) error {
 		return err
 	}
 	defer s.leave()
-	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, results: map[task.ID]int{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}, owners: owners{}}
+	c := &checker{s: s, live: map[task.ID]record{}, finished: map[task.ID]retained{}, results: map[task.ID]int{}, kept: map[task.ID]bool{}, keys: map[string]task.ID{}, owners: owners{}, functions: newRegistered()}
 	// On the committer nothing is under way: disk and index must say the same.
 	if err := s.commit(ctx, op, 0, func(*txn) { c.run() }); err != nil {
 		return err
@@ -57,6 +57,8 @@ type checker struct {
 	keys map[string]task.ID
 	// owners is what everybody has by a full scan.
 	owners owners
+	// functions is what deletion should know, by a full scan.
+	functions registered
 }
 
 func (c *checker) fail(format string, args ...any) {
@@ -84,6 +86,7 @@ func (c *checker) run() {
 	c.each(spaceOwner, c.ownerRow)
 	c.index()
 	c.usage()
+	c.registrations()
 }
 
 // each walks a keyspace; row must not keep its arguments.

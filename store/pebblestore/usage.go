@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -234,8 +235,24 @@ func (c *checker) functionRow(key, value []byte) error {
 	f, err := decodeFunction(id, value)
 	if err == nil {
 		c.owners.add(f.CreatedBy, f.Queue, owned{functions: 1, bytes: int64(f.Size)})
+		c.functions.add(&f)
 	}
 	return err
+}
+
+// registrations compares what deletion knows of functions with their rows.
+func (c *checker) registrations() {
+	have, want := &c.s.ix.functions, &c.functions
+	for _, rec := range c.live {
+		want.tasks[rec.task.Function]++
+	}
+	sameNames := maps.EqualFunc(have.names, want.names, func(a, b []task.ID) bool { return len(a) == len(b) })
+	if !sameNames || !maps.Equal(have.blobs, want.blobs) || !maps.Equal(have.tasks, want.tasks) || !maps.Equal(have.twins, want.twins) {
+		c.fail("functions are %+v, want %+v", have, want)
+	}
+	if !maps.EqualFunc(have.used, want.used, time.Time.Equal) {
+		c.fail("transient functions were used %v, want %v", have.used, want.used)
+	}
 }
 
 func (c *checker) ownerRow(key, value []byte) error {
