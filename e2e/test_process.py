@@ -98,7 +98,7 @@ def test_many_workers_share_a_data_folder(own: Own, mode: Mode) -> None:
         ["up", "--rest-compat", "other"],
         ["up", "--grpc-addr", "0.0.0.0:0"],
         ["worker", "--mode", "local"],
-        ["worker", "--dispatcher", "nowhere"],
+        ["worker", "--dispatcher", "http://nowhere"],
         ["no-such-command"],
     ],
     ids=" ".join,

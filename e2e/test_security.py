@@ -99,6 +99,12 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
         cluster.close()
 
 
+def ends_saying(process: Process, text: str) -> None:
+    """A worker that can never attach ends by itself, with exit code 1 and the cause."""
+    assert process.exit_code() == 1
+    assert text in process.log()
+
+
 def says(process: Process, pattern: str) -> str:
     """Waits until a line of the log matches; returns the line."""
 
@@ -193,12 +199,12 @@ def test_workers_that_are_refused(secured: Secured, token: str, pair: str, expec
 
 def test_plain_text_meets_tls(secured: Secured) -> None:
     """Both sides are told what is wrong, whichever of them speaks TLS."""
-    says(secured.worker(secured.tokens["worker"], ca=False), "this listener speaks TLS and the client plain text")
+    ends_saying(secured.worker(secured.tokens["worker"], ca=False), "this listener speaks TLS and the client plain text")
     plain = secured.start("plain", "up", "--store", "memory:", "--slots", "0", "--json", "--grpc-addr", "127.0.0.1:0",
                           "--http-addr", "127.0.0.1:0")  # fmt: skip
     address = plain.ready()["grpc_addr"]
     worker = secured.worker(secured.tokens["worker"], dispatcher=address)
-    says(worker, "the dispatcher speaks plain text and this worker TLS")
+    ends_saying(worker, "the dispatcher speaks plain text and this worker TLS")
 
 
 def test_revoked_token(secured: Secured, tmp_path: Path) -> None:

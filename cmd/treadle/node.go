@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,6 +37,10 @@ type node struct {
 	Log     *slog.Logger
 	// flush writes what the log still owes; may be nil.
 	flush func()
+	// terminal: the process was started at one.
+	terminal bool
+	// reload reads the files of tokens and certificates again; nil while there are none.
+	reload atomic.Pointer[func() error]
 	// Ready is called once: with the addresses that a server listens on, or with a
 	// worker's id and its HTTP address.
 	Ready func(grpcAddrOrWorker, httpAddr string)
@@ -128,6 +133,8 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if p.slots > 0 {
 		limit += n.DrainTimeout
 	}
+	ctx, stop := n.hearHangups(ctx)
+	defer stop()
 	stages, end := n.stages(ctx, limit)
 	defer end()
 	collector.KeepFloor(heapFloor)
@@ -142,8 +149,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
 		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus, AllowedHosts: n.AllowedHosts,
 	}
-	reload, err := n.secure(&cfg)
-	if err != nil {
+	if err := n.secure(&cfg); err != nil {
 		return err
 	}
 	var d *dispatcher.Dispatcher
@@ -185,9 +191,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		return err
 	}
 	stages.run("store", watchStore(st))
-	if reload != nil {
-		stages.run("reload", reloadOnHangup(n.Log, reload))
-	}
+	n.collect(stages)
 	stages.run("API", srv.Serve)
 	if d != nil {
 		stages.run("dispatcher", d.Run)
@@ -206,6 +210,16 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		n.Ready(srv.GRPCAddr(), srv.HTTPAddr())
 	}
 	return stages.wait(ctx)
+}
+
+// collect adds what a process does that is the first one of its container.
+func (n *node) collect(s *stages) {
+	if os.Getpid() == 1 {
+		s.run("orphans", func(ctx context.Context) error {
+			collectOrphans(ctx, 1, orphanAge)
+			return nil
+		})
+	}
 }
 
 // watchStore ends with an error when the store can no longer promise what it
@@ -240,6 +254,8 @@ func orNone[T int | time.Duration](v T) T {
 
 // work runs a worker agent until ctx ends, then drains.
 func (n *node) work(ctx context.Context) error {
+	ctx, stop := n.hearHangups(ctx)
+	defer stop()
 	collector.KeepFloor(heapFloor)
 	options, err := n.dialOptions()
 	if err != nil {
@@ -260,6 +276,7 @@ func (n *node) work(ctx context.Context) error {
 	}
 	stages, end := n.stages(ctx, n.DrainTimeout+drainMargin)
 	defer end()
+	n.collect(stages)
 	if n.HTTPAddr != "" {
 		stages.run("HTTP", func(ctx context.Context) error { return serveWorkerHealth(ctx, n.HTTPAddr, agent) })
 	}

@@ -166,7 +166,8 @@ func TestSecure(t *testing.T) {
 		var log bytes.Buffer
 		n := &node{serverFlags: *f, Log: slog.New(slog.NewTextHandler(&log, nil))}
 		var cfg server.Config
-		reload, err := n.secure(&cfg)
+		err = n.secure(&cfg)
+		reload := n.reload.Load()
 		if err != nil || cfg.Insecure != want.insecure || cfg.WorkerCertificates != want.certificates || (reload != nil) != want.reloads || cfg.RateLimit != want.rate {
 			t.Errorf("%s: insecure %v, certificates %v, rate %g, reloads %v; %v", args, cfg.Insecure, cfg.WorkerCertificates, cfg.RateLimit, reload != nil, err)
 		}
@@ -174,7 +175,7 @@ func TestSecure(t *testing.T) {
 			t.Errorf("%s: the log says %s", args, log.String())
 		}
 		if reload != nil {
-			if err := reload(); err != nil {
+			if err := (*reload)(); err != nil {
 				t.Errorf("%s: %v", args, err)
 			}
 		}

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -128,19 +124,19 @@ func (f *serverFlags) outward() (flag, addr string) {
 	return "", ""
 }
 
-// secure puts tokens, TLS and limits into the configuration of a server. reload reads the
-// files again; it is nil when there are none.
-func (n *node) secure(cfg *server.Config) (reload func() error, err error) {
+// secure puts tokens, TLS and limits into the configuration of a server, and sets what
+// reads their files again.
+func (n *node) secure(cfg *server.Config) (err error) {
 	var reloads []func() error
 	if n.TokenFile != "" {
 		if cfg.Tokens, err = auth.Open(n.TokenFile, n.Log, time.Now); err != nil {
-			return nil, fmt.Errorf("--token-file: %w", err)
+			return fmt.Errorf("--token-file: %w", err)
 		}
 		reloads = append(reloads, cfg.Tokens.Reload)
 	}
 	if n.TLSCert != "" {
 		if cfg.TLS, err = tlsfiles.OpenServer(n.TLSCert, n.TLSKey, n.TLSClientCA, n.Log); err != nil {
-			return nil, fmt.Errorf("--tls-cert, --tls-key, --tls-client-ca: %w", err)
+			return fmt.Errorf("--tls-cert, --tls-key, --tls-client-ca: %w", err)
 		}
 		reloads = append(reloads, cfg.TLS.Reload)
 		cfg.WorkerCertificates = n.TLSClientCA != ""
@@ -159,37 +155,17 @@ func (n *node) secure(cfg *server.Config) (reload func() error, err error) {
 		}
 	}
 	if len(reloads) == 0 {
-		return nil, nil
+		return nil
 	}
-	return func() error {
+	reload := func() error {
 		var errs []error
 		for _, r := range reloads {
 			errs = append(errs, r())
 		}
 		return errors.Join(errs...)
-	}, nil
-}
-
-// reloadOnHangup reads the files of tokens and certificates again at each SIGHUP. Changes
-// are noticed without it, too; this is for those who do not want to wait a second.
-func reloadOnHangup(log *slog.Logger, reload func() error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		hangups := make(chan os.Signal, 1)
-		if !signal.Ignored(syscall.SIGHUP) { // nohup means what it says
-			signal.Notify(hangups, syscall.SIGHUP)
-			defer signal.Stop(hangups)
-		}
-		for {
-			select {
-			case <-hangups:
-				if err := reload(); err != nil {
-					log.Error("not everything could be read again: what was known stays in force", "error", err)
-				}
-			case <-ctx.Done():
-				return nil
-			}
-		}
 	}
+	n.reload.Store(&reload)
+	return nil
 }
 
 // dialOptions are how a worker dials: in plain text, or with TLS; with TREADLE_TOKEN when

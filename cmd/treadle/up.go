@@ -144,6 +144,8 @@ func (n *node) prepare(cmd *cobra.Command, r role) error {
 		return err
 	}
 	n.Log, n.flush, n.Version = log, flush, versionOf().Version
+	n.terminal = isTerminal(cmd.InOrStdin())
+	surviveClosedPipes()
 	return nil
 }
 

@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("TREADLE_BIN") or ROOT / "bin" / "treadle").resolve()
 
 
+def _default_hangup() -> None:
+    """A child of `nohup` would ignore SIGHUP, as it should, and not read its files again."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Process:
     """A process, treadle unless another program is named, in a process group of its own,
     with its output in files.
@@ -47,6 +52,7 @@ class Process:
                 cwd=cwd or folder,
                 env={**environment(folder), **(env or {})},
                 start_new_session=True,
+                preexec_fn=_default_hangup,
             )
         self._started, self._ended = time.monotonic(), 0.0
         self._reaper = threading.Thread(target=self._reap, name=f"wait for {name}", daemon=True)
