@@ -39,7 +39,7 @@ func TestOutcomesThatNoWorkerMayReport(t *testing.T) {
 
 func TestTimeoutMargin(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
-		-time.Second: 30 * time.Second, 0: 30 * time.Second, 10 * time.Second: 31 * time.Second, time.Hour: 5*time.Minute + 30*time.Second,
+		-time.Second: 5 * time.Second, 0: 5 * time.Second, 10 * time.Second: 6 * time.Second, time.Hour: 5*time.Minute + 5*time.Second,
 	} {
 		if got := TimeoutMargin(timeout); got != want {
 			t.Errorf("timeout %s: %s, want %s", timeout, got, want)

@@ -167,12 +167,15 @@ func (t *Task) Grant(until time.Time) {
 	}
 }
 
-// TimeoutMargin is how much longer than its timeout a worker may hold an attempt. It
-// stops the attempt itself, and counts from when the function begins: the margin covers the
-// start of a runner (up to 30 s), and the way of the report (a tenth, at most five minutes).
+// TimeoutMargin is how much longer than its timeout a worker may hold an attempt that was
+// started. It stops the attempt itself; the margin covers the way of its report.
 func TimeoutMargin(timeout time.Duration) time.Duration {
-	return 30*time.Second + min(max(timeout, 0)/10, 5*time.Minute)
+	return 5*time.Second + min(max(timeout, 0)/10, 5*time.Minute)
 }
+
+// StartMargin is how much longer an offer of a task with a timeout may wait for its start:
+// a worker may take that long to have a runner for it.
+const StartMargin = 30 * time.Second
 
 // overrun is the end of the last lease that the claim in force can get, counted from its
 // start, or from the claim while it is only offered; zero without a timeout.
@@ -182,27 +185,28 @@ func (t *Task) overrun() time.Time {
 	}
 	from := t.Lease.StartedAt
 	if from.IsZero() {
-		from = t.Lease.ClaimedAt
+		from = t.Lease.ClaimedAt.Add(StartMargin)
 	}
 	return from.Add(t.Timeout).Add(TimeoutMargin(t.Timeout))
 }
 
 // Overdue is the outcome of the claim in force when its lease has run out. An attempt
 // whose worker went on renewing it beyond timeout and margin has timed out; any other
-// lost its worker. startUnknown says that the word of its start may have been lost with
-// the process that had it.
-func (t *Task) Overdue(startUnknown bool) Outcome {
+// lost its worker. unheard says that nobody has renewed it since all leases were granted
+// anew: then it lasted by that grant alone, and the word of its start may have been lost
+// with the process that had it.
+func (t *Task) Overdue(unheard bool) Outcome {
 	if t.Lease == nil {
 		return Outcome{}
 	}
 	end := t.overrun()
 	switch {
-	case !t.Lease.StartedAt.IsZero() && !end.IsZero() && !t.Lease.Until.Before(end):
+	case !unheard && !t.Lease.StartedAt.IsZero() && !end.IsZero() && !t.Lease.Until.Before(end):
 		return Fail(EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s, and its worker did not stop it within %s more",
 			t.Timeout, TimeoutMargin(t.Timeout)))
 	case !t.Lease.StartedAt.IsZero():
 		return Fail(EndLost, "the lease ran out without a word from the worker")
-	case startUnknown:
+	case unheard:
 		return Fail(EndLost, "the worker did not come back after a restart")
 	default:
 		return Fail(EndLapsed, "the worker never said that it started")

@@ -38,7 +38,7 @@ func (s *Store) renew(ctx context.Context, op string, now time.Time, items []sto
 		shard := s.shardOf(items[i].Token.Task)
 		b := open[shard]
 		if b == nil || len(b.of) == maxItems || b.bytes > maxBytes {
-			b = &batch{shard: shard, args: []any{newOperation(), task.MaxLog}}
+			b = &batch{shard: shard, args: []any{newOperation(), task.MaxLog, task.StartMargin.Microseconds()}}
 			open[shard] = b
 			batches = append(batches, b)
 		}

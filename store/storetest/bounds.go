@@ -169,7 +169,12 @@ func testTimeoutOfAnOffer(e *env) {
 	const timeout = time.Second
 	id := e.submit(func(t *task.Task) { t.Timeout = timeout })
 	c := e.claimOne()
-	end := e.Now().Add(timeout + task.TimeoutMargin(timeout))
+	end := e.Now().Add(timeout + task.TimeoutMargin(timeout) + task.StartMargin)
+	e.beatUntil(c.Token, end.Add(-time.Millisecond), false)
+	e.reap()
+	if t := e.wantStatus(id, task.Queued); t.Lease == nil {
+		e.Fatalf("the offer lapsed before its time")
+	}
 	e.beatUntil(c.Token, end.Add(time.Millisecond), false)
 	e.reap()
 	if t := e.wantStatus(id, task.Queued); t.Lease != nil || t.Lapses != 1 || t.Losses != 0 {

@@ -20,9 +20,9 @@ type model struct {
 	written map[task.ID]*task.Task
 	// ended keeps what a terminal record said first.
 	ended map[task.ID]*task.Task
-	// epochs is the highest epoch of each task, unknown the leases found at open.
+	// epochs is the highest epoch of each task, unheard the leases found at open and not renewed since.
 	epochs  map[task.ID]uint64
-	unknown map[task.ID]bool
+	unheard map[task.ID]bool
 	// freed lists tasks whose delay the store chose.
 	freed []task.ID
 }
@@ -30,7 +30,7 @@ type model struct {
 func newModel(retention time.Duration) *model {
 	return &model{
 		retention: retention, tasks: map[task.ID]*task.Task{}, written: map[task.ID]*task.Task{}, ended: map[task.ID]*task.Task{},
-		epochs: map[task.ID]uint64{}, unknown: map[task.ID]bool{},
+		epochs: map[task.ID]uint64{}, unheard: map[task.ID]bool{},
 	}
 }
 
@@ -120,7 +120,7 @@ func (m *model) renew(now time.Time, r store.Renewal) task.Verdict {
 	}
 	v := t.Renew(now, r.Token, r.Until, r.StartedAt)
 	if v == task.VerdictRecorded {
-		delete(m.unknown, t.ID)
+		delete(m.unheard, t.ID)
 	}
 	return v
 }
@@ -132,7 +132,7 @@ func (m *model) settle(now time.Time, it store.Settlement) task.Verdict {
 	}
 	v := t.Settle(now, it.Token, it.Outcome, it.Jitter)
 	if v == task.VerdictRecorded {
-		delete(m.unknown, t.ID)
+		delete(m.unheard, t.ID)
 		m.save(t)
 	}
 	return v
@@ -177,7 +177,7 @@ func (m *model) reap(now time.Time) {
 		case t.Expire(now):
 			m.save(t)
 		case t.Lease != nil && !t.Lease.Until.After(now):
-			m.lose(now, t, t.Overdue(m.unknown[t.ID]))
+			m.lose(now, t, t.Overdue(m.unheard[t.ID]))
 		case t.Status.Terminal() && !t.FinishedAt.Add(m.retention).After(now):
 			delete(m.tasks, t.ID)
 			delete(m.written, t.ID)
@@ -228,7 +228,7 @@ func (m *model) reopen(now time.Time, lease time.Duration, ownerMemory bool) {
 			continue
 		}
 		t.Grant(now.Add(lease))
-		m.unknown[t.ID] = t.Lease.StartedAt.IsZero()
+		m.unheard[t.ID] = true
 	}
 }
 

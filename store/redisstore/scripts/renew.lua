@@ -3,7 +3,8 @@
 -- KEYS[1]  meta of the shard
 -- ARGV[3]  operation: output sent again is not added twice
 -- ARGV[4]  how much output of an attempt is kept, in bytes
--- ARGV[5+] for each lease 9 values: id, epoch, claim, lease in microseconds from now, how
+-- ARGV[5]  how much longer an offer may wait for its start, in microseconds
+-- ARGV[6+] for each lease 9 values: id, epoch, claim, lease in microseconds from now, how
 --          long ago the attempt started ('' when it did not), output, worker that must
 --          hold it (or ''), session that it moves to (or ''), time limit and margin in
 --          microseconds (0 for none): from its start, or from the claim before that, the
@@ -35,7 +36,7 @@ local function renew(i)
   local wanted, limit = now + ARGV[i + 3], tonumber(ARGV[i + 8])
   if limit > 0 then
     calm = calm or tonumber(call('HGET', meta, M.calm) or '0')
-    wanted = math.min(wanted, math.max(calm, (started > 0 and started or claimed) + limit))
+    wanted = math.min(wanted, math.max(calm, (started > 0 and started or claimed + ARGV[5]) + limit))
   end
   if wanted > till then
     till = wanted
@@ -60,7 +61,7 @@ local function renew(i)
   return 1, started
 end
 
-for i = 5, #ARGV, 9 do
+for i = 6, #ARGV, 9 do
   local code, started = renew(i)
   out[#out + 1] = code
   out[#out + 1] = started
