@@ -1095,7 +1095,7 @@ type Offer struct {
 	// The arguments, in args_encoding.
 	Args *Value `protobuf:"bytes,9,opt,name=args,proto3" json:"args,omitempty"`
 	// The worker ends the attempt when it has run so long, and reports timed_out; absent for
-	// none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
+	// none. The dispatcher ends it by itself 5 s and a tenth of the timeout later.
 	Timeout *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// In bytes, enforced by the worker alone (it reports exhausted); 0 for the worker's own.
 	MemoryLimit int64 `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`

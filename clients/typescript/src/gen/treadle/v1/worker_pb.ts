@@ -657,7 +657,7 @@ export type Offer = Message<"treadle.v1.Offer"> & {
 
   /**
    * The worker ends the attempt when it has run so long, and reports timed_out; absent for
-   * none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
+   * none. The dispatcher ends it by itself 5 s and a tenth of the timeout later.
    *
    * @generated from field: google.protobuf.Duration timeout = 10;
    */

@@ -557,7 +557,7 @@ class Offer(_message.Message):
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The worker ends the attempt when it has run so long, and reports timed_out; absent for
-        none. The dispatcher ends it by itself 30 s and a tenth of the timeout later.
+        none. The dispatcher ends it by itself 5 s and a tenth of the timeout later.
         """
 
     @_builtins.property
