@@ -43,6 +43,10 @@ type Config struct {
 	// OfferBytes bounds the arguments of one claim beyond its first task. Default 16 MiB.
 	OfferBytes int
 
+	// TaskKey makes the key with which the worker of a session makes tokens of running tasks.
+	// Default nil: this process serves no calls of tasks, and workers get none.
+	TaskKey func(session task.ID) []byte
+
 	// ID tells this dispatcher from others on the store; NewID makes ids for
 	// sessions and claims (random) and NewFunctionID those of Go handlers (version 7).
 	ID            task.ID

@@ -428,6 +428,9 @@ func (e *Engine) resumed(ev resumed) {
 	welcome := &link.Welcome{
 		Session: s.id, Lease: e.cfg.Lease, Heartbeat: e.cfg.Heartbeat, Margin: e.cfg.Margin, MaxPayload: e.cfg.MaxPayload,
 	}
+	if s.hello.TaskTokens && e.cfg.TaskKey != nil {
+		welcome.TaskKey = e.cfg.TaskKey(s.id)
+	}
 	for i, h := range ev.held {
 		if ev.verdicts[i] != task.VerdictRecorded {
 			welcome.Stale = append(welcome.Stale, h.Token)
@@ -537,7 +540,7 @@ func (e *Engine) claimed(ev claimed) {
 				Token: c.Token, Function: c.Task.Function, FunctionName: c.Task.FunctionName, Runtime: c.Task.Runtime,
 				Form: c.Task.Form, Hash: c.Task.Hash, ArgsEncoding: c.Task.Args, Returns: c.Task.Returns, Args: c.Args,
 				Timeout: c.Task.Timeout, MemoryLimit: c.Task.MemoryLimit, Python: c.Task.Python,
-				Deadline: c.Task.Deadline, MaxRetries: c.Task.MaxRetries,
+				Deadline: c.Task.Deadline, MaxRetries: c.Task.MaxRetries, Parent: c.Task.Parent,
 			}
 		}
 		if s.mode == link.Pull {

@@ -82,6 +82,8 @@ type Hello struct {
 	Held []Holding
 	// Moves says that the worker understands [Move].
 	Moves bool
+	// TaskTokens says that the worker wants [Welcome.TaskKey].
+	TaskTokens bool
 }
 
 // Holding is one claim that a worker has.
@@ -104,6 +106,9 @@ type Welcome struct {
 	MaxPayload int
 	// Stale lists the tokens of Hello.Held that are no longer in force.
 	Stale []task.Token
+	// TaskKey is the secret with which the worker makes tokens of running tasks, see
+	// package tasktoken; nil where the dispatcher serves no such tasks.
+	TaskKey []byte
 }
 
 // Offers hands claims to the worker (from the dispatcher).
@@ -127,6 +132,8 @@ type Offer struct {
 	// Deadline, zero for none, and MaxRetries are for the function to know.
 	Deadline   time.Time
 	MaxRetries int
+	// Parent is the task that submitted this one, zero for a client's.
+	Parent task.ID
 }
 
 // Accepts says that attempts were started (from the worker).

@@ -49,6 +49,9 @@ func taskProto(t *task.Task) *treadlev1.Task {
 		Error: errorProto(t), ArgsSize: int32(t.ArgsSize), ResultSize: int32(t.ResultSize), Options: optionsProto(t),
 		CreatedBy: t.CreatedBy,
 	}
+	if !t.Parent.IsZero() {
+		m.ParentId = t.Parent.String()
+	}
 	for _, a := range t.Attempts {
 		m.Attempts = append(m.Attempts, &treadlev1.Attempt{
 			Number: int32(a.Number), Worker: a.Worker, StartedAt: stamp(a.StartedAt), FinishedAt: stamp(a.FinishedAt),

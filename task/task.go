@@ -56,6 +56,8 @@ type Task struct {
 	// CreatedBy is the id of the token that submitted the task; empty where no tokens are
 	// asked for. It counts towards that owner's quotas.
 	CreatedBy string
+	// Parent is the task whose attempt submitted this one; zero for a client's.
+	Parent ID
 
 	Priority int
 	// Args and Returns say how the arguments are encoded and how the caller wants

@@ -61,6 +61,8 @@ type Task struct {
 	CreatedAt    time.Time `json:"created_at,omitzero"`
 	// CreatedBy is the id of the token that submitted it; empty on servers that ask for none.
 	CreatedBy string `json:"created_by,omitempty"`
+	// ParentID is the task that submitted it; empty for a client's.
+	ParentID string `json:"parent_id,omitempty"`
 	// StartedAt is the start of the latest attempt.
 	StartedAt  time.Time `json:"started_at,omitzero"`
 	FinishedAt time.Time `json:"finished_at,omitzero"`
@@ -244,7 +246,7 @@ func taskOf(p *treadlev1.Task) *Task {
 		NotBefore: timeOf(p.GetNotBefore()), Worker: p.GetWorker(), AttemptCount: int(p.GetAttemptCount()),
 		LostWorkers: int(p.GetLostWorkers()), Raised: int(p.GetRaised()), Error: taskErrorOf(p.GetError()),
 		ArgsSize: int(p.GetArgsSize()), ResultSize: int(p.GetResultSize()), Options: optionsOf(p.GetOptions()),
-		CreatedBy: p.GetCreatedBy(),
+		CreatedBy: p.GetCreatedBy(), ParentID: p.GetParentId(),
 	}
 	for _, a := range p.GetAttempts() {
 		t.Attempts = append(t.Attempts, Attempt{

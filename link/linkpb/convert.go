@@ -113,6 +113,9 @@ func (c *chunker) offerOut(o link.Offer) *treadlev1.Offer {
 		Args: c.value(o.Args), Timeout: durationOut(o.Timeout), MemoryLimit: o.MemoryLimit, Python: o.Python,
 		MaxRetries: int32(min(o.MaxRetries, task.MaxRetriesLimit)),
 	}
+	if !o.Parent.IsZero() {
+		out.ParentId = o.Parent[:]
+	}
 	if !o.Deadline.IsZero() {
 		out.Deadline = timestamppb.New(o.Deadline)
 	}
@@ -141,6 +144,11 @@ func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
 		Hash: hash, ArgsEncoding: task.Encoding(o.GetArgsEncoding()), Returns: task.Encoding(o.GetReturns()), Args: args,
 		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(), Python: o.GetPython(),
 		MaxRetries: int(o.GetMaxRetries()),
+	}
+	if len(o.GetParentId()) > 0 {
+		if out.Parent, err = task.IDFromBytes(o.GetParentId()); err != nil {
+			return link.Offer{}, fmt.Errorf("offer: parent: %w", err)
+		}
 	}
 	if o.GetDeadline() != nil {
 		out.Deadline = o.GetDeadline().AsTime()

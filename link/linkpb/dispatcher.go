@@ -92,7 +92,7 @@ func decodeWorker(m *treadlev1.WorkerFrame, a *assembler) (link.Frame, error) {
 			Version: int(k.Hello.GetVersion()), Worker: k.Hello.GetWorker(), Name: k.Hello.GetName(), Host: k.Hello.GetHost(),
 			PID: int(k.Hello.GetPid()), Software: k.Hello.GetSoftware(), Queues: k.Hello.GetQueues(),
 			Runtimes: k.Hello.GetRuntimes(), Handlers: k.Hello.GetHandlers(), Slots: int(k.Hello.GetSlots()), Held: held,
-			Moves: k.Hello.GetMoves(), MaxSlots: int(k.Hello.GetMaxSlots()),
+			Moves: k.Hello.GetMoves(), MaxSlots: int(k.Hello.GetMaxSlots()), TaskTokens: k.Hello.GetTaskTokens(),
 		}, err
 	case *treadlev1.WorkerFrame_Accepts:
 		items, err := eachErr(k.Accepts.GetItems(), func(p *treadlev1.Accept) (link.Accept, error) {

@@ -26,7 +26,7 @@ func encodeWorker(f link.Frame, c *chunker) ([]*treadlev1.WorkerFrame, error) {
 		return lone(&treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Hello{Hello: &treadlev1.Hello{
 			Version: int32(f.Version), Worker: f.Worker, Name: f.Name, Host: f.Host, Pid: int32(f.PID), Software: f.Software,
 			Queues: f.Queues, Runtimes: f.Runtimes, Handlers: f.Handlers, Slots: int32(f.Slots), Held: each(f.Held, holdingOut),
-			Moves: f.Moves, MaxSlots: int32(f.MaxSlots),
+			Moves: f.Moves, MaxSlots: int32(f.MaxSlots), TaskTokens: f.TaskTokens,
 		}}}), nil
 	case *link.Accepts:
 		var out []*treadlev1.WorkerFrame
@@ -109,6 +109,7 @@ func welcomeOut(f *link.Welcome) *treadlev1.Welcome {
 	return &treadlev1.Welcome{
 		Session: f.Session[:], Lease: durationpb.New(f.Lease), Heartbeat: durationpb.New(f.Heartbeat),
 		Margin: durationpb.New(f.Margin), MaxPayload: int32(f.MaxPayload), Stale: tokensOut(f.Stale),
+		TaskKey: f.TaskKey,
 	}
 }
 
@@ -124,6 +125,7 @@ func welcomeIn(p *treadlev1.Welcome) (link.Frame, error) {
 	w := &link.Welcome{
 		Session: session, Lease: p.GetLease().AsDuration(), Heartbeat: p.GetHeartbeat().AsDuration(),
 		Margin: p.GetMargin().AsDuration(), MaxPayload: int(p.GetMaxPayload()), Stale: stale,
+		TaskKey: p.GetTaskKey(),
 	}
 	if w.Heartbeat < time.Millisecond || w.Lease < w.Heartbeat {
 		return nil, fmt.Errorf("welcome: lease %s and heartbeat %s do not fit", w.Lease, w.Heartbeat)

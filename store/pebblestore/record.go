@@ -66,6 +66,7 @@ const (
 	fInlineResult
 	fPython
 	fCreatedBy
+	fParent
 )
 
 // Numbers of the fields of a lease.
@@ -157,6 +158,7 @@ func appendRecord(b []byte, rec *record) []byte {
 	m.bytes(fInlineResult, rec.result)
 	m.text(fPython, t.Python)
 	m.text(fCreatedBy, t.CreatedBy)
+	m.array(fParent, t.Parent[:])
 	return m.done()
 }
 
@@ -259,6 +261,8 @@ func readTaskField(r *reader, rec *record, num int) bool {
 		t.Python = r.text()
 	case fCreatedBy:
 		t.CreatedBy = r.text()
+	case fParent:
+		r.array(t.Parent[:])
 	case fHash:
 		r.array(t.Hash[:])
 	case fPriority:

@@ -32,11 +32,19 @@ func encodeSpec(t *task.Task) []byte {
 	w.int(int64(t.FunctionRetries))
 	w.int(t.MemoryLimit)
 	w.time(t.CreatedAt)
-	w.last(t.Python, t.CreatedBy)
+	w.last(t.Python, t.CreatedBy, idText(t.Parent))
 	return w.b
 }
 
-func decodeSpec(b string, t *task.Task) error {
+// idText is an id as a text of [writer.last]: its bytes, or nothing for none.
+func idText(id task.ID) string {
+	if id.IsZero() {
+		return ""
+	}
+	return string(id[:])
+}
+
+func decodeSpec(b string, t *task.Task) (err error) {
 	r := newReader(b)
 	r.raw(t.Function[:])
 	r.raw(t.Hash[:])
@@ -55,6 +63,11 @@ func decodeSpec(b string, t *task.Task) error {
 	t.MemoryLimit = r.int()
 	t.CreatedAt = r.time()
 	t.Python, t.CreatedBy = r.last(), r.last()
+	if parent := r.last(); parent != "" && r.err == nil {
+		if t.Parent, err = task.IDFromBytes([]byte(parent)); err != nil {
+			r.fail(fmt.Errorf("the parent: %w", err))
+		}
+	}
 	return r.err
 }
 

@@ -88,6 +88,8 @@ class Task:
     """The options in force."""
     created_by: str = ""
     """Id of the token that submitted it; empty on servers that ask for none."""
+    parent_id: str = ""
+    """Id of the task that submitted it; empty for one that a client submitted."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def task_of(m: pb.Task) -> Task:
         priority=m.priority,
         created_at=when(m, "created_at"),
         created_by=m.created_by,
+        parent_id=m.parent_id,
         started_at=when(m, "started_at"),
         finished_at=when(m, "finished_at"),
         not_before=when(m, "not_before"),

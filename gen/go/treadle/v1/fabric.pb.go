@@ -1231,7 +1231,9 @@ type Task struct {
 	// A requeued task waits until then.
 	NotBefore *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// Id of the token that submitted it; empty on servers that ask for none.
-	CreatedBy     string `protobuf:"bytes,21,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,21,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Id of the task whose attempt submitted it by a task token; empty for a client's.
+	ParentId      string `protobuf:"bytes,22,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1409,6 +1411,13 @@ func (x *Task) GetNotBefore() *timestamppb.Timestamp {
 func (x *Task) GetCreatedBy() string {
 	if x != nil {
 		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *Task) GetParentId() string {
+	if x != nil {
+		return x.ParentId
 	}
 	return ""
 }
@@ -2904,7 +2913,7 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\x06kwargs\x18\x02 \x01(\fR\x06kwargs\x124\n" +
 	"\aoptions\x18\x03 \x01(\v2\x1a.treadle.v1.ExecuteOptionsR\aoptions\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"\x9e\a\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"\xbb\a\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1f\n" +
 	"\vfunction_id\x18\x02 \x01(\tR\n" +
@@ -2934,7 +2943,8 @@ const file_treadle_v1_fabric_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\x15 \x01(\tR\tcreatedBy\"c\n" +
+	"created_by\x18\x15 \x01(\tR\tcreatedBy\x12\x1b\n" +
+	"\tparent_id\x18\x16 \x01(\tR\bparentId\"c\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +

@@ -753,7 +753,9 @@ type Hello struct {
 	Moves bool `protobuf:"varint,12,opt,name=moves,proto3" json:"moves,omitempty"`
 	// How many slots the worker opens when offers wait for one; absent when it does not.
 	// Up to twice the slots that it has, and this many, are offered to it.
-	MaxSlots      int32 `protobuf:"varint,13,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
+	MaxSlots int32 `protobuf:"varint,13,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
+	// The worker makes tokens for attempts that submit tasks themselves: it wants Welcome.task_key.
+	TaskTokens    bool `protobuf:"varint,14,opt,name=task_tokens,json=taskTokens,proto3" json:"task_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -879,6 +881,13 @@ func (x *Hello) GetMaxSlots() int32 {
 	return 0
 }
 
+func (x *Hello) GetTaskTokens() bool {
+	if x != nil {
+		return x.TaskTokens
+	}
+	return false
+}
+
 // Holding is one claim that a worker has.
 type Holding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -949,7 +958,13 @@ type Welcome struct {
 	// Limit on a value, in bytes.
 	MaxPayload int32 `protobuf:"varint,5,opt,name=max_payload,json=maxPayload,proto3" json:"max_payload,omitempty"`
 	// Claims of Hello.held that are no longer in force.
-	Stale         []*Token `protobuf:"bytes,6,rep,name=stale,proto3" json:"stale,omitempty"`
+	Stale []*Token `protobuf:"bytes,6,rep,name=stale,proto3" json:"stale,omitempty"`
+	// Only to workers whose Hello says task_tokens, by dispatchers that serve FabricService to
+	// running tasks: 32 secret bytes with which the worker makes the token of an attempt.
+	// A token is "tdt_" and, in base64url without padding, 80 bytes: session, Token.task_id,
+	// Token.claim_id, and HMAC-SHA256 with this key over these 48 bytes. It is the bearer token
+	// of calls to the dispatcher that gave the key, and ends with the claim.
+	TaskKey       []byte `protobuf:"bytes,7,opt,name=task_key,json=taskKey,proto3" json:"task_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1022,6 +1037,13 @@ func (x *Welcome) GetMaxPayload() int32 {
 func (x *Welcome) GetStale() []*Token {
 	if x != nil {
 		return x.Stale
+	}
+	return nil
+}
+
+func (x *Welcome) GetTaskKey() []byte {
+	if x != nil {
+		return x.TaskKey
 	}
 	return nil
 }
@@ -1105,7 +1127,9 @@ type Offer struct {
 	// the store's clock, and absent for none.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// How many lost workers the task survives.
-	MaxRetries    int32 `protobuf:"varint,14,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	MaxRetries int32 `protobuf:"varint,14,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	// 16 bytes: the task that submitted this one; absent for a client's.
+	ParentId      []byte `protobuf:"bytes,15,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1236,6 +1260,13 @@ func (x *Offer) GetMaxRetries() int32 {
 		return x.MaxRetries
 	}
 	return 0
+}
+
+func (x *Offer) GetParentId() []byte {
+	if x != nil {
+		return x.ParentId
+	}
+	return nil
 }
 
 // Accepts says that attempts were started.
@@ -2345,7 +2376,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\x04R\x05value\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xd1\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xf2\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x12\x12\n" +
@@ -2360,11 +2391,13 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	" \x01(\x05R\x05slots\x12'\n" +
 	"\x04held\x18\v \x03(\v2\x13.treadle.v1.HoldingR\x04held\x12\x14\n" +
 	"\x05moves\x18\f \x01(\bR\x05moves\x12\x1b\n" +
-	"\tmax_slots\x18\r \x01(\x05R\bmaxSlots\"n\n" +
+	"\tmax_slots\x18\r \x01(\x05R\bmaxSlots\x12\x1f\n" +
+	"\vtask_tokens\x18\x0e \x01(\bR\n" +
+	"taskTokens\"n\n" +
 	"\aHolding\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12:\n" +
 	"\vstarted_ago\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"startedAgo\"\x8a\x02\n" +
+	"startedAgo\"\xa5\x02\n" +
 	"\aWelcome\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12/\n" +
 	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x127\n" +
@@ -2372,9 +2405,10 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x06margin\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06margin\x12\x1f\n" +
 	"\vmax_payload\x18\x05 \x01(\x05R\n" +
 	"maxPayload\x12'\n" +
-	"\x05stale\x18\x06 \x03(\v2\x11.treadle.v1.TokenR\x05stale\"1\n" +
+	"\x05stale\x18\x06 \x03(\v2\x11.treadle.v1.TokenR\x05stale\x12\x19\n" +
+	"\btask_key\x18\a \x01(\fR\ataskKey\"1\n" +
 	"\x06Offers\x12'\n" +
-	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\xe7\x03\n" +
+	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\x84\x04\n" +
 	"\x05Offer\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x1f\n" +
 	"\vfunction_id\x18\x02 \x01(\fR\n" +
@@ -2392,7 +2426,8 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x06python\x18\f \x01(\tR\x06python\x126\n" +
 	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1f\n" +
 	"\vmax_retries\x18\x0e \x01(\x05R\n" +
-	"maxRetries\"3\n" +
+	"maxRetries\x12\x1b\n" +
+	"\tparent_id\x18\x0f \x01(\fR\bparentId\"3\n" +
 	"\aAccepts\x12(\n" +
 	"\x05items\x18\x01 \x03(\v2\x12.treadle.v1.AcceptR\x05items\"^\n" +
 	"\x06Accept\x12'\n" +

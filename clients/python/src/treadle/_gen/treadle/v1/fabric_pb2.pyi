@@ -630,6 +630,7 @@ class Task(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Id of the task, a UUID."""
     function_id: _builtins.str
@@ -658,6 +659,8 @@ class Task(_message.Message):
     """Size of the result in bytes. 0 until the task is COMPLETED."""
     created_by: _builtins.str
     """Id of the token that submitted it; empty on servers that ask for none."""
+    parent_id: _builtins.str
+    """Id of the task whose attempt submitted it by a task token; empty for a client's."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """Time at which the task was recorded."""
@@ -710,10 +713,11 @@ class Task(_message.Message):
         options: Global___ExecuteOptions | None = ...,
         not_before: _timestamp_pb2.Timestamp | None = ...,
         created_by: _builtins.str = ...,
+        parent_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "not_before", b"not_before", "options", b"options", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args_size", b"args_size", "attempt_count", b"attempt_count", "attempts", b"attempts", "created_at", b"created_at", "created_by", b"created_by", "error", b"error", "finished_at", b"finished_at", "function_id", b"function_id", "function_name", b"function_name", "lost_workers", b"lost_workers", "not_before", b"not_before", "options", b"options", "priority", b"priority", "queue", b"queue", "raised", b"raised", "result_size", b"result_size", "runtime", b"runtime", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args_size", b"args_size", "attempt_count", b"attempt_count", "attempts", b"attempts", "created_at", b"created_at", "created_by", b"created_by", "error", b"error", "finished_at", b"finished_at", "function_id", b"function_id", "function_name", b"function_name", "lost_workers", b"lost_workers", "not_before", b"not_before", "options", b"options", "parent_id", b"parent_id", "priority", b"priority", "queue", b"queue", "raised", b"raised", "result_size", b"result_size", "runtime", b"runtime", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

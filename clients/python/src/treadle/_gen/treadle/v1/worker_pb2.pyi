@@ -334,6 +334,7 @@ class Hello(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     MAX_SLOTS_FIELD_NUMBER: _builtins.int
+    TASK_TOKENS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of this protocol: 1."""
     worker: _builtins.str
@@ -354,6 +355,8 @@ class Hello(_message.Message):
     """How many slots the worker opens when offers wait for one; absent when it does not.
     Up to twice the slots that it has, and this many, are offered to it.
     """
+    task_tokens: _builtins.bool
+    """The worker makes tokens for attempts that submit tasks themselves: it wants Welcome.task_key."""
     @_builtins.property
     def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 1,024 queues, of 128 bytes each."""
@@ -389,10 +392,11 @@ class Hello(_message.Message):
         held: _abc.Iterable[Global___Holding] | None = ...,
         moves: _builtins.bool = ...,
         max_slots: _builtins.int = ...,
+        task_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers", "held", b"held", "host", b"host", "max_slots", b"max_slots", "moves", b"moves", "name", b"name", "pid", b"pid", "queues", b"queues", "runtimes", b"runtimes", "slots", b"slots", "software", b"software", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers", "held", b"held", "host", b"host", "max_slots", b"max_slots", "moves", b"moves", "name", b"name", "pid", b"pid", "queues", b"queues", "runtimes", b"runtimes", "slots", b"slots", "software", b"software", "task_tokens", b"task_tokens", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,10 +444,18 @@ class Welcome(_message.Message):
     MARGIN_FIELD_NUMBER: _builtins.int
     MAX_PAYLOAD_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
+    TASK_KEY_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     """16 bytes."""
     max_payload: _builtins.int
     """Limit on a value, in bytes."""
+    task_key: _builtins.bytes
+    """Only to workers whose Hello says task_tokens, by dispatchers that serve FabricService to
+    running tasks: 32 secret bytes with which the worker makes the token of an attempt.
+    A token is "tdt_" and, in base64url without padding, 80 bytes: session, Token.task_id,
+    Token.claim_id, and HMAC-SHA256 with this key over these 48 bytes. It is the bearer token
+    of calls to the dispatcher that gave the key, and ends with the claim.
+    """
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
         """How long a claim lasts from its last renewal."""
@@ -471,10 +483,11 @@ class Welcome(_message.Message):
         margin: _duration_pb2.Duration | None = ...,
         max_payload: _builtins.int = ...,
         stale: _abc.Iterable[Global___Token] | None = ...,
+        task_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "lease", b"lease", "margin", b"margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "lease", b"lease", "margin", b"margin", "max_payload", b"max_payload", "session", b"session", "stale", b"stale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "lease", b"lease", "margin", b"margin", "max_payload", b"max_payload", "session", b"session", "stale", b"stale", "task_key", b"task_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -524,6 +537,7 @@ class Offer(_message.Message):
     PYTHON_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
     function_id: _builtins.bytes
     """16 bytes."""
     function_name: _builtins.str
@@ -546,6 +560,8 @@ class Offer(_message.Message):
     """The Python whose bytecode the function's bytes hold, as in "3.12"; empty for any."""
     max_retries: _builtins.int
     """How many lost workers the task survives."""
+    parent_id: _builtins.bytes
+    """16 bytes: the task that submitted this one; absent for a client's."""
     @_builtins.property
     def token(self) -> Global___Token:
         """The claim."""
@@ -583,10 +599,11 @@ class Offer(_message.Message):
         python: _builtins.str = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         max_retries: _builtins.int = ...,
+        parent_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "deadline", b"deadline", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "deadline", b"deadline", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "max_retries", b"max_retries", "memory_limit", b"memory_limit", "python", b"python", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "deadline", b"deadline", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "max_retries", b"max_retries", "memory_limit", b"memory_limit", "parent_id", b"parent_id", "python", b"python", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
