@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/server/auth"
@@ -43,7 +44,8 @@ type Config struct {
 	Dispatcher Attacher
 	// Modes are the worker RPCs that are admitted. Default: push and pull.
 	Modes []link.Mode
-	// WorkersOnly serves worker streams, health and metrics and none of the API.
+	// WorkersOnly serves worker streams, health and metrics and none of the API, except to
+	// running tasks: see TaskTokens.
 	WorkersOnly bool
 
 	// GRPCAddr is where gRPC listens, host:port. Port 0 picks one. Required.
@@ -60,6 +62,10 @@ type Config struct {
 	Tokens *auth.File
 	// WorkerCertificates asks workers for a certificate that TLS verified, too.
 	WorkerCertificates bool
+	// TaskTokens checks the tokens of running tasks, by which these submit, read and cancel
+	// their children: it is the issuer whose keys Dispatcher gives to workers. With WorkersOnly
+	// FabricService is served, to such tasks alone. nil: tasks have no tokens here.
+	TaskTokens *tasktoken.Issuer
 	// Insecure says that other machines reach this server although TLS or tokens are
 	// missing; health and metrics say so.
 	Insecure bool
@@ -74,8 +80,8 @@ type Config struct {
 	// MaxWaited bounds the tasks that all calls wait for. Default [DefaultMaxWaited].
 	MaxWaited int
 
-	// Quotas bound what one token may have in the store; they hold only where Tokens are
-	// asked for.
+	// Quotas bound what one token may have in the store. Without Tokens they hold only for what
+	// running tasks of such a token submit.
 	Quotas Quotas
 
 	// Logger defaults to a logger that drops everything.

@@ -78,7 +78,7 @@ func forREST(ctx context.Context, args task.Encoding, m *treadlev1.TaskResult) *
 }
 
 func (f fabric) GetTask(ctx context.Context, req *treadlev1.GetTaskRequest) (*treadlev1.Task, error) {
-	t, err := f.s.task(ctx, req.GetTaskId())
+	t, err := f.s.taskFor(ctx, req.GetTaskId())
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +92,9 @@ func (f fabric) GetResult(ctx context.Context, req *treadlev1.GetResultRequest) 
 	}
 	id, err := taskID(req.GetTaskId())
 	if err != nil {
+		return nil, err
+	}
+	if err := f.s.reach(ctx, id); err != nil {
 		return nil, err
 	}
 	t, result, err := f.s.result(ctx, id, wait)
@@ -119,6 +122,9 @@ func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.Ser
 			ids = append(ids, id)
 		}
 	}
+	if err := f.s.reach(stream.Context(), ids...); err != nil {
+		return err
+	}
 	return f.s.awaitResults(stream.Context(), ids, stream.Send)
 }
 
@@ -127,12 +133,18 @@ func (f fabric) WatchTask(req *treadlev1.WatchTaskRequest, stream grpc.ServerStr
 	if err != nil {
 		return err
 	}
+	if err := f.s.reach(stream.Context(), id); err != nil {
+		return err
+	}
 	return f.s.watch(stream.Context(), id, stream.Send)
 }
 
 func (f fabric) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest) (*treadlev1.Task, error) {
 	id, err := taskID(req.GetTaskId())
 	if err != nil {
+		return nil, err
+	}
+	if err := f.s.reach(ctx, id); err != nil {
 		return nil, err
 	}
 	records, err := f.s.cfg.Store.Cancel(ctx, f.s.cfg.Now(), []task.ID{id}, req.GetOnlyQueued())
@@ -146,7 +158,7 @@ func (f fabric) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest
 }
 
 func (f fabric) GetLogs(ctx context.Context, req *treadlev1.GetLogsRequest) (*treadlev1.TaskLogs, error) {
-	t, err := f.s.task(ctx, req.GetTaskId())
+	t, err := f.s.taskFor(ctx, req.GetTaskId())
 	if err != nil {
 		return nil, err
 	}

@@ -89,8 +89,10 @@ func methodsOf(g *grpc.Server) []string {
 
 // registerServices registers the API with the gRPC server or the gateway's connection.
 func (s *Server) registerServices(g grpc.ServiceRegistrar) {
-	if !s.cfg.WorkersOnly {
+	if !s.cfg.WorkersOnly || s.cfg.TaskTokens != nil {
 		treadlev1.RegisterFabricServiceServer(g, fabric{s: s})
+	}
+	if !s.cfg.WorkersOnly {
 		treadlev1.RegisterRootServiceServer(g, root{s: s})
 	}
 }
@@ -106,8 +108,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		err = toStatus(ctx, s.log, info.FullMethod, err)
 		s.observe(ctx, info.FullMethod, start, err)
 	}()
+	if ctx, err = s.guard.standing(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.check(ctx, info.FullMethod, req); err != nil {
 		return nil, err
+	}
+	if p, _ := auth.From(ctx); p.Role == auth.Task {
+		return s.forTask(ctx, req, handler)
 	}
 	return handler(ctx, req)
 }
@@ -126,6 +134,9 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	}()
 	if _, served := auth.RuleOf(info.FullMethod); !served {
 		return handler(srv, ss) // unserved: New refuses a method of the server that has no rule
+	}
+	if ctx, err = s.guard.standing(ctx); err != nil {
+		return err
 	}
 	if err := s.check(ctx, info.FullMethod, nil); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,8 +14,11 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
+	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/server/auth"
+	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -27,6 +31,11 @@ type guard struct {
 	// certificates: workers must have shown one.
 	certificates bool
 	limits       *rateLimits
+	// tasks checks the tokens of running tasks; nil where there are none. workersOnly: nobody
+	// else calls the API here.
+	tasks       *tasktoken.Issuer
+	workersOnly bool
+	store       store.Tasks
 
 	mu sync.Mutex
 	// streams are those that last, with what ends them.
@@ -44,12 +53,16 @@ type guarded struct {
 func newGuard(cfg *Config) *guard {
 	return &guard{
 		tokens: cfg.Tokens, certificates: cfg.WorkerCertificates, limits: newRateLimits(cfg.RateLimit, cfg.Now),
+		tasks: cfg.TaskTokens, workersOnly: cfg.WorkersOnly, store: cfg.Store,
 		streams: make(map[*guarded]struct{}),
 	}
 }
 
 // authenticate finds who calls, from the value of the Authorization header.
 func (g *guard) authenticate(header string) (auth.Principal, error) {
+	if p, is, err := g.taskOf(header); is {
+		return p, err
+	}
 	if g.tokens == nil {
 		return auth.Local, nil
 	}
@@ -95,6 +108,9 @@ func (g *guard) permit(ctx context.Context, method string) error {
 	}
 	if err := auth.Authorize(method, p); err != nil {
 		return err
+	}
+	if g.workersOnly && p.Role != auth.Task && strings.HasPrefix(method, fabricMethods) {
+		return task.Errorf(task.CodeState, "", "a dispatcher serves the API to running tasks only: connect to a server ('treadle server' or 'treadle up')")
 	}
 	if !rule.Certificate || !g.certificates {
 		return nil
@@ -164,11 +180,14 @@ func (s *Server) check(ctx context.Context, method string, req any) error {
 	return s.guard.meter(ctx, method, req)
 }
 
+// fabricMethods is how the methods of the API begin.
+var fabricMethods = "/" + treadlev1.FabricService_ServiceDesc.ServiceName + "/"
+
 // watch ends the returned context when the token or the certificate that opened a stream
 // no longer stands. stop must be called.
 func (g *guard) watch(ctx context.Context) (_ context.Context, stop func()) {
 	p, ok := auth.From(ctx)
-	if !ok || g.tokens == nil && !g.certificates {
+	if !ok || g.tokens == nil && !g.certificates && p.Role != auth.Task {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -188,15 +207,16 @@ func (g *guard) watch(ctx context.Context) (_ context.Context, stop func()) {
 }
 
 // sweep ends the streams of those who are no longer admitted, and forgets idle limits.
-func (g *guard) sweep(now time.Time) {
+func (g *guard) sweep(ctx context.Context, now time.Time) {
 	g.limits.forget()
+	g.sweepTasks(ctx)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for x := range g.streams {
 		switch {
 		case !x.until.IsZero() && now.After(x.until):
 			x.end(task.Errorf(task.CodeUnauthenticated, "", "the certificate expired at %s", x.until.UTC().Format(time.RFC3339)))
-		case g.tokens != nil:
+		case g.tokens != nil && x.principal.Role != auth.Task:
 			if err := g.tokens.Check(x.principal); err != nil {
 				x.end(err)
 			}

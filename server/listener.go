@@ -366,14 +366,15 @@ func (c *doorConn) admit(p auth.Principal) error {
 	case c.aside:
 		return task.Errorf(task.CodeUnavailable, "",
 			"as many connections are open as the server allows (--max-connections %d, a part of them for each address that is not known yet): try again", d.limits.all)
-	case d.limits.token > 0 && d.byToken[p.ID] >= d.limits.token:
+	case d.limits.token > 0 && d.byToken[p.Account()] >= d.limits.token:
 		return task.Errorf(task.CodeExhausted, "",
-			"the token %s has %d connections open, its share of --max-connections %d: use fewer", p.ID, d.byToken[p.ID], d.limits.all)
+			"the token %s has %d connections open, its share of --max-connections %d: use fewer", p.Account(), d.byToken[p.Account()], d.limits.all)
 	}
 	d.unlist(c)
 	c.timer.Stop()
-	d.byToken[p.ID]++
-	c.token.Store(&p.ID)
+	account := p.Account()
+	d.byToken[account]++
+	c.token.Store(&account)
 	return nil
 }
 

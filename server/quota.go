@@ -26,12 +26,17 @@ type Quotas struct {
 // DefaultQuotas are generous: they keep one token from filling the store for all.
 var DefaultQuotas = Quotas{Tasks: 10_000_000, Functions: 100_000, Queues: 10_000, Bytes: 64 << 30}
 
-// ownerOf is who made what a call stores: the id of its token, empty where none are asked for.
+// ownerOf is who made what a call stores: the id of its token, or of the token that a running
+// task belongs to; empty where none are asked for.
 func ownerOf(ctx context.Context) string {
-	if p, ok := auth.From(ctx); ok && p.ID != auth.Local.ID {
+	switch p, ok := auth.From(ctx); {
+	case !ok || p.ID == auth.Local.ID:
+		return ""
+	case p.Role == auth.Task:
+		return p.Owner
+	default:
 		return p.ID
 	}
-	return ""
 }
 
 // quotas keep owners within their quotas. What an owner has is read from the store now and
@@ -60,7 +65,7 @@ const (
 
 // newQuotas returns nil where nothing is bounded.
 func newQuotas(cfg *Config) *quotas {
-	if cfg.Tokens == nil || cfg.Quotas == (Quotas{}) {
+	if cfg.Tokens == nil && cfg.TaskTokens == nil || cfg.Quotas == (Quotas{}) {
 		return nil
 	}
 	return &quotas{limits: cfg.Quotas, usage: cfg.Store.Usage, accounts: make(map[string]*account)}

@@ -63,7 +63,7 @@ func (l *rateLimits) charge(ctx context.Context, n int) error {
 		return nil
 	}
 	p, _ := auth.From(ctx)
-	return l.take(p.ID, n)
+	return l.take(p.Account(), n)
 }
 
 // rateLimits are token buckets, one for each principal, that hold what may come in one

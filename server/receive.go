@@ -158,7 +158,7 @@ type inbound struct {
 func (s *Server) inbound(ctx context.Context, method string, limit int, public bool) *inbound {
 	p, _ := auth.From(ctx)
 	in := &inbound{s: s, method: method, limit: limit, public: public, free: strings.HasPrefix(method, workerMethods)}
-	in.held.b, in.held.owner = s.budget, p.ID
+	in.held.b, in.held.owner = s.budget, p.Account()
 	in.ctx.Context, in.ctx.held = ctx, &in.held
 	return in
 }

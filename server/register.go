@@ -13,6 +13,7 @@ import (
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/internal/failpoint"
+	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/server/pickle"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -99,6 +100,9 @@ func (s *Server) register(ctx context.Context, r registration) (task.Function, e
 			d.text(r.python)
 		}
 		key.Digest = d.sum()
+	}
+	if p, _ := auth.From(ctx); p.Role == auth.Task && key.ID != "" {
+		key.ID = childKey(p, key.ID)
 	}
 	recorded, err := s.recordFunction(ctx, f, r.payload, key)
 	failpoint.Hit(failpoint.MidRegister)

@@ -83,6 +83,7 @@ func (s *Server) result(ctx context.Context, id task.ID, wait time.Duration) (*t
 	if err != nil || t.Status.Terminal() {
 		return t, result, err
 	}
+	defer s.notices.waits(ctx, id)()
 	return s.await(ctx, w, id, wait)
 }
 
@@ -136,6 +137,7 @@ func (s *Server) call(ctx context.Context, item store.Submission, wait time.Dura
 		}
 		return resultProto(t, result), nil
 	}
+	defer s.notices.waits(ctx, id)()
 	t, result, err := s.await(ctx, w, id, wait)
 	if err != nil {
 		return nil, err
@@ -150,6 +152,7 @@ func (s *Server) awaitResults(ctx context.Context, ids []task.ID, send func(*tre
 		return err
 	}
 	defer s.waiters.remove(w)
+	defer s.notices.waits(ctx, ids...)()
 	holdingOf(ctx).dropRequest()
 	open := make(map[task.ID]*waitNode, len(ids))
 	for i := range w.nodes {

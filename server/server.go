@@ -36,6 +36,8 @@ type Server struct {
 	watchAge time.Duration
 	// quotas is nil where nothing is bounded.
 	quotas *quotas
+	// notices tells of tasks that wait for each other for ever.
+	notices *notices
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
@@ -61,7 +63,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
-		quotas: newQuotas(&cfg),
+		quotas: newQuotas(&cfg), notices: newNotices(&cfg),
 		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), public: newPublicCalls(), watchAge: watchAge,
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -258,7 +260,8 @@ func (s *Server) sweepLoop(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		s.guard.sweep(s.cfg.Now())
+		s.guard.sweep(ctx, s.cfg.Now())
+		s.notices.look(ctx)
 		if err := s.waiters.sweep(ctx, s.cfg.Store); err != nil && ctx.Err() == nil {
 			s.log.Debug("waiting tasks could not be looked up", "error", err)
 		}

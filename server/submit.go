@@ -8,6 +8,7 @@ import (
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/internal/failpoint"
+	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/server/jsonscan"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -42,6 +43,9 @@ func (s *Server) submission(ctx context.Context, req *treadlev1.ExecuteRequest, 
 	item := store.Submission{Task: t, Args: args, Key: store.Key{ID: req.GetRequestId()}, Transient: f.Transient}
 	if item.Key.ID != "" {
 		item.Key.Digest = submitDigest(req, args, encoding)
+	}
+	if p, _ := auth.From(ctx); p.Role == auth.Task {
+		adopt(p, &item)
 	}
 	return item, nil
 }

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -117,9 +116,7 @@ func (ws *waiters) watch(ctx context.Context, id task.ID) (*waiter, error) {
 
 func (ws *waiters) register(ctx context.Context, watches bool, ids []task.ID) (*waiter, error) {
 	w := &waiter{ring: make(chan struct{}, 1), held: len(ids), watches: watches}
-	if p, ok := auth.From(ctx); ok && p != auth.Local {
-		w.token = p.ID
-	}
+	w.token = ownerOf(ctx)
 	if err := ws.reserve(w); err != nil {
 		return nil, err
 	}

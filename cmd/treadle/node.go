@@ -17,6 +17,7 @@ import (
 
 	"github.com/treadle-dev/treadle/dispatcher"
 	"github.com/treadle-dev/treadle/internal/collector"
+	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/link/linkpb"
 	"github.com/treadle-dev/treadle/server"
@@ -154,10 +155,13 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	}
 	var d *dispatcher.Dispatcher
 	if p.dispatcher {
+		issuer := tasktoken.New()
+		cfg.TaskTokens = issuer
 		d, err = dispatcher.New(dispatcher.Config{
 			Lease: n.Lease, Heartbeat: n.Heartbeat, Grace: orNone(n.ReconnectGrace), MaxPayload: int(n.MaxPayload),
 			Modes: p.modes, StreamAge: orNone(n.StreamAge),
-			ID: randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
+			TaskKey: func(session task.ID) []byte { return issuer.SessionKey(session) },
+			ID:      randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
 		}, st)
 		if err != nil {
 			return err
@@ -170,7 +174,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if p.slots > 0 {
 		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
 			n.Log.Warn("the local pool's link ended", "error", err)
-		}), nil)
+		}), nil, func() (worker.API, error) { return n.localAPI(srv, cfg.TLS) })
 		if err != nil {
 			return err
 		}
@@ -266,7 +270,7 @@ func (n *node) work(ctx context.Context) error {
 		return err
 	}
 	id := randomID().String()
-	agent, err := n.agent(id, link.Mode(n.Mode), dialer.Dial, dialer.Move)
+	agent, err := n.agent(id, link.Mode(n.Mode), dialer.Dial, dialer.Move, n.workerAPI)
 	if err != nil {
 		return err
 	}
@@ -286,7 +290,7 @@ func (n *node) work(ctx context.Context) error {
 
 // agent makes a worker with a Python executor.
 func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link.Conn, error),
-	move func(context.Context, bool) (link.Conn, error),
+	move func(context.Context, bool) (link.Conn, error), api func() (worker.API, error),
 ) (*worker.Agent, error) {
 	python, err := pyproc.New(pyproc.Config{
 		Python: n.Python, Paths: n.PythonPath, MemoryLimit: n.MemoryLimit, Dir: filepath.Join(n.DataDir, "workers", id),
@@ -296,7 +300,7 @@ func (n *node) agent(id string, mode link.Mode, dial func(context.Context) (link
 		return nil, err
 	}
 	return worker.New(worker.Config{
-		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Move: move, Slots: n.Slots,
+		ID: id, Name: n.Name, Software: n.Version, Mode: mode, Dial: dial, Move: move, API: api, Slots: n.Slots,
 		MaxSlots: n.MaxSlots, IdleAfter: n.IdleAfter, Queues: n.Queues,
 		Executors: []worker.Executor{python}, DrainTimeout: orNone(n.DrainTimeout), Logger: n.Log,
 	})

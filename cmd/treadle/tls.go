@@ -39,13 +39,12 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 		fl.StringVar(&f.TLSClientCA, "tls-client-ca", "", "CA of workers' certificates, in PEM; workers must then show one")
 	}
 	fl.IntVar(&f.MaxConnections, "max-connections", server.DefaultMaxConnections, "open connections of each listener")
-	if r != roleDispatcher {
-		f.RateLimit = -1
-		fl.Var((*ratePerSecond)(&f.RateLimit), "rate-limit",
-			fmt.Sprintf("calls of one token a second, by cost, or off (default off on loopback, else %d)", networkRate))
-		fl.IntVar(&f.QuotaWaited, "quota-waited", server.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
-		f.registerQuotas(cmd)
-	}
+	f.RateLimit = -1
+	fl.Var((*ratePerSecond)(&f.RateLimit), "rate-limit",
+		fmt.Sprintf("calls of one token a second, by cost, or off (default off on loopback, else %d)", networkRate))
+	fl.IntVar(&f.QuotaWaited, "quota-waited", server.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
+	// At a dispatcher they are for what running tasks submit, for the token of each.
+	f.registerQuotas(cmd)
 	fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach without TLS or tokens")
 }
 

@@ -22,9 +22,12 @@ const (
 	Worker Role = "worker"
 	// Admin may call everything.
 	Admin Role = "admin"
+	// Task is the role of a running task: it submits tasks, its children, and reads and
+	// cancels these. Its tokens are made for an attempt and end with it; no file has them.
+	Task Role = "task"
 )
 
-// Roles lists all roles.
+// Roles lists the roles of a token file.
 func Roles() []Role { return []Role{Client, Worker, Admin} }
 
 // ParseRole checks a role's name.
@@ -44,6 +47,30 @@ type Principal struct {
 	Role Role
 	// Expires is when the right ends; zero means never.
 	Expires time.Time
+	// Of a running task alone: the task and the claim of its attempt; and, after the store was
+	// asked whether that claim stands, whom the task belongs to (empty where no tokens are
+	// asked for) and its deadline (zero for none).
+	Task, Claim task.ID
+	Stands      bool
+	Owner       string
+	Deadline    time.Time
+}
+
+// Tasks is the account of calls of running tasks that belong to no token, or of which it is
+// not known yet to which.
+const Tasks = "tasks"
+
+// Account is whose limits a call counts for: running tasks use those of the token that they
+// belong to.
+func (p Principal) Account() string {
+	switch {
+	case p.Role != Task:
+		return p.ID
+	case p.Owner != "":
+		return p.Owner
+	default:
+		return Tasks
+	}
 }
 
 // Local is everybody on a server without tokens: it listens on loopback, or its operator

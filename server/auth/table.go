@@ -56,11 +56,14 @@ const (
 )
 
 var (
-	forClients  = Rule{Roles: []Role{Client, Admin}, Cost: CostOne, MaxMessage: readMessage}
-	forLists    = Rule{Roles: []Role{Client, Admin}, Cost: CostPage, MaxMessage: readMessage}
-	forWaits    = Rule{Roles: []Role{Client, Admin}, Cost: CostIDs, MaxMessage: idsMessage}
-	forSubmits  = Rule{Roles: []Role{Client, Admin}, Cost: CostItems, MaxMessage: Payload}
-	forWorkers  = Rule{Roles: []Role{Worker, Admin}, Certificate: true, Cost: CostNothing, MaxMessage: Payload}
+	forClients = Rule{Roles: []Role{Client, Admin}, Cost: CostOne, MaxMessage: readMessage}
+	forLists   = Rule{Roles: []Role{Client, Admin}, Cost: CostPage, MaxMessage: readMessage}
+	forSubmits = Rule{Roles: []Role{Client, Admin}, Cost: CostItems, MaxMessage: Payload}
+	forWorkers = Rule{Roles: []Role{Worker, Admin}, Certificate: true, Cost: CostNothing, MaxMessage: Payload}
+	// What a running task may do as well. Which tasks it reaches is checked by the server.
+	ofTasks     = Rule{Roles: []Role{Client, Admin, Task}, Cost: CostOne, MaxMessage: readMessage}
+	waitsOfTask = Rule{Roles: []Role{Client, Admin, Task}, Cost: CostIDs, MaxMessage: idsMessage}
+	makesTasks  = Rule{Roles: []Role{Client, Admin, Task}, Cost: CostItems, MaxMessage: Payload}
 	forAnyToken = Rule{Roles: Roles(), Cost: CostOne, MaxMessage: readMessage}
 	forAll      = Rule{Public: true, Cost: CostNothing, MaxMessage: publicMessage}
 )
@@ -69,20 +72,20 @@ var (
 // server and reflection included. A server does not start with a method that is missing
 // here.
 var table = map[string]Rule{
-	treadlev1.FabricService_RegisterFunction_FullMethodName: forSubmits,
-	treadlev1.FabricService_GetFunction_FullMethodName:      forClients,
+	treadlev1.FabricService_RegisterFunction_FullMethodName: makesTasks,
+	treadlev1.FabricService_GetFunction_FullMethodName:      ofTasks,
 	treadlev1.FabricService_ListFunctions_FullMethodName:    forLists,
 	treadlev1.FabricService_DeleteFunction_FullMethodName:   forClients,
-	treadlev1.FabricService_Execute_FullMethodName:          forSubmits,
-	treadlev1.FabricService_ExecuteBatch_FullMethodName:     forSubmits,
-	treadlev1.FabricService_Call_FullMethodName:             forSubmits,
-	treadlev1.FabricService_GetTask_FullMethodName:          forClients,
-	treadlev1.FabricService_GetResult_FullMethodName:        forClients,
-	treadlev1.FabricService_AwaitResults_FullMethodName:     forWaits,
+	treadlev1.FabricService_Execute_FullMethodName:          makesTasks,
+	treadlev1.FabricService_ExecuteBatch_FullMethodName:     makesTasks,
+	treadlev1.FabricService_Call_FullMethodName:             makesTasks,
+	treadlev1.FabricService_GetTask_FullMethodName:          ofTasks,
+	treadlev1.FabricService_GetResult_FullMethodName:        ofTasks,
+	treadlev1.FabricService_AwaitResults_FullMethodName:     waitsOfTask,
 	treadlev1.FabricService_ListTasks_FullMethodName:        forLists,
-	treadlev1.FabricService_WatchTask_FullMethodName:        forClients,
-	treadlev1.FabricService_CancelTask_FullMethodName:       forClients,
-	treadlev1.FabricService_GetLogs_FullMethodName:          forClients,
+	treadlev1.FabricService_WatchTask_FullMethodName:        ofTasks,
+	treadlev1.FabricService_CancelTask_FullMethodName:       ofTasks,
+	treadlev1.FabricService_GetLogs_FullMethodName:          ofTasks,
 	treadlev1.FabricService_ListWorkers_FullMethodName:      forLists,
 	treadlev1.FabricService_ListQueues_FullMethodName:       forLists,
 	treadlev1.FabricService_GetServerInfo_FullMethodName:    forClients,
