@@ -30,6 +30,8 @@ type Agent struct {
 	runtimes  []string
 	handlers  []string
 	code      *codeCache
+	// callAPI is the method api, made into a value once.
+	callAPI func(task.Token) (API, error)
 	// kick wakes the session's goroutine: the outbox has something.
 	kick chan struct{}
 	// started is closed when the executors have started.
@@ -52,6 +54,8 @@ type Agent struct {
 	window window.Window
 	// terms are those of the last Welcome.
 	terms link.Welcome
+	// attachedTo has the address of the dispatcher that gave them.
+	attachedTo API
 	// Outbox: what the session sends next.
 	accepts []link.Accept
 	reports []link.Report
@@ -80,6 +84,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg: cfg, log: cfg.Logger, executors: map[string]Executor{}, code: newCodeCache(cfg.CacheBytes),
 		kick: make(chan struct{}, 1), started: make(chan struct{}), claims: map[task.Token]*claim{}, pool: newPool(cfg.Slots, cfg.MaxSlots),
 	}
+	a.callAPI = a.api
 	for _, ex := range cfg.Executors {
 		for _, key := range ex.Runtimes() {
 			if a.executors[key] != nil {
@@ -273,7 +278,7 @@ func (a *Agent) attemptLocked(c *claim) *Attempt {
 			return forPython(o.Python, code), err
 		},
 		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
-		Deadline: o.Deadline, MaxRetries: o.MaxRetries, MaxResult: a.terms.MaxPayload, Output: c.output.add,
+		Deadline: o.Deadline, MaxRetries: o.MaxRetries, Parent: o.Parent, API: a.callAPI, MaxResult: a.terms.MaxPayload, Output: c.output.add,
 	}
 }
 

@@ -33,6 +33,10 @@ type Config struct {
 	// Move opens a link beside the present one, to another dispatcher if elsewhere; it fails
 	// when there is none. Without it the agent cannot be asked to move.
 	Move func(ctx context.Context, elsewhere bool) (link.Conn, error)
+	// API says how tasks reach the API of the dispatcher, see [API]; its Token is ignored, and
+	// so are Address and Authority where the link says what was dialled. It may be called by
+	// any goroutine. Default nil: running tasks submit no others.
+	API func() (API, error)
 	// Slots is how many attempts run at once. Required, 1 to 4096.
 	Slots int
 	// MaxSlots, where it is more than Slots, makes their number follow the work: up to so many

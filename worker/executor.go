@@ -30,6 +30,11 @@ type Attempt struct {
 	// here acts on them.
 	Deadline   time.Time
 	MaxRetries int
+	// Parent is the task that submitted this one, zero for a client's.
+	Parent task.ID
+	// API returns how the attempt of that token submits tasks itself, at any time while it
+	// runs, from any goroutine; nil where it cannot.
+	API func(task.Token) (API, error)
 	// MaxResult is the largest result in bytes that may be reported.
 	MaxResult int
 	// Output takes what the attempt prints, from any goroutine, until Run returns. It

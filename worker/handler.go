@@ -190,6 +190,8 @@ type TaskInfo struct {
 	Deadline time.Time
 	// MaxRetries is how many lost workers the task survives.
 	MaxRetries int
+	// Parent is the task that submitted this one, zero for a client's.
+	Parent task.ID
 }
 
 // TaskFrom returns the task that ctx belongs to; false outside a handler.
@@ -200,7 +202,7 @@ func TaskFrom(ctx context.Context) (TaskInfo, bool) {
 	}
 	return TaskInfo{
 		ID: a.Token.Task, Attempt: a.Token.Attempt, Function: a.Function, FunctionName: a.FunctionName,
-		Timeout: a.Timeout, Deadline: a.Deadline, MaxRetries: a.MaxRetries,
+		Timeout: a.Timeout, Deadline: a.Deadline, MaxRetries: a.MaxRetries, Parent: a.Parent,
 	}, true
 }
 

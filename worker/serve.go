@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -76,11 +77,14 @@ func Serve(ctx context.Context, o Options) error {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	api := func() (API, error) {
+		return API{}, errors.New("this worker has dial options of its own: it cannot tell handlers how to call its dispatcher")
+	}
 	if len(o.DialOptions) == 0 {
-		var err error
-		if o.DialOptions, err = o.security(); err != nil {
+		if err := o.secure(); err != nil {
 			return fmt.Errorf("serve: %w", err)
 		}
+		api = o.api
 	}
 	if len(o.Handlers.Runtimes()) == 0 {
 		return fmt.Errorf("serve: no handler is registered: call worker.Handle first")
@@ -94,7 +98,7 @@ func Serve(ctx context.Context, o Options) error {
 		return fmt.Errorf("serve: make a worker id: %w", err)
 	}
 	agent, err := New(Config{
-		ID: id.String(), Name: o.Name, Software: "go-handlers", Mode: o.Mode, Dial: dialer.Dial, Move: dialer.Move,
+		ID: id.String(), Name: o.Name, Software: "go-handlers", Mode: o.Mode, Dial: dialer.Dial, Move: dialer.Move, API: api,
 		Slots: o.Slots, Queues: o.Queues,
 		Executors: []Executor{o.Handlers}, DrainTimeout: o.DrainTimeout, Logger: o.Logger,
 	})
@@ -105,16 +109,33 @@ func Serve(ctx context.Context, o Options) error {
 	return agent.Run(ctx)
 }
 
+// api is how handlers call the dispatcher: as the worker does, without its token and its
+// certificate.
+func (o Options) api() (API, error) {
+	if o.TLS == nil {
+		return API{}, nil
+	}
+	cfg := o.TLS.Clone()
+	cfg.Certificates, cfg.GetClientCertificate = nil, nil
+	return API{TLS: cfg}, nil
+}
+
 // security makes the dial options of what the options or the environment say.
 func (o Options) security() ([]grpc.DialOption, error) {
+	err := o.secure()
+	return o.DialOptions, err
+}
+
+// secure puts what security makes into the options.
+func (o *Options) secure() (err error) {
 	if o.Token == "" {
 		o.Token = strings.TrimSpace(os.Getenv("TREADLE_TOKEN")) // files of secrets end in a new line
 	}
 	if ca := os.Getenv("TREADLE_TLS_CA"); o.TLS == nil && ca != "" {
-		var err error
 		if o.TLS, err = tlsfiles.Client(ca, os.Getenv("TREADLE_TLS_CERT"), os.Getenv("TREADLE_TLS_KEY")); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return linkpb.Security(o.TLS, o.Token, o.Insecure, o.Dispatchers)
+	o.DialOptions, err = linkpb.Security(o.TLS, o.Token, o.Insecure, o.Dispatchers)
+	return err
 }

@@ -317,7 +317,7 @@ func (s *session) hello(ctx context.Context) error {
 	err := s.conn.Send(&link.Hello{
 		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: task.ClipText(hostname(), maxWorkerText), PID: os.Getpid(), Software: a.cfg.Software,
 		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: slots, MaxSlots: most, Held: held,
-		Moves: a.cfg.Move != nil,
+		Moves: a.cfg.Move != nil, TaskTokens: a.cfg.API != nil,
 	})
 	if err != nil {
 		return err
@@ -373,7 +373,7 @@ func (s *session) welcome(w *link.Welcome, sentAt time.Time, held []link.Holding
 	a := s.agent
 	a.mu.Lock()
 	a.alone = task.Token{}
-	a.terms, a.attached = *w, true
+	a.terms, a.attached, a.attachedTo = *w, true, leadsTo(s.conn)
 	for _, h := range held {
 		if c := a.claims[h.Token]; c != nil {
 			c.leaseFrom = sentAt

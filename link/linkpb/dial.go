@@ -54,6 +54,16 @@ type endpoint struct {
 	ip      string // "ip:port"
 }
 
+// leading is a connection that knows where it leads.
+type leading struct {
+	link.Conn
+	to endpoint
+}
+
+// Endpoint returns the "ip:port" that was dialled, and the "host:port" that was given for it,
+// which certificates are checked for.
+func (l leading) Endpoint() (address, authority string) { return l.to.ip, l.to.address }
+
 // NewDialer returns a Dialer for dispatchers at the addresses ("host:port", or a host
 // alone for port 50051). mode
 // is [link.Push] or [link.Pull]; maxPayload is the limit on one value in bytes;
@@ -220,5 +230,5 @@ func (d *Dialer) open(ctx context.Context, e endpoint, more bool) (link.Conn, er
 	d.mu.Lock()
 	d.latest = e
 	d.mu.Unlock()
-	return NewWorkerConn(s, end), nil
+	return leading{NewWorkerConn(s, end), e}, nil
 }

@@ -15,7 +15,7 @@ import (
 const (
 	magic       = "TRDL"
 	headSize    = 16
-	callSize    = 112
+	callSize    = 128
 	replySize   = 32
 	replySlack  = 1 << 20 // what a reply may hold beside the result
 	wireBuffer  = 64 << 10
@@ -84,6 +84,7 @@ type call struct {
 	timeout    int64
 	attempt    uint32
 	maxRetries uint32
+	parent     [16]byte // zero for none
 	args       []byte
 }
 
@@ -118,6 +119,7 @@ func appendCall(b []byte, seq uint32, c *call) ([]byte, error) {
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.timeout))
 	b = binary.LittleEndian.AppendUint32(b, c.attempt)
 	b = binary.LittleEndian.AppendUint32(b, c.maxRetries)
+	b = append(b, c.parent[:]...)
 	return append(b, c.name...), nil
 }
 

@@ -49,9 +49,14 @@ type runner struct {
 	// runner's end of to, for taking back what it has not read (nil where that cannot be
 	// done). All are closed by reap, or by the end of the agent.
 	to, theirs, from, leave, life *os.File
-	reader                        *bufio.Reader
-	seq                           uint32
-	buf                           []byte // reused for calls
+	// asks brings questions of the function that runs, tells takes the answers: see ask.go.
+	// answered is closed when nobody reads the questions any more.
+	asks, tells *os.File
+	answered    chan struct{}
+	given       given
+	reader      *bufio.Reader
+	seq         uint32
+	buf         []byte // reused for calls
 	// known are the keys of the functions that the runner has loaded.
 	known map[codeID][32]byte
 	// exchanging is held while a call is on the wire, so that reap does not close the pipes under it.
@@ -80,7 +85,7 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	proc, err := e.spawner.start(e.python, []string{e.python, "-c", boot, e.dir}, &os.ProcAttr{
 		Dir:   e.workingDir(),
 		Env:   e.env,
-		Files: []*os.File{p.null, p.outWrite, p.outWrite, p.toRead, p.fromWrite, p.lifeRead, p.leaveRead},
+		Files: []*os.File{p.null, p.outWrite, p.outWrite, p.toRead, p.fromWrite, p.lifeRead, p.leaveRead, p.askWrite, p.tellRead},
 		Sys:   runnerAttr(),
 	})
 	var theirs *os.File
@@ -94,6 +99,7 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	}
 	r := &runner{
 		exec: e, proc: proc, out: p.out, to: p.to, theirs: theirs, from: p.from, leave: p.leave, life: p.life,
+		asks: p.asks, tells: p.tells, answered: make(chan struct{}),
 		log:    e.log.With("slot", slot, "pid", proc.Pid),
 		reader: bufio.NewReaderSize(p.from, wireBuffer),
 		known:  map[codeID][32]byte{},
@@ -101,6 +107,7 @@ func (e *Executor) spawn(slot int) (*runner, error) {
 	}
 	r.mark = e.mark.brand(proc.Pid, number, r.log)
 	go r.out.loop()
+	go r.answer()
 	go r.reap()
 	if err := r.greet(); err != nil {
 		r.kill()
@@ -128,10 +135,10 @@ func (e *Executor) workingDir() string {
 
 // pipes are what connects a runner with the agent; some ends are the agent's, some the runner's.
 type pipes struct {
-	to, from, leave, life                  *os.File
+	to, from, leave, life, asks, tells     *os.File
 	out                                    *output
 	toRead, fromWrite, leaveRead, lifeRead *os.File
-	outWrite, null                         *os.File
+	outWrite, null, askWrite, tellRead     *os.File
 }
 
 func (p *pipes) open() (err error) {
@@ -147,6 +154,12 @@ func (p *pipes) open() (err error) {
 	if p.lifeRead, p.life, err = os.Pipe(); err != nil {
 		return err
 	}
+	if p.asks, p.askWrite, err = os.Pipe(); err != nil {
+		return err
+	}
+	if p.tellRead, p.tells, err = os.Pipe(); err != nil {
+		return err
+	}
 	if p.out, p.outWrite, err = newOutput(); err != nil {
 		return err
 	}
@@ -155,14 +168,14 @@ func (p *pipes) open() (err error) {
 }
 
 func (p *pipes) closeOurs() {
-	closeAll(p.to, p.from, p.leave, p.life)
+	closeAll(p.to, p.from, p.leave, p.life, p.asks, p.tells)
 	if p.out != nil {
 		closeAll(p.out.file)
 	}
 }
 
 func (p *pipes) closeTheirs() {
-	closeAll(p.toRead, p.fromWrite, p.leaveRead, p.lifeRead, p.outWrite, p.null)
+	closeAll(p.toRead, p.fromWrite, p.leaveRead, p.lifeRead, p.outWrite, p.null, p.askWrite, p.tellRead)
 }
 
 func closeAll(files ...*os.File) {
@@ -250,8 +263,9 @@ func (r *runner) reap() {
 	} else {
 		r.unread = unread(r.to)
 	}
-	closeAll(r.to, r.theirs, r.from, r.leave, r.life)
+	closeAll(r.to, r.theirs, r.from, r.leave, r.life, r.asks, r.tells)
 	r.exchanging.Unlock()
+	<-r.answered
 	close(r.gone)
 }
 
@@ -296,8 +310,9 @@ func (r *runner) newCall(a *worker.Attempt, hash [32]byte) call {
 	c := call{
 		form: formPickle, name: a.FunctionName, task: a.Token.Task, hash: hash, args: a.Args,
 		maxResult: a.MaxResult, memory: r.memoryLimit(a),
-		function: a.Function, attempt: uint32(a.Token.Attempt), timeout: int64(a.Timeout), maxRetries: uint32(a.MaxRetries),
+		function: a.Function, attempt: uint32(a.Token.Attempt), timeout: int64(a.Timeout), maxRetries: uint32(a.MaxRetries), parent: a.Parent,
 	}
+	r.given.add(a)
 	if !a.Deadline.IsZero() {
 		c.deadline = a.Deadline.UnixNano()
 	}

@@ -61,10 +61,16 @@ class Awaiter:
     """
 
     def __init__(
-        self, open_stream: OpenStream, get_task: Callable[[str], object], load: Loader, patience: float
+        self,
+        open_stream: OpenStream,
+        get_task: Callable[[str], object],
+        load: Loader,
+        patience: float,
+        passes: Callable[[TreadleError], bool],
     ) -> None:
         """get_task raises NotFound for an unknown id; patience is how long, in seconds, streams are
-        opened again while no server answers."""
+        opened again after errors that may pass, as when no server answers."""
+        self._passes = passes
         self._open = open_stream
         self._get_task = get_task
         self._load = load
@@ -189,7 +195,7 @@ class Awaiter:
             if isinstance(exc, NotFound):
                 if self._sift(group, ids):
                     continue
-            elif not isinstance(exc, Unavailable) or time.monotonic() - since > self._patience:
+            elif not self._passes(exc) or time.monotonic() - since > self._patience:
                 self._give_up(group, exc)
                 return
             log.info("waiting for results again: %s", exc)

@@ -20,6 +20,10 @@ class Backend(Protocol):
     def address(self) -> str:
         """Where the server is."""
 
+    @property
+    def nested(self) -> bool:
+        """Whether a running task uses it, by its own token."""
+
     def register(self, request: pb.RegisterFunctionRequest) -> pb.Function:
         """Register a function."""
 

@@ -14,13 +14,13 @@ from typing import Any, Callable, Union
 
 import grpc
 
-from . import _address, _await, _cancel, _status, _submit
+from . import _address, _await, _cancel, _nested, _status, _submit
 from ._gen.treadle.v1 import fabric_pb2 as pb
 from ._gen.treadle.v1 import fabric_pb2_grpc
 from ._results import Loader, Outcome, finished
 from ._submit import Call
 from ._version import __version__
-from .errors import ClientClosed, TreadleError, Unavailable
+from .errors import ClientClosed, TreadleError, Unauthenticated, Unavailable
 from .future import TaskFuture, mark_recorded, mark_unwanted
 
 log = logging.getLogger("treadle")
@@ -31,6 +31,9 @@ _MAX_MESSAGE = 2 * (64 << 20) + (1 << 20)
 _MAX_WAIT = 60.0
 # A slow line gets this long for a mebibyte, beyond the client's timeout.
 _SECONDS_PER_MIB = 1.0
+# How long a running task tries a token that its dispatcher does not know: the dispatcher may
+# have restarted, and the worker is back within a second or two.
+_UNKNOWN_TOKEN = 5.0
 
 Tls = Union[bool, grpc.ChannelCredentials]
 # The word for the CAs of the system where the file of one is asked for.
@@ -44,13 +47,20 @@ class Connection:
         self,
         address: str,
         *,
-        token: str | None,
         timeout: float,
-        tls: Tls,
-        insecure: bool,
         load: Loader,
+        token: str | None = None,
+        tls: Tls = False,
+        insecure: bool = False,
         ca: str | None = None,
+        source: Callable[[], _nested.Endpoint] | None = None,
     ) -> None:
+        """source says where a running task finds its dispatcher, instead of address, token, tls and ca."""
+        self._source = source
+        self._endpoint = source() if source is not None else None
+        if self._endpoint is not None:
+            # The worker talks to it in plain text itself where it does.
+            address, token, insecure = self._endpoint.address, self._endpoint.token, True
         address = _address.checked(address)
         if token and tls is False and not insecure and not _address.is_loopback(address):
             raise ValueError(
@@ -63,7 +73,9 @@ class Connection:
         self._met = False
         self._timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = _dial(address, tls)
+        self._former: list[grpc.Channel] = []
+        self._dialling = threading.Lock()
+        self._channel = _dial(address, tls) if self._endpoint is None else _dial_nested(self._endpoint)
         self._stub = fabric_pb2_grpc.FabricServiceStub(self._channel)
         self._pid = os.getpid()
         # Set when calls in the background have to stop.
@@ -72,7 +84,7 @@ class Connection:
         self._is_closed = False
         self.forget_function: Callable[[str], None] = lambda function: None
         """Told of functions that the server turned out not to know."""
-        self._awaiter = _await.Awaiter(self._open_stream, self._known_task, load, timeout)
+        self._awaiter = _await.Awaiter(self._open_stream, self._known_task, load, timeout, self._passes)
         self._submitter = _submit.Submitter(self._send_batch, self._landed, lambda f: self.forget_function(f))
         self._canceller = _cancel.Canceller(self._cancel_window)
         _open.add(self)
@@ -85,7 +97,9 @@ class Connection:
     def close(self) -> None:
         """Send what is queued, then end. May be called more than once."""
         if self._end():
-            self._channel.close()
+            with self._dialling:
+                for channel in (*self._former, self._channel):
+                    channel.close()
 
     def _end(self) -> bool:
         """Close all but the channel; says whether that was left to do."""
@@ -102,9 +116,42 @@ class Connection:
         self._awaiter.close()
         return True
 
+    @property
+    def nested(self) -> bool:
+        """Whether a running task uses it, by its own token."""
+        return self._source is not None
+
+    def _look_again(self) -> None:
+        """Go to where the dispatcher of a running task is by now."""
+        if self._source is None:
+            return
+        with self._dialling:
+            try:
+                found = self._source()
+            except TreadleError as exc:
+                log.debug("where the dispatcher is: %s", exc)
+                return
+            if found == self._endpoint or self._is_closed:
+                return
+            log.info("the dispatcher of this task is at %s now", found.address)
+            # Calls may be under way on the former channel.
+            self._former.append(self._channel)
+            self._endpoint, self._address = found, found.address
+            self._channel = _dial_nested(found)
+            self._stub = fabric_pb2_grpc.FabricServiceStub(self._channel)
+            self._metadata = (("authorization", f"Bearer {found.token}"),)
+
+    def _passes(self, exc: TreadleError) -> bool:
+        """Whether an error may be another one, or none, in a moment.
+
+        A dispatcher that has just started does not know the token that the one before it gave; the
+        worker brings another as soon as it is attached.
+        """
+        return isinstance(exc, Unavailable) or (self._source is not None and isinstance(exc, Unauthenticated))
+
     # Calls.
 
-    def _call(self, op: str, method: Any, request: Any, wait: float = 0.0) -> Any:
+    def _call(self, op: str, method: str, request: Any, wait: float = 0.0) -> Any:
         if self._is_closed:
             raise ClientClosed(f"{op}: the client is closed")
         self._check_process()
@@ -114,17 +161,20 @@ class Connection:
         if os.getpid() != self._pid:
             raise TreadleError("a client does not survive os.fork; make a new one in the child process")
 
-    def _try(self, op: str, method: Any, request: Any, limit: float) -> Any:
+    def _try(self, op: str, method: str, request: Any, limit: float) -> Any:
         """Make one call, and again while no server answers, for limit seconds in all.
 
         The request stays the same, its request id included: what was recorded by a call whose
         answer was lost is found, not recorded twice.
         """
-        end = time.monotonic() + limit
+        begun = time.monotonic()
+        end = begun + limit
         warned = False
         for pause in _await.backoff():
             try:
-                answer = method(request, timeout=max(end - time.monotonic(), 0.001), metadata=self._metadata)
+                answer = getattr(self._stub, method)(
+                    request, timeout=max(end - time.monotonic(), 0.001), metadata=self._metadata
+                )
                 self._met = True
                 return answer
             except grpc.RpcError as err:
@@ -133,9 +183,12 @@ class Connection:
                 raise ClientClosed(f"{op}: the client is closed") from err
             if self._ended.is_set():
                 raise ClientClosed(f"{op}: the client was closed")
-            if not isinstance(exc, Unavailable):
+            if not self._passes(exc):
                 raise exc
-            if not self._met and not warned:
+            self._look_again()
+            if isinstance(exc, Unauthenticated) and time.monotonic() > begun + _UNKNOWN_TOKEN:
+                raise exc
+            if self._source is None and not self._met and not warned:
                 hopeless = _address.diagnose(self._address, self._ca, str(exc))
                 if hopeless:
                     raise Unavailable(f"{op}: {hopeless}")
@@ -151,7 +204,7 @@ class Connection:
     def _send_batch(self, request: pb.ExecuteBatchRequest, size: int) -> pb.ExecuteBatchResponse:
         # Not _call: close sends what is queued.
         limit = self._timeout + size / (1 << 20) * _SECONDS_PER_MIB
-        answer: pb.ExecuteBatchResponse = self._try("Execute", self._stub.ExecuteBatch, request, limit)
+        answer: pb.ExecuteBatchResponse = self._try("Execute", "ExecuteBatch", request, limit)
         return answer
 
     def _landed(self, futures: list[TaskFuture[Any]]) -> None:
@@ -166,13 +219,14 @@ class Connection:
             future._settle(Outcome(error=ClientClosed("the client was closed while waiting; the task goes on")))
 
     def _open_stream(self, request: pb.AwaitResultsRequest) -> Any:
+        self._look_again()
         try:
             return self._stub.AwaitResults(request, metadata=self._metadata)
         except ValueError as err:
             raise ClientClosed("AwaitResults: the client is closed") from err
 
     def _known_task(self, task_id: str) -> object:
-        return self._try("GetTask", self._stub.GetTask, pb.GetTaskRequest(task_id=task_id), self._timeout)
+        return self._try("GetTask", "GetTask", pb.GetTaskRequest(task_id=task_id), self._timeout)
 
     # Functions.
 
@@ -181,7 +235,7 @@ class Connection:
         self._check_process()
         # Not _call: close sends what is queued, and registers what that needs.
         limit = self._timeout + len(request.payload) / (1 << 20) * _SECONDS_PER_MIB
-        answer: pb.Function = self._try("RegisterFunction", self._stub.RegisterFunction, request, limit)
+        answer: pb.Function = self._try("RegisterFunction", "RegisterFunction", request, limit)
         return answer
 
     def get_function(self, function: str) -> pb.Function:
@@ -189,7 +243,7 @@ class Connection:
         self._check_process()
         request = pb.GetFunctionRequest(function=function)
         # Not _call, as in register.
-        answer: pb.Function = self._try("GetFunction", self._stub.GetFunction, request, self._timeout)
+        answer: pb.Function = self._try("GetFunction", "GetFunction", request, self._timeout)
         return answer
 
     def delete_function(self, function_id: str) -> None:
@@ -199,7 +253,7 @@ class Connection:
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
         """One page of registrations."""
         request = pb.ListFunctionsRequest(page_token=page_token)
-        answer: pb.ListFunctionsResponse = self._call("ListFunctions", self._stub.ListFunctions, request)
+        answer: pb.ListFunctionsResponse = self._call("ListFunctions", "ListFunctions", request)
         return answer
 
     # Tasks.
@@ -289,7 +343,7 @@ class Connection:
 
     def get_task(self, task_id: str) -> pb.Task:
         """A task's record."""
-        answer: pb.Task = self._call("GetTask", self._stub.GetTask, pb.GetTaskRequest(task_id=task_id))
+        answer: pb.Task = self._call("GetTask", "GetTask", pb.GetTaskRequest(task_id=task_id))
         return answer
 
     def get_result(self, task_id: str, timeout: float | None) -> pb.TaskResult:
@@ -300,7 +354,7 @@ class Connection:
             wait = min(left, _MAX_WAIT)
             request = pb.GetResultRequest(task_id=task_id)
             request.wait.FromNanoseconds(int(wait * 1e9))
-            answer: pb.TaskResult = self._call("GetResult", self._stub.GetResult, request, wait)
+            answer: pb.TaskResult = self._call("GetResult", "GetResult", request, wait)
             if finished(answer):
                 return answer
             if end is not None and time.monotonic() >= end:
@@ -309,20 +363,20 @@ class Connection:
     def cancel_task(self, task_id: str, only_queued: bool = False) -> pb.Task:
         """Cancel a task."""
         request = pb.CancelTaskRequest(task_id=task_id, only_queued=only_queued)
-        answer: pb.Task = self._call("CancelTask", self._stub.CancelTask, request)
+        answer: pb.Task = self._call("CancelTask", "CancelTask", request)
         return answer
 
     def get_logs(self, task_id: str, attempt: int) -> pb.TaskLogs:
         """What an attempt printed."""
         request = pb.GetLogsRequest(task_id=task_id, attempt=attempt)
-        answer: pb.TaskLogs = self._call("GetLogs", self._stub.GetLogs, request)
+        answer: pb.TaskLogs = self._call("GetLogs", "GetLogs", request)
         return answer
 
     def list_tasks(self, filter: str, page_size: int, page_token: str, full: bool) -> pb.ListTasksResponse:
         """One page of tasks; full has tracebacks and whole messages."""
         view = pb.ListTasksRequest.FULL if full else pb.ListTasksRequest.BASIC
         request = pb.ListTasksRequest(filter=filter, page_size=page_size, page_token=page_token, view=view)
-        answer: pb.ListTasksResponse = self._call("ListTasks", self._stub.ListTasks, request)
+        answer: pb.ListTasksResponse = self._call("ListTasks", "ListTasks", request)
         return answer
 
     # The fabric.
@@ -332,7 +386,7 @@ class Connection:
         whole, token = pb.ListWorkersResponse(), ""
         while True:
             request = pb.ListWorkersRequest(page_size=1000, page_token=token)
-            page: pb.ListWorkersResponse = self._call("ListWorkers", self._stub.ListWorkers, request)
+            page: pb.ListWorkersResponse = self._call("ListWorkers", "ListWorkers", request)
             whole.workers.extend(page.workers)
             token = page.next_page_token
             if not token:
@@ -343,7 +397,7 @@ class Connection:
         whole, token = pb.ListQueuesResponse(), ""
         while True:
             request = pb.ListQueuesRequest(page_size=1000, page_token=token)
-            page: pb.ListQueuesResponse = self._call("ListQueues", self._stub.ListQueues, request)
+            page: pb.ListQueuesResponse = self._call("ListQueues", "ListQueues", request)
             whole.queues.extend(page.queues)
             token = page.next_page_token
             if not token:
@@ -351,7 +405,7 @@ class Connection:
 
     def info(self) -> pb.ServerInfo:
         """What the server is."""
-        answer: pb.ServerInfo = self._call("GetServerInfo", self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        answer: pb.ServerInfo = self._call("GetServerInfo", "GetServerInfo", pb.GetServerInfoRequest())
         return answer
 
 
@@ -373,8 +427,19 @@ def credentials(tls: Tls | None, ca: str | None) -> Tls:
     return grpc.ssl_channel_credentials(root_certificates=pem)
 
 
-def _dial(address: str, tls: Tls) -> grpc.Channel:
+def _dial_nested(at: _nested.Endpoint) -> grpc.Channel:
+    names: list[tuple[str, Any]] = []
+    if at.authority:
+        # It is an address of one of several dispatchers that this name may stand for.
+        names.append(("grpc.default_authority", at.authority))
+        names.append(("grpc.ssl_target_name_override", at.authority.rpartition(":")[0].strip("[]")))
+    speaks: Tls = grpc.ssl_channel_credentials(root_certificates=at.ca or None) if at.tls else False
+    return _dial(at.address, speaks, names if at.tls else [])
+
+
+def _dial(address: str, tls: Tls, more: Iterable[tuple[str, Any]] = ()) -> grpc.Channel:
     options: list[tuple[str, Any]] = [
+        *more,
         ("grpc.max_receive_message_length", _MAX_MESSAGE),
         ("grpc.max_send_message_length", _MAX_MESSAGE),
         # The server cuts off who pings more often than every 5 s.

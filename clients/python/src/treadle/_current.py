@@ -18,6 +18,7 @@ class CurrentTask(NamedTuple):
         deadline: of the task, by the store's clock, or None.
         timeout: of one attempt in seconds, or None.
         max_retries: how many lost workers the task survives.
+        parent: id of the task that submitted this one, None for one that a client submitted.
     """
 
     id: str
@@ -27,6 +28,7 @@ class CurrentTask(NamedTuple):
     deadline: datetime.datetime | None
     timeout: float | None
     max_retries: int
+    parent: str | None = None
 
 
 def current_task() -> CurrentTask | None:
@@ -48,4 +50,5 @@ def current_task() -> CurrentTask | None:
         deadline=None if deadline is None else datetime.datetime.fromtimestamp(deadline, datetime.timezone.utc),
         timeout=told.get("timeout"),
         max_retries=told["max_retries"],
+        parent=told.get("parent"),
     )

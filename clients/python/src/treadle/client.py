@@ -12,7 +12,7 @@ from typing import Any, Callable, Literal, Optional, Protocol, TypeVar, Union, o
 
 import grpc
 
-from . import _mapping, _pickling, _results, _value
+from . import _mapping, _nested, _pickling, _results, _value
 from ._address import DEFAULT_PORT
 from ._backend import Backend
 from ._connection import Connection, credentials
@@ -69,7 +69,9 @@ class Client:
         """Make a client of the server at address.
 
         address: "host:port", or a host alone for port 50051. Default: TREADLE_ADDRESS, else 127.0.0.1:50051.
-            Raises ValueError for one that is malformed.
+            Raises ValueError for one that is malformed. In a running task a client that is told
+            neither address nor token, ca or tls is one of the task's own dispatcher: it submits
+            tasks, the children of this one, and reads and cancels them until the attempt ends.
         token: sent with every call. Default: TREADLE_TOKEN; "" sends none.
         timeout: how long, in seconds, a call goes on while no server answers before it raises
             Unavailable. It does not limit how long a task may take.
@@ -82,7 +84,11 @@ class Client:
             Default: ca decides, and without it plain text, as on loopback.
         insecure: allows a token to travel without TLS to an address that is not loopback.
         """
-        address = address or os.environ.get("TREADLE_ADDRESS") or DEFAULT_ADDRESS
+        address = address or os.environ.get("TREADLE_ADDRESS")
+        if address is None and token is None and ca is None and tls is None and _nested.running():
+            self._reach(timeout, unpickle)
+            return
+        address = address or DEFAULT_ADDRESS
         if token is None:
             token = os.environ.get("TREADLE_TOKEN", "").strip()
         if ca is None and tls is None:
@@ -94,6 +100,14 @@ class Client:
         connection = Connection(
             address, token=token, timeout=timeout, tls=speaks, insecure=insecure, load=load, ca=trusted
         )
+        self._connect(connection, load)
+
+    def _reach(self, timeout: float, unpickle: Unpickle) -> None:
+        """Be a client of the dispatcher of the task that runs."""
+        load = _results.loader(unpickle)
+        self._connect(Connection("", timeout=timeout, load=load, source=_nested.endpoint), load)
+
+    def _connect(self, connection: Connection, load: _results.Loader) -> None:
         self._attach(connection, load)
         connection.forget_function = self._registry.forget
 

@@ -113,7 +113,10 @@ class TaskFuture(concurrent.futures.Future[T]):
 
         where = f" in the queue {seen.queue!r}" if seen.status == pb.Task.QUEUED else ""
         status = Status.of(seen.status).value
-        return f"task {self._task_id} of {what!r} is {status}{where} after {waited:.3g} s; {look}"
+        hint = ""
+        if self._backend.nested and seen.status == pb.Task.QUEUED:
+            hint = "; the task that waits for it keeps its slot: give the worker room to grow (--slots MIN-MAX)"
+        return f"task {self._task_id} of {what!r} is {status}{where} after {waited:.3g} s{hint}; {look}"
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """Have fn called with this future when it is done, on a thread of the client; at once if it is done.

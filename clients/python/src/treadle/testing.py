@@ -49,6 +49,7 @@ class _LocalBackend:
     tasks: dict[str, _Finished] = field(default_factory=dict)
 
     address = "in this process"
+    nested = False
 
     def register(self, request: pb.RegisterFunctionRequest) -> pb.Function:
         form = "source" if request.source else "pickle"

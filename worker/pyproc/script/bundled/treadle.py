@@ -12,12 +12,15 @@ import sys
 
 __all__ = ["CurrentTask", "current_task"]
 
-CurrentTask = collections.namedtuple("CurrentTask", "id attempt function_id function_name deadline timeout max_retries")
+CurrentTask = collections.namedtuple(
+    "CurrentTask", "id attempt function_id function_name deadline timeout max_retries parent"
+)
 CurrentTask.__doc__ = """The task that a function runs for.
 
 id is the same in each attempt: the idempotency key of side effects. attempt counts from 1.
 deadline is an aware datetime, timeout is in seconds; both are None where there is none.
-max_retries is how many lost workers the task survives.
+max_retries is how many lost workers the task survives. parent is the id of the task that
+submitted this one, None for one that a client submitted.
 """
 
 
@@ -30,3 +33,12 @@ def current_task() -> CurrentTask | None:
     if told["deadline"] is not None:
         told["deadline"] = datetime.datetime.fromtimestamp(told["deadline"], datetime.timezone.utc)
     return CurrentTask(*(told[name] for name in CurrentTask._fields))
+
+
+def __getattr__(name: str) -> object:
+    if name == "Client":
+        raise AttributeError(
+            "treadle.Client: the client package is not installed where this worker's Python finds it, "
+            "and a task needs it to submit others: run 'python -m pip install treadle' with that Python"
+        )
+    raise AttributeError(f"module 'treadle' has no attribute {name!r}; this is the small one that comes with a worker")

@@ -7,14 +7,19 @@ is installed, and otherwise a small one that comes with the runner; both ask the
 
 from __future__ import annotations
 
+import _thread
 import importlib.machinery
 import importlib.util
+import json
 import os
 import sys
 import types
 from typing import Any
 
 _HOOK = "_treadle_task"
+
+# Bound at start: user code may replace what the modules hold.
+_getpid, _write, _os_read, _loads = os.getpid, os.write, os.read, json.loads
 
 
 def uuid_text(value: bytes) -> str:
@@ -26,10 +31,15 @@ def uuid_text(value: bytes) -> str:
 class About:
     """The task of the attempt that runs. Threads of the function and forked children see it, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, ask: int, answers: int) -> None:
+        """The descriptors lead to the agent: it is asked for the way to the dispatcher, see ask.go."""
+        self._ask, self._answers = ask, answers
+        self._asking = _thread.allocate_lock()
+        self._pid = os.getpid()
         self._call: tuple[bytes, Any, Any] | None = None
         hook = types.ModuleType(_HOOK, "What the runner tells of the attempt that runs; see treadle.current_task.")
         hook.current = self.current  # type: ignore[attr-defined]
+        hook.api = self.api  # type: ignore[attr-defined]
         sys.modules[_HOOK] = hook
         sys.meta_path.insert(0, _Finder)
 
@@ -46,7 +56,7 @@ class About:
         call = self._call
         if call is None:
             return None
-        task, name, (function, deadline, timeout, attempt, max_retries) = call
+        task, name, (function, deadline, timeout, attempt, max_retries, parent) = call
         return {
             "id": uuid_text(task),
             "attempt": attempt,
@@ -55,7 +65,38 @@ class About:
             "deadline": deadline / 1e9 if deadline else None,
             "timeout": timeout / 1e9 if timeout else None,
             "max_retries": max_retries,
+            "parent": uuid_text(parent) if any(parent) else None,
         }
+
+    def api(self) -> dict[str, Any]:
+        """How the attempt that runs calls its dispatcher; raises RuntimeError where it cannot."""
+        call = self._call
+        if call is None:
+            raise RuntimeError("no task runs")
+        if _getpid() != self._pid:
+            raise RuntimeError("a process that the function started cannot ask: do it in the function itself")
+        with self._asking:
+            if self._ask < 0:
+                raise RuntimeError("an answer was interrupted; this runner can ask no more")
+            ask, self._ask = self._ask, -1
+            try:
+                _write(ask, call[0])
+                told: dict[str, Any] = _loads(self._read(int.from_bytes(self._read(4), "little")))
+            except OSError as exc:
+                raise RuntimeError("the worker does not answer") from exc
+            self._ask = ask
+        if "error" in told:
+            raise RuntimeError(told["error"])
+        return told
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = _os_read(self._answers, size - len(data))
+            if not more:
+                raise OSError("the pipe is closed")
+            data += more
+        return data
 
 
 class _Finder:

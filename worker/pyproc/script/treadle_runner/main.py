@@ -72,9 +72,10 @@ class Runner:
         self._ahead = 0
         life = state.raise_fd(5)
         self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4), state.raise_fd(6))
+        ask, answers = state.raise_fd(7), state.raise_fd(8)
         _die_with_agent(life)
         # A forked child must not hold them: their closing tells the agent of this process's end.
-        fds = (self._wire.fd_in, self._wire.fd_out, self._wire.fd_leave, life)
+        fds = (self._wire.fd_in, self._wire.fd_out, self._wire.fd_leave, life, ask, answers)
         os.register_at_fork(after_in_child=lambda: _close_all(fds))
         signal.signal(signal.SIGINT, self._interrupt)
         kind, seq, body = self._wire.receive()
@@ -83,7 +84,7 @@ class Runner:
         config = json.loads(bytes(body))
         self._most = config.get("max_attempts", 0)
         hello = _set_up(config)
-        self._about = about.About()
+        self._about = about.About(ask, answers)
         _hide()
         self._cache = functions.Cache()
         self._process = state.Process()
