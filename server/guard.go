@@ -53,7 +53,7 @@ type guarded struct {
 func newGuard(cfg *Config) *guard {
 	return &guard{
 		tokens: cfg.Tokens, certificates: cfg.WorkerCertificates, limits: newRateLimits(cfg.RateLimit, cfg.Now),
-		tasks: cfg.TaskTokens, workersOnly: cfg.WorkersOnly, store: cfg.Store,
+		tasks: cfg.TaskTokens, workersOnly: cfg.WorkersOnly && cfg.TaskTokens != nil, store: cfg.Store,
 		streams: make(map[*guarded]struct{}),
 	}
 }

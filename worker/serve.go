@@ -120,13 +120,7 @@ func (o Options) api() (API, error) {
 	return API{TLS: cfg}, nil
 }
 
-// security makes the dial options of what the options or the environment say.
-func (o Options) security() ([]grpc.DialOption, error) {
-	err := o.secure()
-	return o.DialOptions, err
-}
-
-// secure puts what security makes into the options.
+// secure makes the dial options of what the options or the environment say.
 func (o *Options) secure() (err error) {
 	if o.Token == "" {
 		o.Token = strings.TrimSpace(os.Getenv("TREADLE_TOKEN")) // files of secrets end in a new line

@@ -170,6 +170,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 			cfg.Dispatcher = d
 		}
 	}
+	var srv *server.Server
 	var pool *worker.Agent
 	if p.slots > 0 {
 		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
@@ -187,7 +188,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 			}
 		}
 	}
-	srv, err := server.New(cfg)
+	srv, err = server.New(cfg)
 	if err != nil {
 		return err
 	}
