@@ -199,7 +199,9 @@ def test_workers_that_are_refused(secured: Secured, token: str, pair: str, expec
 
 def test_plain_text_meets_tls(secured: Secured) -> None:
     """Both sides are told what is wrong, whichever of them speaks TLS."""
-    ends_saying(secured.worker(secured.tokens["worker"], ca=False), "this listener speaks TLS and the client plain text")
+    ends_saying(
+        secured.worker(secured.tokens["worker"], ca=False), "this listener speaks TLS and the client plain text"
+    )
     plain = secured.start("plain", "up", "--store", "memory:", "--slots", "0", "--json", "--grpc-addr", "127.0.0.1:0",
                           "--http-addr", "127.0.0.1:0")  # fmt: skip
     address = plain.ready()["grpc_addr"]

@@ -99,14 +99,18 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w = rec
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
-	if !h.hosts.admits(r.Host) {
+	if !h.knownAs(r) {
 		writeError(w, r, restError{http: http.StatusForbidden, code: codes.PermissionDenied, reason: reasonHost,
-			text: fmt.Sprintf("this server is not known as %.100q: use its address, localhost, or a name that it was told to allow", r.Host)})
+			text: fmt.Sprintf("this server is not known as %.100q: use its address or localhost, or start it with --allowed-host and that name", r.Host)})
 		return
 	}
 	if err := h.origins.Check(r); err != nil {
 		writeError(w, r, restError{http: http.StatusForbidden, code: codes.PermissionDenied, reason: reasonOrigin,
 			text: "requests from pages of other origins are refused"})
+		return
+	}
+	if r.Method == http.MethodOptions && r.URL.Path == "/" {
+		h.options(w, r)
 		return
 	}
 	page := h.page(r.URL.Path)
@@ -120,7 +124,11 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if page != nil {
 		ex.route = r.URL.Path
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			writeMethodNotAllowed(w, r, []string{http.MethodGet, http.MethodHead})
+			allowed := []string{http.MethodGet, http.MethodHead}
+			if r.URL.Path == "/" {
+				allowed = append(allowed, http.MethodOptions)
+			}
+			writeMethodNotAllowed(w, r, allowed)
 			return
 		}
 		if err := h.s.guard.meter(ctx, "GET "+r.URL.Path, nil); err != nil {
@@ -153,6 +161,37 @@ func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		call.Method = http.MethodGet // net/http drops the body of the answer
 	}
 	h.mux.ServeHTTP(w, call)
+}
+
+// knownAs reports whether a request may be sent to the name in its Host. Names are checked
+// so that a page cannot reach this server by a name of its own; what says no more than
+// health does is answered under any name, as probes and balancers use their own, and so is what
+// takes a token, which such a page has not got.
+func (h *httpHandler) knownAs(r *http.Request) bool {
+	switch {
+	case h.hosts.admits(r.Host):
+		return true
+	case r.URL.Path == "/healthz" || r.URL.Path == "/readyz":
+		return true
+	case r.URL.Path == "/":
+		return r.Method == http.MethodOptions
+	case r.URL.Path == "/metrics":
+		return h.s.cfg.Tokens != nil
+	}
+	return false
+}
+
+// options answers the check of health that HAProxy makes when it is told of none, OPTIONS / in
+// HTTP/1.0. It says what any other answer does: there is a server.
+func (h *httpHandler) options(w http.ResponseWriter, r *http.Request) {
+	leave, err := h.s.public.enter(connFrom(r.Context()), false)
+	if err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	defer leave()
+	w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // enter admits a request, and its connection with it; requests of public pages are counted

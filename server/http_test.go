@@ -79,6 +79,37 @@ func TestSeedCarriesTheLargestResult(t *testing.T) {
 	}
 }
 
+// TestHealthByAnyName: probes and balancers use names of their own, and get nothing else.
+func TestHealthByAnyName(t *testing.T) {
+	e := start(t)
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/metrics": 403, "/": 403, "/openapi.json": 403, "/v1/tasks": 403} {
+		for _, method := range []string{"GET", "HEAD"} {
+			a := e.do(method, path, nil, func(r *http.Request) { r.Host = "treadle.default.svc.cluster.local" })
+			if a.status != want || want == 403 && method == "GET" && !strings.Contains(string(a.raw), "--allowed-host") {
+				t.Errorf("%s %s: %d %s", method, path, a.status, a.raw)
+			}
+		}
+	}
+	for request, want := range map[string]string{
+		"OPTIONS / HTTP/1.0\r\n\r\n":                                  "HTTP/1.0 204",
+		"OPTIONS / HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n": "HTTP/1.1 204",
+		"OPTIONS /v1/tasks HTTP/1.0\r\n\r\n":                          "HTTP/1.0 405",
+	} {
+		conn, err := net.Dial("tcp", e.srv.HTTPAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, request); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		_ = conn.Close()
+		if err != nil || !strings.HasPrefix(string(got), want) || strings.Contains(string(got), "Access-Control") {
+			t.Errorf("%q: %q, %v", request, got, err)
+		}
+	}
+}
+
 func TestHostsAndOrigins(t *testing.T) {
 	e := start(t, func(c *Config) { c.AllowedHosts = []string{"Treadle.example"} })
 	port := e.srv.HTTPAddr()[strings.LastIndex(e.srv.HTTPAddr(), ":"):]

@@ -223,7 +223,7 @@ func TestRootMethodsAndPaths(t *testing.T) {
 	e := start(t)
 	id := e.executeRoot(e.registerRoot())
 	for path, want := range map[string]string{
-		"/register_function": "POST", "/execute_function": "POST", "/status/" + id: "GET, HEAD", "/result/" + id: "GET, HEAD", "/": "GET, HEAD",
+		"/register_function": "POST", "/execute_function": "POST", "/status/" + id: "GET, HEAD", "/result/" + id: "GET, HEAD", "/": "GET, HEAD, OPTIONS",
 		"/healthz": "GET, HEAD", "/openapi.json": "GET, HEAD", "/v1/tasks": "GET, HEAD, POST", "/v1/tasks/" + id + ":cancel": "POST",
 	} {
 		for _, method := range []string{"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "PURGE"} {

@@ -38,6 +38,8 @@ type node struct {
 	Log     *slog.Logger
 	// flush writes what the log still owes; may be nil.
 	flush func()
+	// role is the command, for those who look at the store's connections.
+	role string
 	// terminal: the process was started at one.
 	terminal bool
 	// reload reads the files of tokens and certificates again; nil while there are none.
@@ -58,7 +60,8 @@ func timeID() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
 // able to use it beside this one.
 func (n *node) openStore(ctx context.Context, shared bool) (store.Store, error) {
 	if redisstore.IsURL(n.Store) {
-		return redisstore.Open(ctx, redisstore.Options{URL: n.Store, Retention: n.Retention, Lease: n.Lease, Logger: n.Log})
+		return redisstore.Open(ctx, redisstore.Options{URL: n.Store, Retention: n.Retention, Lease: n.Lease, Logger: n.Log,
+			ClientName: "treadle-" + n.role})
 	}
 	opts := pebblestore.Options{Retention: n.Retention, Lease: n.Lease, Logger: n.Log, OpenDamaged: n.OpenDamaged}
 	switch n.Store {
@@ -88,8 +91,8 @@ func redactURL(u string) string {
 	if !ok {
 		return task.ClipText(u, 128)
 	}
-	if _, host, ok := strings.Cut(rest, "@"); ok {
-		rest = "***@" + host
+	if i := strings.LastIndex(rest, "@"); i >= 0 {
+		rest = "***" + rest[i:]
 	}
 	return task.ClipText(scheme+"://"+rest, 128)
 }

@@ -144,6 +144,7 @@ func (n *node) prepare(cmd *cobra.Command, r role) error {
 		return err
 	}
 	n.Log, n.flush, n.Version = log, flush, versionOf().Version
+	n.role = cmd.Name()
 	n.terminal = isTerminal(cmd.InOrStdin())
 	surviveClosedPipes()
 	return nil

@@ -270,6 +270,10 @@ func (s *Store) failure(op string, err error) error {
 		return task.Errorf(task.CodeExhausted, op, "Redis has reached its maxmemory: %w", err)
 	case redis.HasErrorPrefix(err, "MISCONF"), strings.Contains(err.Error(), "MISCONF"):
 		return task.Errorf(task.CodeExhausted, op, "Redis cannot write to its disk: %w", err)
+	case notPermitted(err):
+		// No outage: callers need not try again, and the server's log has it as an error.
+		return task.Errorf(task.CodeUnknown, op,
+			"Redis does not let the user of the store URL run a command, see the list in docs/security.md: %w", err)
 	}
 	s.lookForPrimaries(err)
 	return task.Errorf(task.CodeUnavailable, op, "Redis does not answer as it should: %w", err)

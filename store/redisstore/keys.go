@@ -81,6 +81,9 @@ const (
 	keyDispatchers = "dispatchers"
 	// keyBell is the name of the pub/sub channel.
 	keyBell = "bell"
+	// keyProbe begins the names of keys, and of a channel, that [Open] tries its permissions
+	// on. They are gone when it returns.
+	keyProbe = "probe:"
 )
 
 // Fields of keyMeta.

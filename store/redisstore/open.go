@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -25,8 +26,10 @@ const formatVersion = "1"
 var quietClient sync.Once
 
 // Open connects to the store, checks that the server can keep what it is given, and makes
-// the store when it is new. While the server does not answer it tries again until
-// [Options.OpenTimeout] or ctx ends; what would lose tasks is refused at once.
+// the store when it is new. What time may mend (a server, a name or a replica that is not
+// there yet, one that loads its data, a Cluster without a quorum) is waited for until
+// [Options.OpenTimeout] or ctx ends; what it cannot (a policy, a version, a permission, other data)
+// is refused at once.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	const op = "open store"
 	a, err := parseURL(o.URL)
@@ -43,6 +46,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		opts: o, log: o.Logger, clock: storeClock{trust: o.TrustCallerTime}, any: newKeys(o.Namespace, common),
 		cfg: settings{replicated: a.replicated, location: a.location, waitTimeout: o.WaitTimeout},
 	}
+	var probe [8]byte
+	rand.Read(probe[:])
+	s.probe = binary.BigEndian.Uint64(probe[:])
 	s.connect(&a)
 	if err := s.prepare(ctx, &a); err != nil {
 		return nil, errors.Join(err, s.disconnect())
@@ -66,6 +72,13 @@ func (s *Store) connect(a *address) {
 		o := a.options(s.opts.PoolSize)
 		o.ContextTimeoutEnabled = true
 		o.DisableIdentity = true
+		if name := s.opts.ClientName; name != "" {
+			// Not go-redis' own ClientName: a user who may not set a name would be refused.
+			o.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
+				_ = conn.ClientSetName(ctx, name).Err() // people look for it, nothing depends on it
+				return nil
+			}
+		}
 		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 		return redis.NewUniversalClient(o)
 	}
@@ -82,8 +95,12 @@ func (s *Store) prepare(ctx context.Context, a *address) error {
 	const op = "open store"
 	ctx, cancel := context.WithTimeout(ctx, s.opts.OpenTimeout)
 	defer cancel()
+	begin := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		warnings, err := s.inspect(ctx, a, true)
+		if err == nil {
+			err = s.permitted(ctx)
+		}
 		if err == nil {
 			for _, w := range warnings {
 				s.log.Warn(w, "store", s.cfg.location)
@@ -91,20 +108,42 @@ func (s *Store) prepare(ctx context.Context, a *address) error {
 			err = s.identify(ctx)
 		}
 		if err == nil {
+			if wait > 100*time.Millisecond {
+				s.log.Info("the store answers", "store", s.cfg.location, "after", time.Since(begin).Round(time.Millisecond))
+			}
 			return nil
 		}
-		var refused *refusal
-		if errors.As(err, &refused) || denied(err) {
-			return task.Errorf(task.CodeInvalid, op, "%s is refused: %w", s.cfg.location, err)
+		if final := final(err); final != nil {
+			return task.Errorf(task.CodeInvalid, op, "%s is refused: %w", s.cfg.location, final)
 		}
 		if code := task.CodeOf(err); code != task.CodeUnknown && code != task.CodeUnavailable {
 			return err
 		}
-		s.log.Warn("the store does not answer; trying again", "store", s.cfg.location, "error", err)
+		level := slog.LevelDebug
+		if wait == 100*time.Millisecond {
+			level = slog.LevelWarn // once is enough: the end says what it was last
+		}
+		s.log.Log(ctx, level, "the store is not ready; trying again", "store", s.cfg.location, "error", err, "for", s.opts.OpenTimeout)
 		if sleep(ctx, wait) != nil {
-			return task.Errorf(task.CodeUnavailable, op, "%s did not answer in time: %w", s.cfg.location, err)
+			return task.Errorf(task.CodeUnavailable, op, "%s was not ready within %s: %w", s.cfg.location, time.Since(begin).Round(time.Millisecond), err)
 		}
 	}
+}
+
+// final is what no waiting mends, in words; nil for everything else.
+func final(err error) error {
+	var refused *refusal
+	switch {
+	case errors.As(err, &refused):
+		return err
+	case redis.HasErrorPrefix(err, "NOAUTH"), redis.HasErrorPrefix(err, "WRONGPASS"):
+		return err
+	case notPermitted(err):
+		return fmt.Errorf("the user of the store URL lacks a permission, see the list in docs/security.md: %w", err)
+	case strings.Contains(err.Error(), "unknown command"):
+		return fmt.Errorf("the server does not know a command that is needed, or has renamed it: %w", err)
+	}
+	return nil
 }
 
 // refusal is a setting under which tasks would be lost.
@@ -172,7 +211,8 @@ func (s *Store) judge(a *address, info map[string]string) error {
 	return nil
 }
 
-// checkReplica refuses durability=replicated at start where no replica is connected.
+// checkReplica keeps a start with durability=replicated waiting for a replica: one that was
+// restarted together with this process connects a moment later.
 func (s *Store) checkReplica(info map[string]string) error {
 	if !s.cfg.replicated || hasReplica(info) {
 		return nil
@@ -180,7 +220,7 @@ func (s *Store) checkReplica(info map[string]string) error {
 	if n := info["connected_slaves"]; n != "0" && n != "" {
 		return errors.New("durability=replicated needs a replica and none is in step yet")
 	}
-	return refuse("durability=replicated needs a replica and the server has none online")
+	return errors.New("durability=replicated needs a replica and the server has none online")
 }
 
 // hasReplica says whether durability=replicated can be kept.
@@ -214,16 +254,6 @@ func atLeast(version string, major, minor int) bool {
 	a, errA := strconv.Atoi(parts[0])
 	b, errB := strconv.Atoi(parts[1])
 	return errA == nil && errB == nil && (a > major || a == major && b >= minor)
-}
-
-// denied says that the server does not accept who we are: trying again does not help.
-func denied(err error) bool {
-	for _, prefix := range []string{"NOAUTH", "WRONGPASS", "NOPERM"} {
-		if redis.HasErrorPrefix(err, prefix) {
-			return true
-		}
-	}
-	return false
 }
 
 // identify reads what the store is, or makes it when there is none.

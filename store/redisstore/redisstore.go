@@ -59,6 +59,8 @@ type Options struct {
 	WaitTimeout time.Duration
 	// OpenTimeout is how long Open tries to reach the server. Default 30 seconds.
 	OpenTimeout time.Duration
+	// ClientName is what CLIENT LIST calls the connections. Default none.
+	ClientName string
 	// PoolSize bounds the connections of this process to one node. Default 16.
 	PoolSize int
 	// TrustCallerTime takes the callers' time for store time, instead of the server's:
@@ -122,6 +124,8 @@ type settings struct {
 
 // Store implements [store.Store]. Use [Open].
 type Store struct {
+	// probe tells the keys of this process apart while it tries its permissions.
+	probe uint64
 	opts  Options
 	cfg   settings
 	log   *slog.Logger

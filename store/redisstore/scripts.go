@@ -35,16 +35,17 @@ var (
 )
 
 func loadScript(name string) *script {
-	read := func(name string) string {
-		b, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
-		if err != nil {
-			panic(err) // The file is part of the binary.
-		}
-		return string(b)
-	}
-	source := withNames(read("lib") + read(name))
+	source := withNames(readScript("lib") + readScript(name))
 	sum := sha1.Sum([]byte(source)) //nolint:gosec // As above.
 	return &script{name: name, source: source, hash: hex.EncodeToString(sum[:])}
+}
+
+func readScript(name string) string {
+	b, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
+	if err != nil {
+		panic(err) // The file is part of the binary.
+	}
+	return string(b)
 }
 
 // maxItems bounds the tasks that one call of a script looks at: a script holds up

@@ -79,6 +79,9 @@ func parseURL(text string) (a address, err error) {
 		return a, errors.New("the store URL must begin with redis://, rediss://, redis+sentinel:// or redis+cluster://")
 	}
 	a.kind = s.kind
+	if misplaced(rest) {
+		return a, errNotEncoded
+	}
 	rest, query, _ := strings.Cut(rest, "?")
 	rest, path, _ := strings.Cut(rest, "/")
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
@@ -113,13 +116,39 @@ func parseURL(text string) (a address, err error) {
 	return a, a.readQuery(query)
 }
 
+// errNotEncoded shows nothing of what may be a password.
+var errNotEncoded = errors.New("user or password in the store URL is not percent-encoded as it should be")
+
+// misplaced says that what stands before an @ holds a character that ends the user and the
+// password: what comes after it would be taken for a host, a path or a query, and shown.
+func misplaced(rest string) bool {
+	i := strings.IndexAny(rest, "/?#")
+	if i < 0 || !strings.Contains(rest[i:], "@") {
+		return false
+	}
+	// Values of the query alone may hold one.
+	path, query, _ := strings.Cut(rest, "?")
+	if strings.ContainsAny(path, "#") || strings.Contains(path[min(i, len(path)):], "@") {
+		return true
+	}
+	for field := range strings.SplitSeq(query, "&") {
+		if name, _, _ := strings.Cut(field, "="); !slices.Contains(parameters, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// parameters are those of a store URL.
+var parameters = []string{"durability", "namespace", "sentinel_username", "sentinel_password"}
+
 func credentials(text string) (user, password string, err error) {
 	user, password, _ = strings.Cut(text, ":")
 	if user, err = url.PathUnescape(user); err == nil {
 		password, err = url.PathUnescape(password)
 	}
 	if err != nil {
-		return "", "", errors.New("user or password in the store URL is not percent-encoded as it should be")
+		return "", "", errNotEncoded
 	}
 	return user, password, nil
 }
@@ -135,7 +164,8 @@ func hosts(text, port string) (list []string, err error) {
 			host = "localhost"
 		}
 		if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
-			return nil, fmt.Errorf("the port %q in the store URL is not a number from 1 to 65535", p)
+			// Not shown: without an @ it may be a password.
+			return nil, errors.New("a port in the store URL is not a number from 1 to 65535")
 		}
 		list = append(list, net.JoinHostPort(host, p))
 	}
@@ -154,7 +184,7 @@ func (a *address) readPath(path string) (err error) {
 		return nil
 	}
 	if a.db, err = strconv.Atoi(parts[0]); err != nil || a.db < 0 || len(parts) > 1 {
-		return fmt.Errorf("the database %q in the store URL is not a number", strings.Join(parts, "/"))
+		return errors.New("the database in the store URL is not a number: want redis://HOST:PORT/NUMBER")
 	}
 	if a.kind == cluster && a.db != 0 {
 		return errors.New("a Redis Cluster has database 0 only")
@@ -165,7 +195,7 @@ func (a *address) readPath(path string) (err error) {
 func (a *address) readQuery(query string) error {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return fmt.Errorf("the query of the store URL: %w", err)
+		return errors.New("the query of the store URL is malformed, or not percent-encoded as it should be")
 	}
 	for name, v := range values {
 		value := v[len(v)-1]
@@ -186,7 +216,7 @@ func (a *address) readQuery(query string) error {
 		case "sentinel_password":
 			a.sentinelPassword = value
 		default:
-			return fmt.Errorf("the store URL has an unknown parameter %q", name)
+			return fmt.Errorf("the store URL has an unknown parameter: want %s", strings.Join(parameters, ", "))
 		}
 	}
 	return nil
