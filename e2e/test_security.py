@@ -197,6 +197,44 @@ def test_workers_that_are_refused(secured: Secured, token: str, pair: str, expec
     assert not secured.attached(worker)
 
 
+NESTED = """
+import os, treadle
+
+def parent(x):
+    with treadle.Client() as client:
+        child = client.register_source("child", "def child(x):\\n    return 2 * x")
+        record = client.task(client.submit(child, x).task_id)
+        try:
+            client.info()
+        except treadle.PermissionDenied as exc:
+            refused = str(exc)
+        return [child(x), record.created_by, refused, [name for name in os.environ if name.startswith("TREADLE")]]
+"""
+
+
+@pytest.mark.parametrize("mode", ["push", "pull", "local"])
+def test_tasks_submit_tasks_over_tls(secured: Secured, mode: str) -> None:
+    """With the public certificate of the CA and a token of their own, for the client that they belong to."""
+    if mode == "local":
+        secured.up.stop()
+        secured.up = secured.start("up", "up", "--slots", "2", *secured.server_flags(), *QUICK)
+        ready = secured.up.ready()
+        secured.grpc_addr, secured.http_addr = ready["grpc_addr"], ready["http_addr"]
+    else:
+        workers = [secured.worker(secured.tokens["worker"], mode=mode) for _ in range(2)]
+        until(lambda: all(map(secured.attached, workers)), "the workers to be attached")
+    v1 = secured.v1()
+    made = v1.post("/v1/functions", {"name": "parent", "source": NESTED})
+    answer = v1.call(made["function_id"], 21)
+    assert answer["status"] == "COMPLETED", answer
+    value, owner, refused, settings = answer["result"]
+    assert value == 42 and settings == []
+    assert owner == secured.tokens["client"].split("_")[1]
+    assert "a task token" in refused
+    for process in secured.processes:
+        assert "tdt_" not in process.log()
+
+
 def test_plain_text_meets_tls(secured: Secured) -> None:
     """Both sides are told what is wrong, whichever of them speaks TLS."""
     ends_saying(

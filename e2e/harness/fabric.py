@@ -19,9 +19,11 @@ MODES: tuple[Mode, ...] = ("local", "push", "pull")
 Layout = Literal["embedded", "redis", "split"]
 LAYOUTS: tuple[Layout, ...] = ("embedded", "redis", "split")
 IMPORTABLE = Path(__file__).resolve().parents[1] / "importable"
+CLIENT = Path(__file__).resolve().parents[2] / "clients" / "python" / "src"
 
-# Runners get the interpreter that runs the tests, as it has dill and cloudpickle.
-PYTHON = ["--python", sys.executable, "--python-path", str(IMPORTABLE)]
+# Runners get the interpreter that runs the tests, as it has dill, cloudpickle and gRPC, and the
+# client, with which functions submit tasks themselves.
+PYTHON = ["--python", sys.executable, "--python-path", str(IMPORTABLE), "--python-path", str(CLIENT)]
 
 # Signs of death are noticed sooner than by default, where a test waits for them.
 QUICK = ["--lease", "2s", "--heartbeat", "200ms", "--reconnect-grace", "500ms"]
