@@ -410,7 +410,7 @@ func TestFunctionsRemove(t *testing.T) {
 	}
 	unknown := "0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11"
 	got := cli(t, "", "functions", "rm", unknown, id)
-	got.want(t, exitFailed, "no function", unknown)
+	got.want(t, exitUnknown, "no function", unknown)
 	if got.out != id+"\n" {
 		t.Errorf("printed %q, want what is gone: %s", got.out, id)
 	}
