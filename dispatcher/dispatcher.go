@@ -58,6 +58,7 @@ type Dispatcher struct {
 	settles *lane[settle]
 	renews  *lane[renew]
 	shows   *lane[store.Presence]
+	loads   *loads
 
 	// work bounds what helpers do; it outlives the context of Run.
 	work    context.Context
@@ -69,6 +70,7 @@ type Dispatcher struct {
 // attached is one worker's link. Once it was welcomed its beats may pass other frames.
 type attached struct {
 	link.Conn
+	gauge    link.Gauge // the same, where it is one
 	welcomed atomic.Bool
 }
 
@@ -90,6 +92,7 @@ func New(cfg Config, backend Backend) (*Dispatcher, error) {
 	d.settles = newLane(d.doSettles)
 	d.renews = newLane(d.doRenews)
 	d.shows = newLane(d.doAnnounce)
+	d.loads = newLoads(cfg.MaxPayload, backend.FunctionPayload, d.post)
 	return d, nil
 }
 
@@ -99,12 +102,17 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 	id := d.cfg.NewID()
 	d.mu.Lock()
 	at := &attached{Conn: conn}
+	at.gauge, _ = conn.(link.Gauge)
 	d.conns[id] = at
 	d.mu.Unlock()
+	if at.gauge != nil {
+		at.gauge.Relieved(func() { d.post(reads{session: id}) })
+	}
 	defer func() {
 		d.mu.Lock()
 		delete(d.conns, id)
 		d.mu.Unlock()
+		d.loads.drop(id)
 		conn.Close(nil)
 	}()
 	stop := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
@@ -168,6 +176,15 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.helpers.Go(func() { d.settles.run(work) })
 	d.helpers.Go(func() { d.renews.run(work) })
 	d.helpers.Go(func() { d.shows.run(work) })
+	for range loadReaders {
+		d.helpers.Go(func() { d.loads.run(work) })
+	}
+	d.helpers.Go(func() {
+		d.loads.watch(ctx, func(conn link.Conn) {
+			d.log.Warn("a session is ended", "reason", errStalled)
+			conn.Close(errStalled)
+		})
+	})
 	d.helpers.Go(func() { d.reap(ctx) })
 	silence := d.store.Bell().Listen(d.bell)
 
@@ -180,6 +197,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.settles.close()
 	d.renews.close()
 	d.shows.close()
+	d.loads.close()
 	timer := time.AfterFunc(stopFlush, cancel)
 	defer timer.Stop()
 	ended := make(chan struct{})
@@ -239,13 +257,14 @@ func (d *Dispatcher) loop(ctx context.Context) {
 			continue
 		case <-ctx.Done():
 			e.step(time.Now(), stopping{reason: "this dispatcher stops"})
-			d.perform(e.take(time.Now()))
+			d.perform(e.take(time.Now()), e)
 			return
 		}
 		d.drain(e, d.urgent)
 		d.drain(e, d.inbox)
 		failpoint.Lag()
-		d.perform(e.take(time.Now()))
+		for d.perform(e.take(time.Now()), e) {
+		}
 		d.sessions.Store(int64(len(e.order)))
 		if at := e.next(); !at.IsZero() {
 			timer.Reset(max(time.Until(at), 0))
@@ -267,8 +286,9 @@ func (d *Dispatcher) drain(e *Engine, from <-chan event) {
 	}
 }
 
-// perform carries out effects. Nothing here waits for the store or for a peer.
-func (d *Dispatcher) perform(r ready) {
+// perform carries out effects. Nothing here waits for the store or for a peer. What it finds
+// out by itself it tells the engine at once, and returns true.
+func (d *Dispatcher) perform(r ready, e *Engine) (told bool) {
 	for _, n := range r.notes {
 		d.logNote(n)
 	}
@@ -277,26 +297,24 @@ func (d *Dispatcher) perform(r ready) {
 	for _, rs := range r.resumes {
 		d.help(func(ctx context.Context) { d.doResume(ctx, rs) })
 	}
-	for _, l := range r.loads {
-		d.help(func(ctx context.Context) { d.doLoad(ctx, l) })
-	}
 	d.claims.add(r.claims...)
 	for _, claim := range r.withdraws {
 		d.standing.Withdraw(claim)
 	}
 	d.stands.add(r.stands...)
 	for _, s := range r.sends {
-		if conn := d.conn(s.session); conn != nil {
-			if _, ok := s.frame.(*link.Welcome); ok {
-				conn.welcomed.Store(true)
-			}
-			if err := conn.Send(s.frame); err != nil && !errors.Is(err, link.ErrClosed) {
-				d.log.Warn("could not send to a worker", "session", s.session, "frame", fmt.Sprintf("%T", s.frame), "error", err)
-				conn.Close(err)
-			}
+		if d.send(s) {
+			e.step(time.Now(), reads{session: s.session, behind: true})
+			told = true
 		}
 	}
 	failpoint.Seen(failpoint.AfterSend, len(r.sends))
+	for _, l := range r.loads {
+		if err := d.load(l); err != nil {
+			e.step(time.Now(), overdone{session: l.session, reason: err})
+			told = true
+		}
+	}
 	for _, h := range r.hangups {
 		if conn := d.conn(h.session); conn != nil {
 			// An orderly close waits for the peer to read; the loop does not.
@@ -307,6 +325,46 @@ func (d *Dispatcher) perform(r ready) {
 		d.help(func(ctx context.Context) { d.store.Bell().Ring(ctx, r.rings) })
 	}
 	d.shows.add(r.presence...)
+	return told
+}
+
+// load asks for a function for a session whose link is there: when that ends the request is
+// forgotten, so it must not be made afterwards.
+func (d *Dispatcher) load(l load) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	conn := d.conns[l.session]
+	if conn == nil {
+		return nil
+	}
+	return d.loads.add(l.session, conn.Conn, l.hash)
+}
+
+// send gives a frame to a session's link, and reports whether it brought so much that the
+// session should get no more for now.
+func (d *Dispatcher) send(s send) (behind bool) {
+	conn := d.conn(s.session)
+	if conn == nil {
+		return false // and what was loaded for it is forgotten
+	}
+	large := false
+	switch f := s.frame.(type) {
+	case *link.Welcome:
+		conn.welcomed.Store(true)
+	case *link.Offers:
+		large = true
+	case *link.FunctionBytes:
+		large = true
+		f.Written = func() { d.loads.written(s.session, f.Hash) }
+	}
+	if err := conn.Send(s.frame); err != nil {
+		if !errors.Is(err, link.ErrClosed) {
+			d.log.Warn("could not send to a worker", "session", s.session, "frame", fmt.Sprintf("%T", s.frame), "error", err)
+			conn.Close(err)
+		}
+		return false
+	}
+	return large && conn.gauge != nil && conn.gauge.Behind()
 }
 
 func (d *Dispatcher) conn(id task.ID) *attached {
@@ -322,6 +380,10 @@ func (d *Dispatcher) logNote(n note) {
 	}
 	d.log.Info(n.text, attrs...)
 }
+
+// Loading returns the bytes of functions that are on their way to workers, those that are being
+// read counted as large as one may be.
+func (d *Dispatcher) Loading() int64 { return d.loads.held() }
 
 // Sessions counts the attached workers.
 func (d *Dispatcher) Sessions() int { return int(d.sessions.Load()) }

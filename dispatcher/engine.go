@@ -100,6 +100,16 @@ func (e *Engine) step(now time.Time, ev event) {
 		e.ack(ev.session, link.Ack{Token: ev.token, Verdict: ev.verdict})
 	case loaded:
 		e.loaded(ev)
+	case overdone:
+		if s := e.sessions[ev.session]; s != nil && s.state != lost && s.state != leaving {
+			e.note(s, "session refused", ev.reason, len(s.held))
+			e.dismiss(s, ev.reason.Error())
+		}
+	case reads:
+		if s := e.sessions[ev.session]; s != nil {
+			s.behind = ev.behind
+			s.idle = s.idle && ev.behind // look at once whether there is work
+		}
 	case rung:
 		for _, sig := range ev.signals {
 			e.signal(sig)

@@ -70,6 +70,18 @@ type loaded struct {
 	err     error
 }
 
+// overdone: a session asks for more than it may; the reason is for its worker.
+type overdone struct {
+	session task.ID
+	reason  error
+}
+
+// reads: what waits for a session's peer became too much, or is not any more.
+type reads struct {
+	session task.ID
+	behind  bool
+}
+
 // rung: the store's bell rang.
 type rung struct{ signals []store.Signal }
 
@@ -87,6 +99,8 @@ func (claimed) event()  {}
 func (renewed) event()  {}
 func (settled) event()  {}
 func (loaded) event()   {}
+func (overdone) event() {}
+func (reads) event()    {}
 func (rung) event()     {}
 func (ticked) event()   {}
 func (stopping) event() {}

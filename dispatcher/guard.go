@@ -42,15 +42,18 @@ func (b *bucket) fill(now time.Time, n float64) { b.n, b.at = n, now }
 
 // take uses one permission up. rate is what is added each second while there are fewer
 // than burst.
-func (b *bucket) take(now time.Time, rate, burst float64) bool {
+func (b *bucket) take(now time.Time, rate, burst float64) bool { return b.takeN(now, 1, rate, burst) }
+
+// takeN uses n permissions up, or none where there are fewer.
+func (b *bucket) takeN(now time.Time, n, rate, burst float64) bool {
 	if b.n < burst {
 		b.n = min(burst, b.n+rate*now.Sub(b.at).Seconds())
 	}
 	b.at = now
-	if b.n < 1 {
+	if b.n < n {
 		return false
 	}
-	b.n--
+	b.n -= n
 	return true
 }
 

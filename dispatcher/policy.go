@@ -89,7 +89,7 @@ func (e *Engine) stand() {
 	for _, id := range e.order {
 		s := e.sessions[id]
 		switch {
-		case !s.standing.IsZero() && (s.state != active || s.paused):
+		case !s.standing.IsZero() && (s.state != active || s.paused || s.behind):
 			e.out.withdraws = append(e.out.withdraws, s.standing)
 			s.standing = task.ID{}
 		case s.standing.IsZero() && s.idle && !e.stopping:

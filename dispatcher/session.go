@@ -81,6 +81,10 @@ type session struct {
 	owed       int
 	crowded    bool
 
+	// behind: so many bytes wait for it to be read that it gets no more work before. A worker on
+	// a slow line is given what it can take in this way, and loses nothing.
+	behind bool
+
 	// spare is what it may still say about claims that it does not hold.
 	spare bucket
 	// paused: it gets no work until pausedUntil, as offers came back unasked; pause is how
@@ -112,7 +116,7 @@ func (s *session) room() int {
 // credit returns what may be claimed for the session. The window is refilled by halves:
 // one claim for many tasks costs the store what one task costs.
 func (s *session) credit() (c credit) {
-	if s.state != active || s.claiming || s.paused || s.unfit {
+	if s.state != active || s.claiming || s.paused || s.unfit || s.behind {
 		return c
 	}
 	taken, room := len(s.held), s.room()

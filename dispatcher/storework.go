@@ -203,11 +203,6 @@ func (d *Dispatcher) register(ctx context.Context, name string) error {
 // errNotRegistered is the store's answer to a look at a key that nobody has used.
 var errNotRegistered = errors.New("not registered")
 
-func (d *Dispatcher) doLoad(ctx context.Context, l load) {
-	b, err := d.store.FunctionPayload(ctx, l.hash)
-	d.post(loaded{session: l.session, hash: l.hash, bytes: b, err: err})
-}
-
 // reap ends what is overdue. After the store was away it pauses for one lease
 // length, as workers could not renew meanwhile. The call that finds the store back
 // has reaped already: a store that can be away grants its leases anew by itself

@@ -40,6 +40,21 @@ type Conn interface {
 	Close(reason error)
 }
 
+// Gauge is a Conn that knows how its peer reads. A conn on a transport is one, a pipe is not.
+// All of it may be called by anyone at any time.
+type Gauge interface {
+	// Owner is whom the peer belongs to; empty for nobody in particular.
+	Owner() string
+	// Sent counts the messages that were written. One that stands still while frames wait
+	// is one of a peer that does not read.
+	Sent() uint64
+	// Behind reports whether so many bytes wait for the peer that it should be given less.
+	Behind() bool
+	// Relieved sets what is called, on a goroutine of the link, each time that the peer is
+	// behind no more. It is set before the first Send.
+	Relieved(func())
+}
+
 // Errors of a Conn.
 var (
 	ErrClosed  = errors.New("link closed")
@@ -204,6 +219,11 @@ type FunctionBytes struct {
 	Hash    [32]byte
 	Bytes   []byte
 	Missing bool
+	// Written, where it is set, is called exactly once for a frame that was given to Send:
+	// when the frame was written to the transport (a pipe: when the receiver took it), or when
+	// it will not be any more, as Send failed or the link ended. It may be called inside of
+	// Send, and must not block. It does not travel.
+	Written func()
 }
 
 // Output is what a running attempt has printed since the last one (from the worker).

@@ -30,8 +30,14 @@ func (p *pipeConn) Close(error) {
 type queue struct {
 	mu     sync.Mutex
 	ready  sync.Cond
-	frames []Frame
+	frames []queued
 	closed bool
+}
+
+// queued is a frame and what is called when it was taken, or will not be.
+type queued struct {
+	frame   Frame
+	written func()
 }
 
 func newQueue() *queue {
@@ -41,6 +47,25 @@ func newQueue() *queue {
 }
 
 func (q *queue) put(f Frame) error {
+	written := written(f)
+	if err := q.add(f, written); err != nil {
+		if written != nil {
+			written()
+		}
+		return err
+	}
+	return nil
+}
+
+// written is what is to be called once for a frame; most often nil.
+func written(f Frame) func() {
+	if b, ok := f.(*FunctionBytes); ok {
+		return b.Written
+	}
+	return nil
+}
+
+func (q *queue) add(f Frame, written func()) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -51,29 +76,48 @@ func (q *queue) put(f Frame) error {
 		q.ready.Broadcast()
 		return ErrOverrun
 	}
-	q.frames = append(q.frames, f)
+	q.frames = append(q.frames, queued{f, written})
 	q.ready.Signal()
 	return nil
 }
 
 func (q *queue) get() (Frame, error) {
+	next, err := q.take()
+	if next.written != nil {
+		next.written()
+	}
+	return next.frame, err
+}
+
+func (q *queue) take() (queued, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.frames) == 0 {
 		if q.closed {
-			return nil, ErrClosed
+			return queued{}, ErrClosed
 		}
 		q.ready.Wait()
 	}
-	f := q.frames[0]
-	q.frames[0] = nil
+	next := q.frames[0]
+	q.frames[0] = queued{}
 	q.frames = q.frames[1:]
-	return f, nil
+	return next, nil
 }
 
+// close ends the queue. What is in it may still be taken, and nobody waits for that.
 func (q *queue) close() {
+	var calls []func()
 	q.mu.Lock()
-	defer q.mu.Unlock()
 	q.closed = true
+	for i := range q.frames {
+		if q.frames[i].written != nil {
+			calls = append(calls, q.frames[i].written)
+			q.frames[i].written = nil
+		}
+	}
 	q.ready.Broadcast()
+	q.mu.Unlock()
+	for _, written := range calls {
+		written()
+	}
 }

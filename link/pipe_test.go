@@ -72,3 +72,49 @@ func TestPipeOverrun(t *testing.T) {
 		t.Fatalf("after the overrun: %v, want ErrClosed", err)
 	}
 }
+
+// Written is called once for each frame, however it ends.
+func TestPipeWritten(t *testing.T) {
+	t.Parallel()
+	dispatcher, worker := link.Pipe()
+	calls := map[string]int{}
+	frame := func(name string) *link.FunctionBytes {
+		return &link.FunctionBytes{Written: func() { calls[name]++ }}
+	}
+	check := func(when string, want map[string]int) {
+		t.Helper()
+		for name, n := range want {
+			if calls[name] != n {
+				t.Errorf("%s: %q was called %d times, want %d", when, name, calls[name], n)
+			}
+		}
+	}
+	for _, name := range []string{"taken", "left"} {
+		if err := dispatcher.Send(frame(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("sent", map[string]int{"taken": 0, "left": 0})
+	if _, err := worker.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	check("one is taken", map[string]int{"taken": 1, "left": 0})
+	dispatcher.Close(nil)
+	worker.Close(nil)
+	check("closed", map[string]int{"taken": 1, "left": 1})
+	if _, err := worker.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if err := dispatcher.Send(frame("late")); !errors.Is(err, link.ErrClosed) {
+		t.Fatal(err)
+	}
+	check("after the end", map[string]int{"taken": 1, "left": 1, "late": 1})
+	dispatcher, _ = link.Pipe()
+	n := 0
+	for dispatcher.Send(frame("queued")) == nil {
+		n++
+	}
+	check("overrun", map[string]int{"queued": 1}) // the one that was refused
+	dispatcher.Close(nil)
+	check("overrun and closed", map[string]int{"queued": n + 1})
+}

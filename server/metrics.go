@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 
+	"github.com/treadle-dev/treadle/link/linkpb"
 	"github.com/treadle-dev/treadle/store"
 )
 
@@ -95,6 +96,21 @@ func (m *metrics) budget(b *budget) {
 			func() float64 { _, waiting, _ := b.held(); return float64(waiting) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "treadle_held_refused_total", Help: "Large requests and answers that found no room (BUSY)."},
 			func() float64 { _, _, refused := b.held(); return float64(refused) }))
+}
+
+// links shows what the streams of workers hold.
+func (m *metrics) links(b *linkpb.Budget, d Attacher) {
+	gauge := func(name, help string, value func() int64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) }))
+	}
+	gauge("treadle_link_unwritten_bytes", "Bytes of frames that wait for workers to read them.", b.Unwritten)
+	gauge("treadle_link_unfinished_bytes", "Bytes of results that workers have sent half.", b.Unfinished)
+	if l, ok := d.(interface{ Loading() int64 }); ok {
+		gauge("treadle_link_function_bytes", "Bytes of functions that are read for workers or on their way to them.", l.Loading)
+	}
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "treadle_link_ended_total", Help: "Streams of workers that ended for what they held: unread, or sent half.",
+	}, func() float64 { return float64(b.Ended()) }))
 }
 
 func (m *metrics) observeRPC(method string, code codes.Code, took time.Duration, lasting bool) {

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/treadle-dev/treadle/internal/wire"
+	"github.com/treadle-dev/treadle/link/linkpb"
 )
 
 // Server serves the API. Use it in this order: New, Listen, Serve; Shutdown may be
@@ -31,7 +32,9 @@ type Server struct {
 	functions functionCache
 	guard     *guard
 	budget    *budget
-	public    *publicCalls
+	// links is what the streams of workers may hold.
+	links  *linkpb.Budget
+	public *publicCalls
 	// watchAge is how long a watch of the health service lasts.
 	watchAge time.Duration
 	// quotas is nil where nothing is bounded.
@@ -64,12 +67,15 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
 		quotas: newQuotas(&cfg), notices: newNotices(&cfg),
-		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), public: newPublicCalls(), watchAge: watchAge,
+		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), links: linkpb.NewBudget(cfg.MaxPayload), public: newPublicCalls(), watchAge: watchAge,
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}
 	s.metrics.security(&cfg)
 	s.metrics.budget(s.budget)
+	if cfg.Dispatcher != nil {
+		s.metrics.links(s.links, cfg.Dispatcher)
+	}
 	s.grpc = s.newGRPC()
 	if err := checkMethods(methodsOf(s.grpc)); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package linkpb
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 )
@@ -51,6 +52,13 @@ type assembler struct {
 	maxValue, maxTotal int
 	// waits refuses chunks until the peer has said Hello.
 	waits bool
+
+	// quota bounds what is under way together with other links, nil for alone; stop ends a
+	// wait for it.
+	quota *Quota
+	stop  <-chan struct{}
+	// at is when the last chunk came.
+	at time.Time
 
 	parts map[uint64]partial
 	// size is the room that parts take or have announced, in bytes.
@@ -113,10 +121,14 @@ func (a *assembler) add(c *treadlev1.Chunk) error {
 	if p.dropped = p.dropped || a.maxValue > 0 && room > maxValue; p.dropped {
 		room, p.data = 0, nil
 	}
-	a.size += room - p.room
-	if a.size > maxTotal || !begun && len(a.parts) >= maxPartialCount {
-		return fmt.Errorf("%d values with %d bytes in chunks that no frame named", len(a.parts), a.size)
+	if size := a.size + room - p.room; size > maxTotal || !begun && len(a.parts) >= maxPartialCount {
+		return fmt.Errorf("%d values with %d bytes in chunks that no frame named", len(a.parts), size)
 	}
+	if err := a.quota.takeParts(int64(room-p.room), a.stop); err != nil {
+		return err
+	}
+	a.size += room - p.room
+	a.at = time.Now()
 	if !begun && !p.dropped {
 		// A value that announces its length gets its memory at once, and no more than it needs.
 		p.data = make([]byte, 0, room)
@@ -147,5 +159,20 @@ func (a *assembler) value(v *treadlev1.Value) ([]byte, error) {
 	}
 	delete(a.parts, v.GetChunked())
 	a.size -= p.room
-	return p.data, nil
+	return p.data, a.quota.takeParts(-int64(p.room), nil)
+}
+
+// idle is the error of a peer that has sent values half and does not go on. Beats and reports
+// pass values, so any frame is an occasion to look.
+func (a *assembler) idle() error {
+	if a.quota == nil || len(a.parts) == 0 || time.Since(a.at) < a.quota.budget.partIdle {
+		return nil
+	}
+	return errEnded{fmt.Sprintf("%d values with %d bytes are sent half, and nothing came of them for %s", len(a.parts), a.size, a.quota.budget.partIdle)}
+}
+
+// drop gives everything back when the link ends.
+func (a *assembler) drop() {
+	_ = a.quota.takeParts(-int64(a.size), nil) // giving back does not fail
+	a.parts, a.size = nil, 0
 }

@@ -12,7 +12,6 @@ package linkpb
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -75,12 +74,25 @@ type conn[S, R any] struct {
 
 	mu      sync.Mutex
 	wake    sync.Cond
-	control []*S
+	control []queued[S]
 	bulk    []*bulkMessage[S]
 	chunks  chunker
 	closing bool
 	aborted bool
-	sendErr error         // why a message could not be sent, where that is the message's fault
+	// quota bounds what waits and what is received half; nil at the worker's end, whose reports
+	// are bounded by what it was offered.
+	quota  *Quota
+	member member
+	// held is the memory of what waits, charged as much of it as counts for all; behind says
+	// that the peer should be given less, tight that there is little room for all.
+	held, charged int64
+	behind, tight bool
+	relieved      func()
+	stall         *time.Timer // set while held is over the soft limit
+	stallSent     uint64
+	// sendErr is why a message could not be sent, where that is the message's fault, or why the
+	// link was ended from here.
+	sendErr error
 	written chan struct{} // closed when the writer has ended
 	sent    atomic.Uint64 // messages, so that Close sees a peer that reads
 
@@ -89,133 +101,38 @@ type conn[S, R any] struct {
 	readDone  chan struct{}
 }
 
-// bulkMessage is a message and the chunks that go before it.
-type bulkMessage[S any] struct {
-	chunks  []*treadlev1.Chunk
-	message *S
-}
-
 // NewDispatcherConn makes a Conn of the dispatcher's end of a worker stream. maxPayload
-// bounds a result, in bytes: a larger one is not kept, and its report says so. The handler
-// must return soon after Close: that is what ends the stream.
-func NewDispatcherConn(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], maxPayload int) link.Conn {
-	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, newAssembler(maxPayload), nil, nil)
+// bounds a result, in bytes: a larger one is not kept, and its report says so. quota bounds
+// what the link holds together with others. The handler must return soon after Close: that
+// is what ends the stream. The Conn is a [link.Gauge].
+func NewDispatcherConn(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], maxPayload int, quota *Quota) link.Conn {
+	return newConn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame](s, dispatcherCodec, newAssembler(maxPayload), quota, nil, nil)
 }
 
 // NewWorkerConn makes a Conn of the worker's end. cancel ends the stream's context.
 func NewWorkerConn(s grpc.BidiStreamingClient[treadlev1.WorkerFrame, treadlev1.DispatcherFrame], cancel context.CancelFunc) link.Conn {
-	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, assembler{}, func() {
+	return newConn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame](s, workerCodec, assembler{}, nil, func() {
 		_ = s.CloseSend() // the error would only say that the stream is over
 	}, cancel)
 }
 
-func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, half, whole func()) *conn[S, R] {
+func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, quota *Quota, half, whole func()) *conn[S, R] {
 	cn := &conn[S, R]{
-		stream: s, codec: c, parts: parts, half: half, whole: whole,
+		stream: s, codec: c, parts: parts, quota: quota, half: half, whole: whole,
 		received: make(chan link.Frame, 64),
 		written:  make(chan struct{}),
 		closed:   make(chan struct{}),
 		readDone: make(chan struct{}),
 	}
 	cn.wake.L = &cn.mu
+	cn.member.end = cn.end
+	cn.parts.quota, cn.parts.stop = quota, cn.closed
+	if quota != nil {
+		cn.member.owner = quota.owner
+	}
 	go cn.write()
 	go cn.read()
 	return cn
-}
-
-// Send implements link.Conn.
-func (c *conn[S, R]) Send(f link.Frame) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closing {
-		return link.ErrClosed
-	}
-	if len(c.control)+len(c.bulk) >= maxQueued {
-		c.closing, c.aborted = true, true
-		c.wake.Broadcast()
-		return link.ErrOverrun
-	}
-	before := len(c.chunks.pending)
-	messages, err := c.codec.encode(f, &c.chunks)
-	if err != nil {
-		return fmt.Errorf("encode a frame: %w", err)
-	}
-	_, bye := f.(*link.Bye)
-	switch {
-	case len(c.chunks.pending) > before || bye && len(c.bulk) > 0:
-		// The chunks of all messages go before the first: it is enough that they
-		// precede the message that names them.
-		for i, m := range messages {
-			b := &bulkMessage[S]{message: m}
-			if i == 0 {
-				b.chunks = c.chunks.take()
-			}
-			c.bulk = append(c.bulk, b)
-		}
-	default:
-		c.control = append(c.control, messages...)
-	}
-	c.wake.Signal()
-	return nil
-}
-
-// next waits for what is to be sent next: control messages first, then one chunk.
-// It returns nil when the connection is closing and everything was sent.
-func (c *conn[S, R]) next() []*S {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for {
-		if c.aborted {
-			return nil
-		}
-		if len(c.control) > 0 {
-			out := c.control
-			c.control = nil
-			return out
-		}
-		if len(c.bulk) > 0 {
-			head := c.bulk[0]
-			if len(head.chunks) > 0 {
-				out := c.codec.chunk(head.chunks[0])
-				head.chunks = head.chunks[1:]
-				return []*S{out}
-			}
-			c.bulk[0] = nil
-			c.bulk = c.bulk[1:]
-			return []*S{head.message}
-		}
-		if c.closing {
-			return nil
-		}
-		c.wake.Wait()
-	}
-}
-
-func (c *conn[S, R]) write() {
-	defer close(c.written)
-	for {
-		batch := c.next()
-		if batch == nil {
-			if c.half != nil {
-				c.half()
-			}
-			return
-		}
-		for _, m := range batch {
-			if err := c.stream.Send(m); err != nil {
-				c.mu.Lock()
-				c.closing, c.aborted = true, true
-				c.sendErr = unsendable(err)
-				lame := c.sendErr != nil && c.whole == nil
-				c.mu.Unlock()
-				if lame {
-					c.Close(err) // the stream itself goes on: its handler has to end it
-				}
-				return
-			}
-			c.sent.Add(1)
-		}
-	}
 }
 
 // read hands frames to Recv until the stream ends; after Close it only waits for
@@ -223,6 +140,7 @@ func (c *conn[S, R]) write() {
 func (c *conn[S, R]) read() {
 	defer close(c.readDone)
 	defer close(c.received)
+	defer c.parts.drop()
 	for {
 		m, err := c.stream.Recv()
 		if err != nil {
@@ -234,6 +152,14 @@ func (c *conn[S, R]) read() {
 			return
 		}
 		f, err := c.codec.decode(m, &c.parts)
+		if err == nil {
+			err = c.parts.idle()
+		}
+		var ended errEnded
+		if errors.As(err, &ended) {
+			c.dismiss(ended)
+			return
+		}
 		if err != nil {
 			c.refuse(&wire.Error{Field: kindOf(any(m).(proto.Message)), Text: err.Error()})
 			return
@@ -256,6 +182,13 @@ func (c *conn[S, R]) refuse(err *wire.Error) {
 	if c.codec.refuse != nil {
 		_ = c.Send(c.codec.refuse(err)) // a link that is closing has nobody to tell
 	}
+}
+
+// dismiss ends the reading for what the link holds, and tells the peer to come again.
+func (c *conn[S, R]) dismiss(err errEnded) {
+	c.recvErr = task.Errorf(task.CodeUnavailable, "", "the link is ended: %w", err)
+	c.quota.budget.ended.Add(1)
+	_ = c.Send(&link.Bye{Retry: true, Reason: err.Error()}) // a link that is closing has nobody to tell
 }
 
 // kindOf names the kind of a frame.
@@ -326,6 +259,9 @@ func (c *conn[S, R]) Close(reason error) {
 		c.mu.Lock()
 		c.closing = true
 		c.aborted = c.aborted || reason != nil
+		if c.stall != nil {
+			c.stall.Stop()
+		}
 		c.wake.Broadcast()
 		c.mu.Unlock()
 		close(c.closed)

@@ -26,7 +26,7 @@ type peer struct {
 }
 
 func (p *peer) Push(s grpc.BidiStreamingServer[treadlev1.WorkerFrame, treadlev1.DispatcherFrame]) error {
-	c := NewDispatcherConn(s, 64<<20)
+	c := NewDispatcherConn(s, 64<<20, NewBudget(64<<20).For(""))
 	p.conns <- c
 	<-c.(*conn[treadlev1.DispatcherFrame, treadlev1.WorkerFrame]).closed
 	return nil
