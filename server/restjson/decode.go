@@ -1,6 +1,7 @@
 package restjson
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"math"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -22,7 +24,7 @@ import (
 // Decode reads a document into msg. A returned error is an *[Error]. Neither msg nor
 // the error keeps data.
 func Decode(data []byte, msg proto.Message) error {
-	return described(decode(data, msg))
+	return described(decode(data, msg, false))
 }
 
 // described turns an error of the scanner into one for people.
@@ -38,13 +40,23 @@ func described(err error) error {
 // of a large value, msg shares the memory of data, whose bytes are then not what they
 // were.
 func DecodeOwned(data []byte, msg proto.Message) error {
+	return decodeOwned(data, msg, false)
+}
+
+// DecodeStrict is [DecodeOwned] for those who want to know of a field that msg does not
+// have, at any depth: it is an error of [TypeUnknown], which names the nearest known word.
+func DecodeStrict(data []byte, msg proto.Message) error {
+	return decodeOwned(data, msg, true)
+}
+
+func decodeOwned(data []byte, msg proto.Message, strict bool) error {
 	if len(data) < ownedFrom {
-		return Decode(data, msg)
+		return described(decode(data, msg, strict))
 	}
 	// The whole text is checked first, as reading it changes it.
-	_, err := jsonscan.Check(data)
+	err := checkText(data)
 	if err == nil {
-		d := decoder{s: jsonscan.New(data), owned: true}
+		d := decoder{s: jsonscan.New(data), owned: true, strict: strict}
 		if err = d.message(msg.ProtoReflect()); err == nil {
 			err = d.s.End()
 		}
@@ -56,11 +68,26 @@ func DecodeOwned(data []byte, msg proto.Message) error {
 // one would keep a large document alive.
 const ownedFrom = 256 << 10
 
-func decode(data []byte, msg proto.Message) error {
+// byteOrderMark is what some editors and shells write before UTF-8.
+var byteOrderMark = []byte("\xef\xbb\xbf")
+
+// checkText says why data is no document. JSON has no byte order mark, and nobody sees one.
+func checkText(data []byte) error {
+	if bytes.HasPrefix(data, byteOrderMark) {
+		return &jsonscan.SyntaxError{Msg: "a byte order mark (BOM): send UTF-8 without one;"}
+	}
+	_, err := jsonscan.Check(data)
+	return err
+}
+
+func decode(data []byte, msg proto.Message, strict bool) error {
+	if bytes.HasPrefix(data, byteOrderMark) {
+		return checkText(data)
+	}
 	if err := jsonscan.CheckUTF8(data); err != nil {
 		return err
 	}
-	d := decoder{s: jsonscan.New(data)}
+	d := decoder{s: jsonscan.New(data), strict: strict}
 	if err := d.message(msg.ProtoReflect()); err != nil {
 		// A value of the wrong type matters less than text that is not JSON at all.
 		if _, syntax := jsonscan.Check(data); syntax != nil {
@@ -92,6 +119,8 @@ type decoder struct {
 	s *jsonscan.Scanner
 	// owned says that large values may share the memory of the document.
 	owned bool
+	// strict says that unknown fields are refused.
+	strict bool
 }
 
 // want refuses a value of another kind.
@@ -118,6 +147,9 @@ func (d decoder) message(m protoreflect.Message) error {
 		if f == nil && !snakeCaseOnly[m.Descriptor().ParentFile().Path()] {
 			f = fields.ByJSONName(string(key))
 		}
+		if f == nil && d.strict {
+			return unknown(m.Descriptor(), string(key))
+		}
 		if f == nil {
 			_, err := d.s.Skip()
 			return err
@@ -136,6 +168,8 @@ func (d decoder) field(m protoreflect.Message, f protoreflect.FieldDescriptor) e
 		return d.s.Null()
 	}
 	switch {
+	case f.IsMap():
+		return d.mapping(m.Mutable(f).Map(), f)
 	case f.IsList():
 		return d.list(m.Mutable(f).List(), f)
 	case f.Message() != nil:
@@ -218,6 +252,18 @@ func (d decoder) scalar(f protoreflect.FieldDescriptor) (protoreflect.Value, err
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
 		n, err := d.integer(64)
 		return protoreflect.ValueOfInt64(n), err
+	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
+		n, err := d.unsigned(32)
+		return protoreflect.ValueOfUint32(uint32(n)), err
+	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
+		n, err := d.unsigned(64)
+		return protoreflect.ValueOfUint64(n), err
+	case protoreflect.DoubleKind:
+		x, err := d.float(64)
+		return protoreflect.ValueOfFloat64(x), err
+	case protoreflect.FloatKind:
+		x, err := d.float(32)
+		return protoreflect.ValueOfFloat32(float32(x)), err
 	default:
 		return protoreflect.Value{}, wrong(TypeObject, "fields of kind %s are not part of this API", f.Kind())
 	}
@@ -346,6 +392,34 @@ func (d decoder) integer(bits int) (int64, error) {
 	return 0, wrong(TypeInt, "%.40q is not an integer of %d bits", text, bits)
 }
 
+func (d decoder) unsigned(bits int) (uint64, error) {
+	text, err := d.number(TypeInt)
+	if err != nil {
+		return 0, err
+	}
+	if n, err := strconv.ParseUint(text, 10, bits); err == nil {
+		return n, nil
+	}
+	if f, err := strconv.ParseFloat(text, 64); err == nil && f == math.Trunc(f) && f >= 0 && f < 1<<53 &&
+		(bits == 64 || f <= math.MaxUint32) {
+		return uint64(f), nil
+	}
+	return 0, wrong(TypeInt, "%.40q is not an integer of %d bits that is 0 or more", text, bits)
+}
+
+// float reads a finite number: JSON has no other.
+func (d decoder) float(bits int) (float64, error) {
+	text, err := d.number(TypeNumber)
+	if err != nil {
+		return 0, err
+	}
+	x, err := strconv.ParseFloat(text, bits)
+	if err != nil || math.IsNaN(x) || math.IsInf(x, 0) {
+		return 0, wrong(TypeNumber, "%.40q is not a finite number of %d bits", text, bits)
+	}
+	return x, nil
+}
+
 func (d decoder) duration(into *durationpb.Duration) error {
 	text, err := d.number(TypeDuration)
 	if err != nil {
@@ -364,8 +438,11 @@ func ParseDuration(text string) (time.Duration, error) {
 	if v, err := time.ParseDuration(text); err == nil {
 		return v, nil
 	}
-	if v, err := time.ParseDuration(text + "s"); err == nil {
-		return v, nil
+	// A unit at the end of "1s2" would make 3 s of what nobody can have meant.
+	if !strings.ContainsFunc(text, unicode.IsLetter) {
+		if v, err := time.ParseDuration(text + "s"); err == nil {
+			return v, nil
+		}
 	}
 	return 0, errors.New(strconv.Quote(text[:min(len(text), 40)]) + ` is not a duration: write "30s", "500ms" or seconds`)
 }
@@ -381,4 +458,84 @@ func (d decoder) timestamp(into *timestamppb.Timestamp) error {
 	}
 	into.Seconds, into.Nanos = v.Unix(), int32(v.Nanosecond())
 	return nil
+}
+
+// mapping reads an object into a map field. Of a key given twice the last one counts.
+func (d decoder) mapping(into protoreflect.Map, f protoreflect.FieldDescriptor) error {
+	if err := d.want(jsonscan.Object, TypeObject); err != nil {
+		return err
+	}
+	return d.s.Object(func(raw []byte) error {
+		text, lone := jsonscan.Unquote(make([]byte, 0, len(raw)), raw)
+		if lone {
+			return wrong(TypeString, "half of a surrogate pair is not text")
+		}
+		name := string(text)
+		key, err := mapKey(f.MapKey(), name)
+		if err != nil {
+			return err
+		}
+		if f.MapValue().Message() != nil {
+			sub := into.NewValue()
+			if err := d.submessage(sub.Message()); err != nil {
+				return under(err, name)
+			}
+			into.Set(key, sub)
+			return nil
+		}
+		v, err := d.scalar(f.MapValue())
+		if err == nil {
+			into.Set(key, v)
+		}
+		return under(err, name)
+	})
+}
+
+// mapKey reads the key of a map field from the name that it is in JSON.
+func mapKey(f protoreflect.FieldDescriptor, name string) (protoreflect.MapKey, error) {
+	if f.Kind() == protoreflect.StringKind {
+		return protoreflect.ValueOfString(name).MapKey(), nil
+	}
+	if f.Kind() == protoreflect.BoolKind {
+		b, err := strconv.ParseBool(name)
+		if err != nil {
+			return protoreflect.MapKey{}, wrong(TypeBool, "the key %.40q is neither true nor false", name)
+		}
+		return protoreflect.ValueOfBool(b).MapKey(), nil
+	}
+	// What is no number as text is none as a key.
+	d := decoder{s: jsonscan.New(jsonscan.AppendString(nil, name))}
+	v, err := d.scalar(f)
+	if err != nil {
+		return protoreflect.MapKey{}, err
+	}
+	return v.MapKey(), nil
+}
+
+// SetText sets a field of one value from text, as query parameters have it: numbers,
+// times, durations and names of enums in the forms that documents have, true and false.
+// A returned error is an *[Error] whose path is the name of the field.
+func SetText(m protoreflect.Message, f protoreflect.FieldDescriptor, text string) error {
+	if f.IsList() || f.IsMap() {
+		return under(wrong(TypeObject, "fields of many values are not part of a query"), string(f.Name()))
+	}
+	switch f.Kind() {
+	case protoreflect.StringKind:
+		m.Set(f, protoreflect.ValueOfString(text))
+		return nil
+	case protoreflect.BoolKind:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return under(wrong(TypeBool, "%.40q is neither true nor false", text), string(f.Name()))
+		}
+		m.Set(f, protoreflect.ValueOfBool(b))
+		return nil
+	case protoreflect.EnumKind:
+		if n, err := strconv.ParseInt(text, 10, 32); err == nil {
+			m.Set(f, protoreflect.ValueOfEnum(protoreflect.EnumNumber(n)))
+			return nil
+		}
+	}
+	d := decoder{s: jsonscan.New(jsonscan.AppendString(nil, text))}
+	return under(d.field(m, f), string(f.Name()))
 }

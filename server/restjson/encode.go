@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -65,7 +66,9 @@ func (e *encoder) message(m protoreflect.Message) error {
 		e.text = append(e.text, f.Name()...)
 		e.text = append(e.text, '"', ':')
 		var err error
-		if f.IsList() {
+		if f.IsMap() {
+			err = e.mapping(m.Get(f).Map(), f)
+		} else if f.IsList() {
 			err = e.list(m.Get(f).List(), f)
 		} else {
 			err = e.value(m.Get(f), f)
@@ -97,6 +100,29 @@ func (e *encoder) list(list protoreflect.List, f protoreflect.FieldDescriptor) e
 	return nil
 }
 
+// mapping writes a map as an object, its keys in order, so that equal messages have equal
+// documents.
+func (e *encoder) mapping(entries protoreflect.Map, f protoreflect.FieldDescriptor) error {
+	keys := make([]protoreflect.MapKey, 0, entries.Len())
+	entries.Range(func(k protoreflect.MapKey, _ protoreflect.Value) bool {
+		keys = append(keys, k)
+		return true
+	})
+	slices.SortFunc(keys, func(a, b protoreflect.MapKey) int { return strings.Compare(a.String(), b.String()) })
+	e.text = append(e.text, '{')
+	for i, k := range keys {
+		if i > 0 {
+			e.text = append(e.text, ',')
+		}
+		e.text = append(jsonscan.AppendString(e.text, k.String()), ':')
+		if err := e.value(entries.Get(k), f.MapValue()); err != nil {
+			return err
+		}
+	}
+	e.text = append(e.text, '}')
+	return nil
+}
+
 func (e *encoder) value(v protoreflect.Value, f protoreflect.FieldDescriptor) error {
 	switch f.Kind() {
 	case protoreflect.StringKind:
@@ -122,7 +148,11 @@ func (e *encoder) value(v protoreflect.Value, f protoreflect.FieldDescriptor) er
 		e.text = strconv.AppendUint(e.text, v.Uint(), 10)
 	case protoreflect.DoubleKind, protoreflect.FloatKind:
 		if x := v.Float(); !math.IsNaN(x) && !math.IsInf(x, 0) {
-			e.text = strconv.AppendFloat(e.text, x, 'g', -1, 64)
+			bits := 64
+			if f.Kind() == protoreflect.FloatKind {
+				bits = 32
+			}
+			e.text = strconv.AppendFloat(e.text, x, 'g', -1, bits)
 		} else {
 			e.text = append(e.text, "null"...)
 		}

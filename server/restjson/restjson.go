@@ -8,7 +8,9 @@
 //     breaks, in the standard or the URL alphabet.
 //   - 64-bit integers are written as numbers.
 //   - Durations are read in the forms "1.5s", "500ms" and 1.5, too.
-//   - Unknown fields are ignored, and of a field given twice the last one counts.
+//   - [Decode] ignores unknown fields, [DecodeStrict] refuses them. Of a field given twice
+//     the last one counts.
+//   - Maps are objects, whose keys are written in order.
 //   - Text, numbers, enums and lists are always written; empty bytes and absent
 //     messages never are.
 //
@@ -58,6 +60,7 @@ const (
 	TypeDuration = "timedelta_type"
 	TypeTime     = "datetime_type"
 	TypeNumber   = "float_type"
+	TypeUnknown  = "extra_forbidden"
 )
 
 // Error says where a document is not what the message wants.
