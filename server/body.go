@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -31,6 +32,8 @@ type body struct {
 	limit int64
 	grace time.Duration
 	held  holding
+	// strict says that fields which the route does not know are refused.
+	strict bool
 	// err is why the body was refused.
 	err *restError
 }
@@ -195,8 +198,9 @@ func (b *body) refuse(err error) {
 	e := restError{http: http.StatusBadRequest, code: codes.InvalidArgument, reason: reasonInvalid, text: err.Error()}
 	var shape *restjson.Error
 	if errors.As(err, &shape) {
-		if len(shape.Path) > 0 {
-			e.field = shape.Path[0]
+		e.field = strings.Join(shape.Path, ".")
+		if shape.Type == restjson.TypeUnknown {
+			e.reason = reasonUnknown
 		}
 		if isRoot(b.r.URL.Path) {
 			e.http = http.StatusUnprocessableEntity

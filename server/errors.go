@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -43,6 +44,7 @@ const (
 	reasonQuota     = "QUOTA_EXCEEDED"
 	reasonInUse     = "FUNCTION_IN_USE"
 	reasonTLS       = "TLS_REQUIRED"
+	reasonUnknown   = "UNKNOWN_FIELD"
 )
 
 // errorRow is one line of the error table: what a code of the domain is in gRPC, in
@@ -149,6 +151,9 @@ func toStatus(ctx context.Context, log *slog.Logger, method string, err error) e
 				&errdetails.BadRequest_FieldViolation{Field: v.field, Description: v.text, Reason: v.kind})
 		}
 		return newStatus(codes.InvalidArgument, reasonInvalid, shape.Error(), nil, bad)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded) && task.CodeOf(err) == task.CodeUnavailable:
+		// The store was given no more time: it is the call that ended, and not the store.
+		return newStatus(codes.DeadlineExceeded, reasonTimeout, "the call's own deadline passed", nil, nil)
 	case errors.As(err, &domain) && domain.Code != task.CodeUnknown:
 		row, ok := errorTable[domain.Code]
 		if !ok {
@@ -158,7 +163,11 @@ func toStatus(ctx context.Context, log *slog.Logger, method string, err error) e
 		if domain.Field != "" {
 			meta = map[string]string{"field": domain.Field}
 		}
-		return newStatus(row.grpc, row.reason, err.Error(), meta, nil)
+		text := err.Error()
+		if domain.Code == task.CodeUnavailable {
+			text = withoutAddresses(text)
+		}
+		return newStatus(row.grpc, row.reason, text, meta, nil)
 	case errors.Is(err, context.Canceled):
 		return newStatus(codes.Canceled, reasonCancelled, "the call was cancelled", nil, nil)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -169,6 +178,21 @@ func toStatus(ctx context.Context, log *slog.Logger, method string, err error) e
 	}
 	log.ErrorContext(ctx, "call failed", "method", method, "error", err)
 	return newStatus(codes.Internal, reasonInternal, "internal error; the server's log has the cause", nil, nil)
+}
+
+// address is what the errors of a network name: host and port, and the name that was
+// looked up.
+var address = regexp.MustCompile(`(?i)\blookup [^\s:]+|\[[0-9a-f:.]*:[0-9a-f:.%]*\]:\d{1,5}|[\w][\w.-]*:\d{2,5}\b`)
+
+// withoutAddresses is the text of an error for clients: where a server has its store is
+// for those who run it. They find it in the log and at /readyz.
+func withoutAddresses(text string) string {
+	return address.ReplaceAllStringFunc(text, func(found string) string {
+		if strings.HasPrefix(strings.ToLower(found), "lookup ") {
+			return "lookup of the store"
+		}
+		return "the store"
+	})
 }
 
 // newStatus builds a status with one ErrorInfo and, where given, the violations.

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
@@ -34,7 +33,7 @@ func (s *Server) newGateway() (*runtime.ServeMux, error) {
 		runtime.WithErrorHandler(s.callFailed),
 		runtime.WithRoutingErrorHandler(s.notRouted),
 		runtime.WithStreamErrorHandler(func(_ context.Context, err error) *status.Status { return status.Convert(err) }),
-		runtime.WithMiddlewares(routed),
+		runtime.WithMiddlewares(s.routed),
 		runtime.WithForwardResponseOption(s.createdStatus),
 		runtime.WithForwardResponseOption(answered),
 		runtime.WithForwardResponseRewriter(rewritten),
@@ -76,8 +75,8 @@ func exchangeOf(ctx context.Context) *exchange {
 	return ex
 }
 
-// routed notes the route that a request took.
-func routed(next runtime.HandlerFunc) runtime.HandlerFunc {
+// routed notes the route that a request took, and refuses what it does not know.
+func (s *Server) routed(next runtime.HandlerFunc) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request, params map[string]string) {
 		ex := exchangeOf(r.Context())
 		foreign := isForeignVerb(r, params)
@@ -85,12 +84,19 @@ func routed(next runtime.HandlerFunc) runtime.HandlerFunc {
 			ex.matched = !foreign
 			return
 		}
+		if e := nameless(r.URL.Path); e != nil {
+			writeError(w, r, *e)
+			return
+		}
 		if foreign {
 			writeMethodNotAllowed(w, r, allowedMethods(ex.mux, r))
 			return
 		}
-		if p, ok := runtime.HTTPPattern(r.Context()); ok {
-			ex.route = p.String()
+		p, _ := runtime.HTTPPattern(r.Context())
+		ex.route = p.String()
+		if e := s.routes.judge(ex, r, params); e != nil {
+			writeError(w, r, *e)
+			return
 		}
 		next(w, r, params)
 	}
@@ -168,6 +174,10 @@ type nothing struct{}
 func (s *Server) notRouted(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
 	ex := exchangeOf(r.Context())
 	if ex.probe {
+		return
+	}
+	if e := nameless(r.URL.Path); e != nil {
+		writeError(w, r, *e)
 		return
 	}
 	if httpStatus == http.StatusMethodNotAllowed {
@@ -309,19 +319,31 @@ func (m marshaler) NewEncoder(w io.Writer) runtime.Encoder {
 
 // Unmarshal reads one whole document, whose memory the message may share afterwards; no
 // document at all leaves the message empty.
-func (marshaler) Unmarshal(data []byte, v any) error {
+func (marshaler) Unmarshal(data []byte, v any) error { return unmarshal(data, v, false) }
+
+func unmarshal(data []byte, v any, strict bool) error {
 	if len(bytes.TrimLeft(data, " \t\r\n")) == 0 {
+		if _, ok := v.(*treadlev1.ExecuteBatchRequest); ok {
+			return batchWanted
+		}
 		return io.EOF
 	}
 	m, ok := restjson.Target(v)
 	if !ok {
 		return fmt.Errorf("no message to read into in %T", v)
 	}
+	if strict {
+		return restjson.DecodeStrict(data, m)
+	}
 	return restjson.DecodeOwned(data, m)
 }
 
+// batchWanted is what an empty body is told where it would be a batch of nothing.
+var batchWanted = &restjson.Error{Path: []string{"requests"}, Type: restjson.TypeObject, Offset: -1,
+	Msg: `the body is empty: want {"requests": [...]}`}
+
 // NewDecoder reads the whole body at once, within the limits of the server.
-func (m marshaler) NewDecoder(r io.Reader) runtime.Decoder {
+func (marshaler) NewDecoder(r io.Reader) runtime.Decoder {
 	return runtime.DecoderFunc(func(v any) error {
 		b, ok := r.(*body)
 		if !ok {
@@ -331,7 +353,7 @@ func (m marshaler) NewDecoder(r io.Reader) runtime.Decoder {
 		if err != nil {
 			return err
 		}
-		err = m.Unmarshal(data, v)
+		err = unmarshal(data, v, b.strict)
 		if err != nil && !errors.Is(err, io.EOF) {
 			b.refuse(err)
 		}
@@ -339,27 +361,22 @@ func (m marshaler) NewDecoder(r io.Reader) runtime.Decoder {
 	})
 }
 
-// queryParser is the gateway's own, with durations read as in bodies.
-type queryParser struct{ runtime.DefaultQueryParser }
+// queryParser reads query parameters as restjson reads fields. What it meets was found
+// good by [restRoutes.judge], or is to be ignored.
+type queryParser struct{}
 
-func (p queryParser) Parse(msg proto.Message, values url.Values, filter *utilities.DoubleArray) error {
+func (queryParser) Parse(msg proto.Message, values url.Values, filter *utilities.DoubleArray) error {
+	m := msg.ProtoReflect()
 	for key, texts := range values {
-		for _, text := range texts {
-			if !utf8.ValidString(text) {
-				return fmt.Errorf("%.40q is not UTF-8", key)
-			}
+		f := m.Descriptor().Fields().ByName(protoreflect.Name(key))
+		if f == nil || filter.HasCommonPrefix([]string{key}) || len(texts) == 0 {
+			continue
+		}
+		if err := restjson.SetText(m, f, texts[len(texts)-1]); err != nil {
+			return err
 		}
 	}
-	for _, key := range []string{"wait", "timeout"} {
-		for i, text := range values[key] {
-			d, err := restjson.ParseDuration(text)
-			if err != nil {
-				return fmt.Errorf("%s: %w", key, err)
-			}
-			values[key][i] = fmt.Sprintf("%.9fs", d.Seconds())
-		}
-	}
-	return p.DefaultQueryParser.Parse(msg, values, filter)
+	return nil
 }
 
 func isRoot(path string) bool { return path != "/v1" && !strings.HasPrefix(path, "/v1/") }

@@ -42,12 +42,13 @@ func (s *Server) newHTTP() (*http.Server, error) {
 		metrics: promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}),
 	}
 	var err error
+	if s.routes, err = newRoutes(); err != nil {
+		return nil, err
+	}
 	if h.mux, err = s.newGateway(); err != nil {
 		return nil, err
 	}
-	if h.openapi, err = describe(openapi.JSON, s.cfg.Version); err != nil {
-		return nil, err
-	}
+	h.openapi = describe(openapi.JSON, s.cfg.Version)
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: maxHTTPStreams},

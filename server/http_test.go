@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -173,22 +172,6 @@ func TestHostList(t *testing.T) {
 func TestPages(t *testing.T) {
 	e := start(t)
 	e.executeRoot(e.registerRoot())
-	if a := e.must(e.get("/openapi.json"), 200); a.str("swagger") != "2.0" || a.json["paths"].(map[string]any)["/register_function"] == nil {
-		t.Errorf("%.300s", a.raw)
-	}
-	// What is described is what is served, every reference included.
-	doc := string(e.must(e.get("/openapi.json"), 200).raw)
-	for _, gone := range []string{"googleRpcStatus", "protobufAny", "Stream result of", `"format":"int64","type":"string"`} {
-		if strings.Contains(doc, gone) {
-			t.Errorf("the description has %s", gone)
-		}
-	}
-	definitions := e.get("/openapi.json").json["definitions"].(map[string]any)
-	for _, ref := range regexp.MustCompile(`#/definitions/([^"]+)`).FindAllStringSubmatch(doc, -1) {
-		if definitions[ref[1]] == nil {
-			t.Errorf("the description lacks %s", ref[1])
-		}
-	}
 	if a := e.must(e.get("/healthz"), 200); a.str("status") != "ok" {
 		t.Errorf("%s", a.raw)
 	}

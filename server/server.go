@@ -48,6 +48,7 @@ type Server struct {
 	plain *plainText
 	// inline is how the gateway reaches the same services.
 	inline  *inline
+	routes  restRoutes
 	http    *http.Server
 	httpLis net.Listener
 

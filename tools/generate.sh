@@ -20,7 +20,11 @@ mkdir -p "$py"
 
 PATH="$root/.tools/bin:$PATH" .tools/node/node_modules/.bin/buf generate --output "$out"
 
-.tools/pygen/bin/python tools/openapi.py "$out/gen/openapi/treadle.swagger.json"
+# The description of the REST API is made of the contract and its comments.
+mkdir -p "$out/gen/openapi"
+.tools/pygen/bin/python -m grpc_tools.protoc --proto_path=proto --include_imports --include_source_info \
+  --descriptor_set_out="$out/descriptors" proto/treadle/v1/fabric.proto proto/treadle/v1/root.proto
+.tools/pygen/bin/python tools/openapi.py "$out/descriptors" proto/treadle/v1/http.yaml "$out/gen/openapi"
 
 PATH="$root/.tools/pygen/bin:$PATH" python -m grpc_tools.protoc --proto_path=proto \
   --python_out="$py" --grpc_python_out="$py" \
@@ -44,4 +48,4 @@ for tree in gen/go clients/typescript/src/gen clients/python/src/treadle/_gen; d
   cp -R "$out/$tree" "$dest/$tree"
 done
 mkdir -p "$dest/gen/openapi"
-cp "$out/gen/openapi/treadle.swagger.json" "$dest/gen/openapi/"
+cp "$out/gen/openapi/"* "$dest/gen/openapi/"
