@@ -58,6 +58,8 @@ PLAIN: dict[int, Schema] = {
     Field.TYPE_FLOAT: {"type": "number"},
     Field.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
 }
+# What answers write for a field that is not set.
+EMPTY: dict[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean": False, "array": [], "object": {}}
 
 
 class Mistake(Exception):
@@ -250,7 +252,7 @@ class Writer:
         answer = self.message(method.output_type.lstrip("."))
         content: Schema
         if method.server_streaming:
-            lines = "".join(json.dumps(example) + "\n" for example in hint["response"])
+            lines = "".join(json.dumps(self.complete(answer, line)) + "\n" for line in hint["response"])
             content = {
                 hints.STREAM: {
                     "schema": {
@@ -263,7 +265,7 @@ class Writer:
                 }
             }
         else:
-            content = {"application/json": {"schema": answer, "example": hint["response"]}}
+            content = {"application/json": {"schema": answer, "example": self.complete(answer, hint["response"])}}
         responses: Schema = {"200": {"description": hint["answer"], "content": content}}
         if hint.get("created"):
             responses["201"] = {
@@ -278,6 +280,27 @@ class Writer:
         responses["default"] = {"$ref": f"#/components/responses/{'Root' if route.is_root else ''}Default"}
         return responses
 
+    def complete(self, schema: Schema, example: Any) -> Any:
+        """An example of an answer with what it leaves out and answers always have."""
+        if "$ref" in schema:
+            schema = self.schemas[schema["$ref"].rpartition("/")[2]]
+        if isinstance(example, list):
+            return [self.complete(schema["items"], item) for item in example]
+        properties = schema.get("properties", {})
+        if not isinstance(example, dict) or not properties:
+            return example
+        whole = {}
+        for name, of in properties.items():
+            if name in example:
+                whole[name] = self.complete(of, example[name])
+            elif name in schema.get("required", ()):
+                if of.get("type") not in EMPTY:
+                    raise Mistake(f"an example lacks {name}: {example}")
+                whole[name] = EMPTY[of["type"]]
+        if example.keys() - whole.keys():
+            raise Mistake(f"an example has {sorted(example.keys() - whole.keys())}, which no answer has")
+        return whole
+
     def message(self, full: str, *, is_input: bool = False) -> Schema:
         name = short(full)
         ref = {"$ref": f"#/components/schemas/{name}"}
@@ -291,6 +314,8 @@ class Writer:
             schema["properties"] = properties
         if is_input or name in hints.REQUIRED:
             self.used.add(name)
+            if name not in hints.REQUIRED:
+                raise Mistake(f"{name} has no entry in REQUIRED: say which of its fields clients must send")
             required = hints.REQUIRED[name]
             if set(required) - properties.keys():
                 raise Mistake(f"REQUIRED of {name} names no field: {required}")
