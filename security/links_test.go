@@ -18,7 +18,7 @@ import (
 func TestLinksHoldLittle(t *testing.T) {
 	for _, f := range []struct {
 		name string
-		run  func(t *testing.T, ctx context.Context, c *cluster)
+		run  func(ctx context.Context, t *testing.T, c *cluster)
 	}{
 		{"requests for a large function, unread", needFlood},
 		{"offers with large arguments, unread", unreadOffers},
@@ -29,7 +29,7 @@ func TestLinksHoldLittle(t *testing.T) {
 			s := c.begin(t, c.server)
 			ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
 			defer cancel()
-			f.run(t, ctx, c)
+			f.run(ctx, t, c)
 			cancel()
 			s.end()
 			for _, name := range []string{"treadle_link_unwritten_bytes", "treadle_link_unfinished_bytes", "treadle_link_function_bytes"} {
@@ -45,7 +45,7 @@ func TestLinksHoldLittle(t *testing.T) {
 }
 
 // unread attaches a worker of the attacker that beats and reads nothing.
-func (c *cluster) unread(t *testing.T, ctx context.Context, id, queue string, slots int) *hostileStream {
+func (c *cluster) unread(ctx context.Context, t *testing.T, id, queue string, slots int) *hostileStream {
 	t.Helper()
 	s, err := dialPeer(t, c.workers, c.evilWorker, "127.0.0.7").attach(ctx, methodPush, hello(id, queue, "python", slots))
 	if err != nil {
@@ -65,7 +65,7 @@ func (c *cluster) unread(t *testing.T, ctx context.Context, id, queue string, sl
 	return s
 }
 
-func needFlood(t *testing.T, ctx context.Context, c *cluster) {
+func needFlood(ctx context.Context, t *testing.T, c *cluster) {
 	t.Helper()
 	client, err := c.evil()
 	if err != nil {
@@ -78,7 +78,7 @@ func needFlood(t *testing.T, ctx context.Context, c *cluster) {
 	}
 	hash := sha256.Sum256([]byte(source))
 	for i := range 5 {
-		s := c.unread(t, ctx, fmt.Sprint("needs-", i), "none", 1)
+		s := c.unread(ctx, t, fmt.Sprint("needs-", i), "none", 1)
 		for range 200 {
 			if s.send(text(kindNeed, text(1, hash[:]))) != nil {
 				break
@@ -99,7 +99,7 @@ func needFlood(t *testing.T, ctx context.Context, c *cluster) {
 	<-ctx.Done()
 }
 
-func unreadOffers(t *testing.T, ctx context.Context, c *cluster) {
+func unreadOffers(ctx context.Context, t *testing.T, c *cluster) {
 	t.Helper()
 	client, err := c.evil()
 	if err != nil {
@@ -121,19 +121,19 @@ func unreadOffers(t *testing.T, ctx context.Context, c *cluster) {
 		}
 	}
 	for i := range 4 {
-		c.unread(t, ctx, fmt.Sprint("unread-", i), "unread", 1000)
+		c.unread(ctx, t, fmt.Sprint("unread-", i), "unread", 1000)
 	}
 	<-ctx.Done()
 }
 
-func halfValues(t *testing.T, ctx context.Context, c *cluster) {
+func halfValues(ctx context.Context, t *testing.T, c *cluster) {
 	t.Helper()
 	chunk := func(value int) []byte {
 		return text(kindChunk, cat(num(1, uint64(value)), text(2, filler(200<<10)), num(3, 32<<20)))
 	}
 	ended := make(chan string, 20)
 	for i := range 20 {
-		s := c.unread(t, ctx, fmt.Sprint("half-", i), "none", 1)
+		s := c.unread(ctx, t, fmt.Sprint("half-", i), "none", 1)
 		s.read(func(message []byte) {
 			if bye := dispatched(message).GetBye(); bye != nil {
 				ended <- bye.GetReason()
