@@ -165,7 +165,7 @@ func Run(ctx context.Context, cfg Config) ([]Measurement, error) {
 // made its own.
 func (r *runner) register(ctx context.Context) (string, error) {
 	if r.Runtime == RuntimePython {
-		fn, err := r.client.RegisterSource(ctx, "noop", pythonNoop)
+		fn, err := r.client.Register(ctx, treadle.Registration{Name: "noop", Source: pythonNoop, Transient: true})
 		if err != nil {
 			return "", err
 		}

@@ -8,6 +8,8 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -285,7 +287,7 @@ func TestNoServer(t *testing.T) {
 			t.Errorf("%s took %s to say so", args, took)
 		}
 	}
-	cli(t, "", "tasks", "--address", "nowhere.invalid").want(t, exitNoServer, "nowhere.invalid:50051", "--address")
+	cli(t, "", "tasks", "--address", "nowhere.invalid").want(t, exitNoServer, "at nowhere.invalid:50051: there is no host of that name", "--address")
 	_, port, _ := net.SplitHostPort(addr)
 	cli(t, "", "tasks", "--address", "http://127.0.0.1:"+port).want(t, exitMisuse, "is a URL", "8000 is the REST port", "HOST:PORT")
 	cli(t, "", "tasks", "--address", "127.0.0.1:99999").want(t, exitMisuse, `the port "99999"`)
@@ -569,6 +571,30 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestDoctorOfASplitCluster(t *testing.T) {
+	fake(t, grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if strings.HasSuffix(info.FullMethod, "GetServerInfo") {
+			return &treadlev1.ServerInfo{Version: versionOf().Version, Durability: "redis-async"}, nil
+		}
+		return next(ctx, req)
+	}))
+	out := cli(t, "", "doctor", "--data-dir", t.TempDir(), "--http-addr", "127.0.0.1:0").out
+	if !strings.Contains(out, "fix: start 'treadle dispatcher' on the same store") {
+		t.Errorf("a worker cannot attach to a server that dispatches nothing:\n%s", out)
+	}
+}
+
+func TestAnnounce(t *testing.T) {
+	t.Parallel()
+	for role, want := range map[string]string{"up": "Treadle is up", "server": "It runs no tasks: start 'treadle dispatcher'"} {
+		var out bytes.Buffer
+		(&node{role: role}).announce(&out, "127.0.0.1:1", "127.0.0.1:2")
+		if !strings.Contains(out.String(), want) || strings.Contains(out.String(), "Paste") != (role == "up") {
+			t.Errorf("%s says:\n%s", role, out.String())
+		}
+	}
+}
+
 func TestVersion(t *testing.T) {
 	if out := cli(t, "", "version").wantOK(t); !strings.HasPrefix(out, "treadle ") || !strings.Contains(out, "go1.") {
 		t.Errorf("%s", out)
@@ -629,6 +655,13 @@ func TestDoctor(t *testing.T) {
 		if _, ok := got[check]; !ok {
 			t.Errorf("no check of %s", check)
 		}
+	}
+
+	rest := httptest.NewServer(http.NotFoundHandler())
+	defer rest.Close()
+	f := find(cli(t, "", append(args, "--address", rest.Listener.Addr().String())...))["server"]
+	if f.Verdict != checkFail || !strings.Contains(f.Detail, "8000 is the REST port") || !strings.Contains(f.Fix, "--address") {
+		t.Errorf("the port of REST: %+v", f)
 	}
 
 	// A file where the folder should be, a Python that is none, a port of somebody else.

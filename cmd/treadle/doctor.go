@@ -150,7 +150,13 @@ func (d *doctor) checkServer(ctx context.Context, cmd *cobra.Command) finding {
 		slots += w.Slots
 	}
 	if slots == 0 {
-		return found(name, checkWarn, "start one: treadle worker --dispatcher "+c.Address(), "%s, but no worker is attached", detail)
+		fix := "start one: treadle worker --dispatcher " + c.Address()
+		if strings.HasPrefix(info.Durability, "redis") {
+			// Whether this server dispatches, too, only a worker would find out.
+			fix = "start 'treadle dispatcher' on the same store, and a worker that dials it: treadle worker --dispatcher HOST:PORT of the dispatcher" +
+				" (" + c.Address() + " when that is 'treadle up')"
+		}
+		return found(name, checkWarn, fix, "%s, but no worker is attached", detail)
 	}
 	return found(name, checkOK, "", "%s; %d workers with %d slots", detail, len(workers), slots)
 }
@@ -160,6 +166,10 @@ func (d *doctor) noServer(ctx context.Context, address string, err error) findin
 	const name = "server"
 	if !errors.Is(err, treadle.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
 		return found(name, checkFail, "see whether the address is Treadle's and the token is right", "%s answers: %v", address, err)
+	}
+	var e *treadle.Error
+	if errors.As(err, &e) && strings.HasPrefix(e.Message, atPrefix(address)) {
+		return found(name, checkFail, "correct --address or --"+caFlag+", or their variables", "%s", e.Message)
 	}
 	conn, dialErr := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
 	if dialErr == nil {

@@ -497,7 +497,7 @@ func (m *mapper) printOne(number int, r *treadle.Result) error {
 	line := []byte("null")
 	switch {
 	case err != nil:
-		fmt.Fprintf(m.errOut, "treadle: value %d: task %s %s: %s\n", number, r.TaskID, r.Status, firstLine(err.Error(), 500))
+		fmt.Fprintf(m.errOut, "treadle: value %d: task %s %s: %s\n", number, r.TaskID, r.Status, printable(firstLine(err.Error(), 500)))
 	case r.JSON != nil:
 		line = r.JSON
 	case r.Repr != "":

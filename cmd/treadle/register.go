@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -86,7 +88,10 @@ func registration(stdin io.Reader, arg, name string, pickle bool) (treadle.Regis
 	if err != nil {
 		return reg, err
 	}
-	reg.Name, reg.Source = callable, string(data)
+	reg.Name = callable
+	if reg.Source, err = pythonText(data); err != nil {
+		return reg, misuse("%s: %w", file, err)
+	}
 	if !defines(reg.Source, callable) {
 		return reg, fmt.Errorf("%s does not define %q", file, callable)
 	}
@@ -95,6 +100,44 @@ func registration(stdin io.Reader, arg, name string, pickle bool) (treadle.Regis
 		reg.Source += alias(name, callable)
 	}
 	return reg, nil
+}
+
+// codingLine is where a Python file says its encoding (PEP 263), in its first two lines.
+var codingLine = regexp.MustCompile(`^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)`)
+
+// pythonText reads a file as Python does: UTF-8, or what it says itself. Text travels as
+// UTF-8, and a worker pays no heed to the line any more.
+func pythonText(data []byte) (string, error) {
+	data, err := withoutBOM(data)
+	if err != nil || utf8.Valid(data) {
+		return string(data), err
+	}
+	coding := ""
+	for i, line := range bytes.SplitN(data, []byte("\n"), 3) {
+		if m := codingLine.FindSubmatch(line); m != nil && i < 2 {
+			coding = strings.ToLower(string(m[1]))
+			break
+		}
+	}
+	switch strings.ReplaceAll(coding, "_", "-") {
+	case "latin-1", "latin1", "iso-8859-1", "iso8859-1", "l1":
+		text := make([]rune, len(data))
+		for i, b := range data {
+			text[i] = rune(b)
+		}
+		return string(text), nil
+	}
+	number := 1
+	for line := range bytes.Lines(data) {
+		if !utf8.Valid(line) {
+			break
+		}
+		number++
+	}
+	if coding != "" {
+		return "", fmt.Errorf("line %d is not UTF-8; it says that it is %.40q, of which Latin-1 alone is read: save it as UTF-8", number, coding)
+	}
+	return "", fmt.Errorf("line %d is not UTF-8, and no line says what it is: save it as UTF-8", number)
 }
 
 func readFile(stdin io.Reader, name string) ([]byte, error) {

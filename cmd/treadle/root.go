@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -66,8 +67,8 @@ gRPC, at --address.
 	root.SetCompletionCommandGroupID(groupTools)
 	root.PersistentFlags().String(addressFlag, "", "gRPC address of the server (env TREADLE_ADDRESS, default 127.0.0.1:50051)")
 	root.PersistentFlags().String(caFlag, "", "CA of the server's certificate, in PEM, or 'system'; speaks TLS (env TREADLE_TLS_CA, default plain text)")
-	root.PersistentFlags().String(certFlag, "", "certificate to show, in PEM, where one is asked for (env TREADLE_TLS_CERT)")
-	root.PersistentFlags().String(keyFlag, "", "its key (env TREADLE_TLS_KEY)")
+	root.PersistentFlags().String(certFlag, "", "client certificate, in PEM, for a server that requires one (env TREADLE_TLS_CERT)")
+	root.PersistentFlags().String(keyFlag, "", "private key of --tls-cert, in PEM (env TREADLE_TLS_KEY)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, name := range []string{addressFlag, caFlag, certFlag, keyFlag} {
 			if f := cmd.InheritedFlags().Lookup(name); f != nil && f.Changed && !isClient(cmd) {
@@ -124,8 +125,14 @@ func newHelpCommand() *cobra.Command {
 	}
 }
 
-// usageTemplate shows the global flags only where they mean something.
+// addTemplateFuncs changes what all commands of the process share.
+var addTemplateFuncs = sync.OnceFunc(func() { cobra.AddTemplateFunc("flagUsages", flagUsages) })
+
+// usageTemplate shows the global flags only where they mean something, and long lists of
+// flags in groups.
 func usageTemplate(standard string) string {
+	addTemplateFuncs()
+	standard = strings.Replace(standard, "Flags:\n{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}", "{{flagUsages .}}", 1)
 	return strings.Replace(standard, "{{if .HasAvailableInheritedFlags}}",
 		`{{if and .HasAvailableInheritedFlags (index .Annotations "`+clientMark+`")}}`, 1)
 }

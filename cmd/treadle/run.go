@@ -164,11 +164,11 @@ func printResult(cmd *cobra.Command, r *treadle.Result, asJSON bool) error {
 			return e
 		}
 	case err == nil && r.JSON != nil:
-		if _, e := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", r.JSON); e != nil {
+		if _, e := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", harmless(cmd.OutOrStdout(), string(r.JSON))); e != nil {
 			return e
 		}
 	case err == nil && r.Repr != "":
-		if _, e := fmt.Fprintln(cmd.OutOrStdout(), r.Repr); e != nil {
+		if _, e := fmt.Fprintln(cmd.OutOrStdout(), harmless(cmd.OutOrStdout(), r.Repr)); e != nil {
 			return e
 		}
 	case err == nil:
@@ -191,9 +191,9 @@ func printFailure(w io.Writer, r *treadle.Result, err error) {
 	var failed *treadle.TaskError
 	if errors.As(err, &failed) {
 		if failed.Traceback != "" {
-			fmt.Fprintln(w, strings.TrimRight(failed.Traceback, "\n"))
+			fmt.Fprintln(w, harmless(w, strings.TrimRight(failed.Traceback, "\n")))
 		}
-		fmt.Fprintf(w, "treadle: task %s %s: %v\n", r.TaskID, r.Status, err)
+		fmt.Fprintf(w, "treadle: task %s %s: %s\n", r.TaskID, r.Status, harmless(w, err.Error()))
 		return
 	}
 	fmt.Fprintf(w, "treadle: task %s is %s: wait for it with 'treadle result %s --wait 30s'\n", r.TaskID, r.Status, r.TaskID)

@@ -158,7 +158,7 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		}
 		f.Slots, f.MaxSlots = defaultSlots(), defaultSlots()
 		fl.Var(slotRange{f}, "slots", slots)
-		fl.DurationVar(&f.IdleAfter, "idle-after", 30*time.Second, "when an idle slot above MIN shuts, with --slots MIN-MAX")
+		fl.DurationVar(&f.IdleAfter, "idle-after", 30*time.Second, "how long a slot above MIN stays idle before it closes, with --slots MIN-MAX")
 		fl.StringVar(&f.Python, "python", "python3", "Python interpreter, a path or a name on PATH")
 		fl.Var((*pathList)(&f.PythonPath), "python-path", "folder added to the runners' sys.path; may be repeated")
 		fl.Var((*byteSize)(&f.MemoryLimit), "memory-limit", "memory of one attempt, for example 512MiB (default off)")
@@ -168,11 +168,11 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.DurationVar(&f.DrainTimeout, "drain-timeout", 25*time.Second, "how long running attempts may go on after SIGTERM")
 	}
 	if r == roleUp || r == roleDispatcher {
-		fl.DurationVar(&f.Heartbeat, "heartbeat", time.Second, "how often a worker must be heard")
-		fl.DurationVar(&f.Lease, "lease", 10*time.Second, "how long a silent worker keeps its attempts")
+		fl.DurationVar(&f.Heartbeat, "heartbeat", time.Second, "interval at which workers report; one that misses three is silent")
+		fl.DurationVar(&f.Lease, "lease", 10*time.Second, "how long a silent worker keeps its attempts before they run elsewhere")
 		fl.DurationVar(&f.ReconnectGrace, "reconnect-grace", time.Second, "how long a worker whose connection closed may take to come back")
 		fl.DurationVar(&f.StreamAge, "stream-age", 30*time.Minute,
-			"when a worker has to connect anew, give or take a tenth, so that balancers spread it; its attempts go on (0 for never)")
+			"age at which a worker reconnects, give or take a tenth, so that balancers spread it; its attempts go on (0 for never)")
 	}
 	if r == roleUp || r == roleServer {
 		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "name, beside loopback names, that HTTP requests may be sent to; * admits all")
@@ -184,9 +184,9 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 	retention := "how long finished tasks are kept"
 	switch r {
 	case roleServer:
-		retention += "; dispatchers remove them, so give theirs the same"
+		retention += "; dispatchers remove them, so set the same there"
 	case roleDispatcher:
-		retention += "; give servers the same, which tell it to people"
+		retention += "; servers report it, so set the same there"
 	}
 	if r != roleWorker {
 		fl.DurationVar(&f.Retention, "retention", 24*time.Hour, retention)

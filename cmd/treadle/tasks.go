@@ -183,7 +183,7 @@ func newLogsCommand() *cobra.Command {
 			if o.json {
 				return printJSON(cmd.OutOrStdout(), logs)
 			}
-			_, err = io.WriteString(cmd.OutOrStdout(), logs.Text)
+			_, err = io.WriteString(cmd.OutOrStdout(), harmless(cmd.OutOrStdout(), logs.Text))
 			return err
 		})
 }

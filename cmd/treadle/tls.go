@@ -27,14 +27,14 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 	fl := cmd.Flags()
 	if r == roleWorker {
 		fl.StringVar(&f.TLSCA, "tls-ca", "", "CA of the dispatchers' certificates, in PEM, or 'system'; speaks TLS (default plain text)")
-		fl.StringVar(&f.TLSCert, "tls-cert", "", "certificate that the worker shows, in PEM")
-		fl.StringVar(&f.TLSKey, "tls-key", "", "its key")
+		fl.StringVar(&f.TLSCert, "tls-cert", "", "client certificate of the worker, in PEM")
+		fl.StringVar(&f.TLSKey, "tls-key", "", "private key of --tls-cert, in PEM")
 		fl.BoolVar(&f.Insecure, "insecure", false, "let the token travel to, and --http-addr be reached from, other machines without TLS")
 		return
 	}
 	fl.StringVar(&f.TokenFile, "token-file", "", "tokens that callers must have, as 'treadle token' writes them (default: none are asked for)")
 	fl.StringVar(&f.TLSCert, "tls-cert", "", "certificate of all listeners, in PEM; speaks TLS (default plain text)")
-	fl.StringVar(&f.TLSKey, "tls-key", "", "its key")
+	fl.StringVar(&f.TLSKey, "tls-key", "", "private key of --tls-cert, in PEM")
 	if r != roleServer {
 		fl.StringVar(&f.TLSClientCA, "tls-client-ca", "", "CA of workers' certificates, in PEM; workers must then show one")
 	}

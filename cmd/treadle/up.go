@@ -102,11 +102,12 @@ func newWorkerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Run a worker agent with a pool of Python runners",
-		Long: `Attaches to a dispatcher and runs tasks in a pool of Python runners. A worker dials,
-again and again, keeps the results that it could not deliver, and needs no open port.
+		Long: `Connects to a dispatcher and runs tasks in a pool of Python runners. A worker opens the
+connection and reconnects by itself, keeps results that it could not deliver, and needs no
+open port.
 
 Of several dispatchers it takes one by chance, so that workers spread; names are looked up
-at each dial. It moves when a dispatcher leaves, or asks it to as another one has fewer
+at each connection. It moves when a dispatcher leaves, or asks it to as another one has fewer
 workers, and takes along what it runs.
 
 SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, then they are handed back.`,
@@ -157,7 +158,15 @@ func (n *node) announce(w io.Writer, grpcAddr, httpAddr string) {
 		return
 	}
 	if n.logsJSON() {
-		n.Log.Info("Treadle is up", "grpc_addr", grpcAddr, "http_addr", httpAddr, "pid", os.Getpid())
+		n.Log.Info(map[bool]string{true: "the API server is up", false: "Treadle is up"}[n.role == "server"], "grpc_addr", grpcAddr, "http_addr", httpAddr, "pid", os.Getpid())
+		return
+	}
+	if n.role == "server" {
+		fmt.Fprintf(w, "The API server is up: gRPC on %s", grpcAddr)
+		if httpAddr != "" {
+			fmt.Fprintf(w, ", REST on %s://%s", map[bool]string{true: "https", false: "http"}[n.TLSCert != ""], httpAddr)
+		}
+		fmt.Fprint(w, ". It runs no tasks: start 'treadle dispatcher' on the same store, and workers that dial it.\n")
 		return
 	}
 	if httpAddr == "" {

@@ -104,8 +104,10 @@ func alerted(text string) bool {
 	return false
 }
 
-// NoHost reports whether there is no such name.
-func NoHost(text string) bool { return strings.Contains(text, "no such host") }
+// NoHost reports whether there is no such name: gRPC says of it that it has no addresses.
+func NoHost(text string) bool {
+	return strings.Contains(text, "no such host") || strings.Contains(text, "produced zero addresses")
+}
 
 // tail is the text from the first of the marks that is in it, without what quotes it.
 func tail(text string, marks ...string) string {
