@@ -24,6 +24,7 @@ def parent(n):
     assert record.parent_id == treadle.current_task().id
     return {
         "sum": sum(answer[0] for answer in answers),
+        "retries": record.options.max_retries,
         "parents": sorted({answer[1] for answer in answers}),
         "id": treadle.current_task().id,
         "parent": treadle.current_task().parent,
@@ -57,6 +58,7 @@ def test_a_task_sums_what_its_children_return(shared: Fabric, mode: Mode) -> Non
     assert told["sum"] == 5
     assert told["parents"] == [told["id"]] == [answer["task_id"]]
     assert told["parent"] is None
+    assert told["retries"] == 3  # what servers give tasks that do not say
     assert told["settings"] == [] and told["told"] is False
     # Where its worker is attached, which in the split layout is no server.
     assert told["address"] in shared.dispatcher_addrs

@@ -157,6 +157,7 @@ func TestValidation(t *testing.T) {
 		{roleDispatcher, "--store redis://h --retention 0s", "--retention"},
 		{roleUp, "--rest-created-status 204", "want 200 or 201"},
 		{roleUp, "--task-timeout -1s", "--task-timeout"},
+		{roleDispatcher, "--store redis://h --max-retries -1", "--max-retries -1: want 0 to 1000"},
 		{roleUp, "--store nowhere", `--store "nowhere"`},
 		{roleUp, "--python=", "--python is empty"},
 		{roleServer, "", "--store is missing"},

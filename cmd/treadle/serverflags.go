@@ -176,10 +176,13 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 	}
 	if r == roleUp || r == roleServer {
 		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "name, beside loopback names, that HTTP requests may be sent to; * admits all")
-		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how many lost workers a task survives, unless it says otherwise")
-		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task says otherwise (default none)")
 		fl.Var(newChoice(&f.RESTCompat, "course", "course", "seed"), "rest-compat", "how the REST routes at the root wrap results")
 		fl.IntVar(&f.RESTCreatedStatus, "rest-created-status", 200, "HTTP status of accepted registrations and executions at the root, 200 or 201")
+	}
+	if r != roleWorker {
+		// Dispatchers let in what running tasks submit: give them what the servers have.
+		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how many lost workers a task survives, unless it says otherwise")
+		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task says otherwise (default none)")
 	}
 	retention := "how long finished tasks are kept"
 	switch r {
@@ -383,7 +386,7 @@ func (f *serverFlags) validateAPI(r role) error {
 	if r != roleWorker && f.Retention < time.Second {
 		return fmt.Errorf("--retention %s: want at least 1s, or nobody could fetch a result", f.Retention)
 	}
-	if r != roleUp && r != roleServer {
+	if r == roleWorker {
 		return nil
 	}
 	switch {
@@ -391,7 +394,7 @@ func (f *serverFlags) validateAPI(r role) error {
 		return fmt.Errorf("--max-retries %d: want 0 to %d", f.MaxRetries, maxRetriesCap)
 	case f.TaskTimeout < 0:
 		return fmt.Errorf("--task-timeout %s: want 0 (none) or more", f.TaskTimeout)
-	case f.RESTCreatedStatus != 200 && f.RESTCreatedStatus != 201:
+	case r != roleDispatcher && f.RESTCreatedStatus != 200 && f.RESTCreatedStatus != 201:
 		return fmt.Errorf("--rest-created-status %d: want 200 or 201", f.RESTCreatedStatus)
 	}
 	return nil

@@ -29,7 +29,7 @@ PYTHON = ["--python", sys.executable, "--python-path", str(IMPORTABLE), "--pytho
 QUICK = ["--lease", "2s", "--heartbeat", "200ms", "--reconnect-grace", "500ms"]
 
 # Flags that one of the two roles does not have; the others are everybody's.
-SERVER_FLAGS = {"--rest-compat", "--rest-created-status", "--task-timeout", "--max-retries", "--retention"}
+SERVER_FLAGS = {"--rest-compat", "--rest-created-status", "--retention"}
 DISPATCHER_FLAGS = {"--lease", "--heartbeat", "--reconnect-grace", "--drain-timeout"}
 
 

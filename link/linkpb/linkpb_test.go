@@ -97,12 +97,12 @@ func TestFramesRoundTrip(t *testing.T) {
 	down := []link.Frame{
 		&link.Welcome{
 			Session: task.ID{9}, Lease: 10 * time.Second, Heartbeat: time.Second, Margin: 2 * time.Second, MaxPayload: 1 << 20,
-			Stale: []task.Token{token(1)},
+			Stale: []task.Token{token(1)}, TaskKey: bytes.Repeat([]byte{8}, 32),
 		},
 		&link.Offers{Items: []link.Offer{{
 			Token: token(2), Function: task.ID{3}, FunctionName: "λ", Runtime: "python", Form: task.FormPickle, Hash: [32]byte{4},
 			ArgsEncoding: task.EncodingPickle, Returns: task.EncodingJSON, Args: edge, Timeout: time.Minute, MemoryLimit: 1 << 40, Python: "3.12",
-			Deadline: time.Date(2030, 1, 2, 3, 4, 5, 678, time.UTC), MaxRetries: 7,
+			Deadline: time.Date(2030, 1, 2, 3, 4, 5, 678, time.UTC), MaxRetries: 7, Parent: task.ID{5},
 		}}},
 		&link.Acks{Items: []link.Ack{{Token: token(3), Verdict: task.VerdictStale}, {Token: token(4), Verdict: task.VerdictRecorded}}},
 		&link.BeatAck{Seq: 7, Stale: []task.Token{token(5)}},

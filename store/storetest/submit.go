@@ -22,10 +22,10 @@ var submitTests = []test{
 }
 
 func testSubmitRecords(e *env) {
-	deadline := e.Now().Add(time.Hour)
+	deadline, parent := e.Now().Add(time.Hour), newID()
 	in := newTask(func(t *task.Task) {
 		t.Deadline, t.Timeout, t.MemoryLimit, t.FunctionRetries, t.Priority = deadline, time.Minute, 1<<30, 2, 9
-		t.Python = "3.12"
+		t.Python, t.Parent = "3.12", parent
 	})
 	before := e.Now()
 	id := e.submitItem(item(in, "args"))
@@ -39,7 +39,7 @@ func testSubmitRecords(e *env) {
 	if got.Function != in.Function || got.FunctionName != in.FunctionName || got.Queue != in.Queue || got.Runtime != in.Runtime ||
 		got.Form != in.Form || got.Hash != in.Hash || got.Priority != 9 || got.Args != in.Args || got.Returns != in.Returns ||
 		got.ArgsSize != 4 || got.Timeout != time.Minute || !got.Deadline.Equal(deadline) || got.MaxRetries != in.MaxRetries ||
-		got.FunctionRetries != 2 || got.MemoryLimit != 1<<30 || got.Python != "3.12" {
+		got.FunctionRetries != 2 || got.MemoryLimit != 1<<30 || got.Python != "3.12" || got.Parent != parent {
 		e.Fatalf("recorded %+v, want what was submitted: %+v", got, in)
 	}
 	if got.CreatedAt.Before(before.Add(-time.Second)) || got.CreatedAt.After(e.Now().Add(time.Second)) || got.Epoch != 0 ||
