@@ -3,7 +3,7 @@
 # the pins of this folder. Every part carries a stamp of its pins and is installed again
 # only when they change.
 #
-#   tools/install.sh PART...     parts: gotools lint python pygen node typescript cc redis nft
+#   tools/install.sh PART...     parts: gotools lint python pygen node typescript openapi cc redis nft
 #
 # Three parts are the system's and not kept in .tools: cc, a C compiler, which
 # `go test -race` needs, redis, the server that the Redis store is tested on, and nft,
@@ -119,6 +119,23 @@ typescript() {
   stamp typescript "$want"
 }
 
+# openapi: what checks the description of the REST API, and the generators whose clients are
+# tested: of Go, of Node, and of Python with the Java that one of them runs on.
+openapi() {
+  go_tools oapi-codegen tools/openapi
+  venv openapi tools/python/openapi.txt
+  node
+  local want
+  want="$(fingerprint tools/python/node.txt tools/openapi/package.json tools/openapi/package-lock.json)-$PWD"
+  fresh openapi-node "$want" && return
+  say "installing tools/openapi/package-lock.json"
+  rm -rf .tools/openapi-node
+  mkdir .tools/openapi-node
+  cp tools/openapi/package.json tools/openapi/package-lock.json .tools/openapi-node/
+  PATH="$PWD/.tools/bin:$PATH" .tools/bin/npm ci --prefix .tools/openapi-node --no-audit --no-fund --ignore-scripts --loglevel=error >&2
+  stamp openapi-node "$want"
+}
+
 # cc: libc's headers come in a package of their own.
 cc() {
   command -v gcc >/dev/null || apt gcc libc6-dev
@@ -143,6 +160,7 @@ for part in "$@"; do
     pygen) venv pygen tools/python/generate.txt ;;
     node) node ;;
     typescript) node && typescript ;;
+    openapi) openapi ;;
     cc) cc ;;
     redis) redis ;;
     nft) nft ;;

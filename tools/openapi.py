@@ -148,7 +148,8 @@ def prose(comment: str) -> str:
 
 
 def short(full: str) -> str:
-    return full.removeprefix(PACKAGE).replace(".", "")
+    name = full.removeprefix(PACKAGE).replace(".", "")
+    return hints.NAMES.get(name, name)
 
 
 class Writer:
@@ -165,6 +166,10 @@ class Writer:
         for path, page in hints.PAGES.items():
             paths[path] = {"get": page}
         self.schemas |= copy.deepcopy(hints.SCHEMAS)
+        for operation in hints.OPERATIONS.values():
+            taken = f"{operation['id']}Response".lower()
+            if taken in {name.lower() for name in self.schemas}:
+                raise Mistake(f"{taken} is what generators name the answer of an operation: give the schema a name")
         left = (hints.FIELDS.keys() | hints.OPERATIONS.keys() | hints.REQUIRED.keys()) - self.used
         if left:
             raise Mistake(f"hints for what is not in the contract: {sorted(left)}")

@@ -97,6 +97,15 @@ JSON_FIELDS: dict[str, Schema] = {
     },
 }
 
+# Schemas with names other than those of their messages.
+NAMES = {
+    "ListFunctionsResponse": "FunctionPage",
+    "ListTasksResponse": "TaskPage",
+    "ListWorkersResponse": "WorkerPage",
+    "ListQueuesResponse": "QueuePage",
+    "DeleteFunctionResponse": "Deleted",
+}
+
 # Fields that answers leave out when they are empty, as package restjson does.
 LEFT_OUT = {"Function.python", "TaskResult.result_repr"}
 
