@@ -374,11 +374,22 @@ func (d *Dispatcher) conn(id task.ID) *attached {
 }
 
 func (d *Dispatcher) logNote(n note) {
-	attrs := []any{"session", n.session, "worker", n.worker, "held", n.count}
+	attrs := []any{"worker", n.worker}
+	if n.name != "" {
+		attrs = append(attrs, "name", n.name)
+	}
+	if n.host != "" && n.host != n.name {
+		attrs = append(attrs, "host", n.host)
+	}
+	attrs = append(attrs, "tasks", n.count, "session", n.session)
 	if n.err != nil {
 		attrs = append(attrs, "reason", n.err)
 	}
-	d.log.Info(n.text, attrs...)
+	level := slog.LevelInfo
+	if n.warn {
+		level = slog.LevelWarn
+	}
+	d.log.Log(context.Background(), level, n.text, attrs...)
 }
 
 // Loading returns the bytes of functions that are on their way to workers, those that are being

@@ -657,7 +657,7 @@ func (e *Engine) linkEnded(s *session, reason error) {
 	default:
 		s.state, s.lostAt = lost, e.now
 		e.show(s, false)
-		e.note(s, "worker lost: its attempts are requeued unless it returns within the grace", reason, len(s.held))
+		e.warn(s, "worker lost: its attempts are requeued unless it returns within the grace", reason, len(s.held))
 	}
 }
 
@@ -671,8 +671,8 @@ func (e *Engine) abandon(s *session) {
 	for _, tok := range tokens {
 		end, text := task.EndLapsed, "the worker was lost before it started the task"
 		if s.held[tok] {
-			end, text = task.EndLost, fmt.Sprintf("worker %s was lost while it ran the task (its stream closed and it did not return within %s)",
-				s.hello.Worker, e.cfg.Grace)
+			end, text = task.EndLost, fmt.Sprintf("%s was lost while it ran the task (its stream closed and it did not return within %s)",
+				s.called(), e.cfg.Grace)
 		}
 		// Should the worker have gone to another dispatcher with it, nothing is lost.
 		e.out.settles = append(e.out.settles, settle{settlement: store.Settlement{
@@ -680,7 +680,7 @@ func (e *Engine) abandon(s *session) {
 		}})
 	}
 	if !s.moved {
-		e.note(s, "worker did not return: what it has not taken elsewhere is requeued", nil, len(tokens))
+		e.warn(s, "worker did not return: what it has not taken elsewhere is requeued", nil, len(tokens))
 	}
 	e.forget(s)
 }
@@ -752,9 +752,15 @@ func (e *Engine) send(s *session, f link.Frame) {
 func (e *Engine) note(s *session, text string, err error, count int) {
 	n := note{at: e.now, session: s.id, text: text, err: err, count: count}
 	if s.hello != nil {
-		n.worker = s.hello.Worker
+		n.worker, n.name, n.host = s.hello.Worker, s.hello.Name, s.hello.Host
 	}
 	e.out.notes = append(e.out.notes, n)
+}
+
+// warn is a note about something that was lost.
+func (e *Engine) warn(s *session, text string, err error, count int) {
+	e.note(s, text, err, count)
+	e.out.notes[len(e.out.notes)-1].warn = true
 }
 
 // show tells people of a session's new state.

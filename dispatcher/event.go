@@ -166,7 +166,11 @@ type note struct {
 	at      time.Time
 	session task.ID
 	worker  string
-	text    string
-	err     error
-	count   int
+	// name and host are what people know the worker by.
+	name, host string
+	text       string
+	err        error
+	count      int
+	// warn: something was lost.
+	warn bool
 }

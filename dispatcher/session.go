@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -208,5 +210,17 @@ func (s *session) presence() store.Presence {
 		Worker: s.hello.Worker, Name: s.hello.Name, Host: s.hello.Host, PID: s.hello.PID, Mode: string(s.mode),
 		State: string(s.state), Queues: s.hello.Queues, Runtimes: s.hello.Runtimes, Version: s.hello.Software,
 		Slots: slots, Running: s.started, Offered: s.waiting(), ConnectedAt: s.openedAt, LastSeen: s.lastHeard,
+	}
+}
+
+// called is a worker in a text for people, who know machines and not ids.
+func (s *session) called() string {
+	switch name, host := s.hello.Name, s.hello.Host; {
+	case name != "" && host != "" && name != host:
+		return fmt.Sprintf("worker %s (%s on %s)", s.hello.Worker, name, host)
+	case name != "" || host != "":
+		return fmt.Sprintf("worker %s (%s)", s.hello.Worker, cmp.Or(name, host))
+	default:
+		return "worker " + s.hello.Worker
 	}
 }

@@ -268,7 +268,7 @@ func (d *Dispatcher) attend(ctx context.Context) error {
 	if !ok {
 		return nil // told to stop before the store answered
 	}
-	d.log.Info("dispatcher attends", "dispatcher", d.cfg.ID, "first", first)
+	d.log.Info("dispatcher started", "dispatcher", d.cfg.ID, "first_after_an_outage", first)
 	d.helpers.Go(func() {
 		ticker := time.NewTicker(ttl / 4)
 		defer ticker.Stop()

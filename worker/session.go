@@ -392,7 +392,7 @@ func (s *session) welcome(w *link.Welcome, sentAt time.Time, held []link.Holding
 	a.needs = append(a.needs[:0], a.code.unknown()...)
 	a.mu.Unlock()
 	a.revoked(w.Stale)
-	a.log.Info("attached to a dispatcher", "session", w.Session, "held", len(held), "stale", len(w.Stale))
+	a.log.Info("attached to a dispatcher", "session", w.Session, "kept_tasks", len(held)-len(w.Stale), "lost_tasks", len(w.Stale))
 }
 
 // heldLocked lists every claim, unacknowledged reports included.

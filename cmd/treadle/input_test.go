@@ -186,3 +186,15 @@ func (s *signalled) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+func TestStatusNamesTheMachine(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	task := &treadle.Task{ID: "t", Worker: "w1", Attempts: []treadle.Attempt{{Number: 1, Worker: "w0"}, {Number: 2, Worker: "w1"}}}
+	if err := printTask(&out, task, "", []treadle.Worker{{ID: "w1", Name: "box2", Host: "rack-7"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); strings.Count(got, "w1 (box2 on rack-7)") != 2 || !strings.Contains(got, "on w0,") {
+		t.Errorf("%s", got)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -31,18 +32,29 @@ func newStatusCommand() *cobra.Command {
 			if o.json {
 				return printJSON(cmd.OutOrStdout(), t)
 			}
-			why := ""
-			if t.Status == treadle.Queued {
-				if workers, err := c.Workers(cmd.Context()); err == nil { // else the record says what it can
-					why = whyWaits(t, workers, time.Now())
-				}
+			workers, err := c.Workers(cmd.Context())
+			if err != nil {
+				workers = nil // the record says what it can
 			}
-			return printTask(cmd.OutOrStdout(), t, why)
+			why := ""
+			if t.Status == treadle.Queued && err == nil {
+				why = whyWaits(t, workers, time.Now())
+			}
+			return printTask(cmd.OutOrStdout(), t, why, workers)
 		})
 }
 
-// printTask writes a task's record for people; why says what it waits for.
-func printTask(w io.Writer, t *treadle.Task, why string) error {
+// printTask writes a task's record for people; why says what it waits for, workers are
+// those that are attached, whose names and machines are known.
+func printTask(w io.Writer, t *treadle.Task, why string, workers []treadle.Worker) error {
+	called := func(id string) string {
+		i := slices.IndexFunc(workers, func(w treadle.Worker) bool { return w.ID == id })
+		if i < 0 {
+			return id
+		}
+		names := slices.DeleteFunc(slices.Compact([]string{workers[i].Name, workers[i].Host}), func(s string) bool { return s == "" })
+		return strings.TrimSuffix(fmt.Sprintf("%s (%s)", id, strings.Join(names, " on ")), " ()")
+	}
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	line := func(key, value string) {
 		if value != "" {
@@ -61,7 +73,7 @@ func printTask(w io.Writer, t *treadle.Task, why string) error {
 	if !t.FinishedAt.IsZero() && !t.StartedAt.IsZero() {
 		line("took", span(t.FinishedAt.Sub(t.StartedAt)))
 	}
-	line("worker", t.Worker)
+	line("worker", called(t.Worker))
 	if t.LostWorkers > 0 || t.Raised > 0 {
 		line("spent", fmt.Sprintf("%d lost workers, %d raised exceptions", t.LostWorkers, t.Raised))
 	}
@@ -73,7 +85,7 @@ func printTask(w io.Writer, t *treadle.Task, why string) error {
 		if a.Reason != "" {
 			text += ": " + firstLine(a.Reason, 200)
 		}
-		line("attempt "+strconv.Itoa(a.Number), fmt.Sprintf("%s on %s, %s", stamp(a.StartedAt), a.Worker, text))
+		line("attempt "+strconv.Itoa(a.Number), fmt.Sprintf("%s on %s, %s", stamp(a.StartedAt), called(a.Worker), text))
 	}
 	if t.Error != nil {
 		line("error", firstLine(t.Error.Error(), 500))
