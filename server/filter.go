@@ -139,7 +139,7 @@ func (s *Server) listQuery(ctx context.Context, filter string) (store.ListQuery,
 			if !knownField[t.field] {
 				return q, unknownField(t.field)
 			}
-			return q, invalid("filter", "filter: %s %s is not supported: status, function and worker take =, create_time takes < and >", t.field, t.op)
+			return q, invalid("filter", "filter: %s %s is not supported: status, function, parent and worker take =, create_time takes < and >", t.field, t.op)
 		}
 		if err := s.applyTerm(ctx, &q, t); err != nil {
 			return q, err
@@ -148,10 +148,10 @@ func (s *Server) listQuery(ctx context.Context, filter string) (store.ListQuery,
 	return q, nil
 }
 
-var knownField = map[string]bool{"status": true, "function": true, "worker": true, "create_time": true}
+var knownField = map[string]bool{"status": true, "function": true, "parent": true, "worker": true, "create_time": true}
 
 func unknownField(name string) error {
-	return invalid("filter", "filter: unknown field %.64q: want status, function, worker or create_time", name)
+	return invalid("filter", "filter: unknown field %.64q: want status, function, parent, worker or create_time", name)
 }
 
 func (s *Server) applyTerm(ctx context.Context, q *store.ListQuery, t term) error {
@@ -167,6 +167,12 @@ func (s *Server) applyTerm(ctx context.Context, q *store.ListQuery, t term) erro
 			return err
 		}
 		q.Function = f.ID
+	case "parent":
+		id, err := task.ParseID(t.value)
+		if err != nil {
+			return invalid("filter", "filter: parent: %w", err)
+		}
+		q.Parent = id
 	case "worker":
 		q.Worker = t.value
 	case "create_time":

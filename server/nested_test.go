@@ -344,6 +344,14 @@ func TestChildrenTakeAfterTheirParents(t *testing.T) {
 	if err != nil || f.GetCreatedBy() != n.ring.ids[auth.Client] {
 		t.Errorf("%v, %v", f, err)
 	}
+	list, err := n.fabric.ListTasks(n.ring.as(t.Context(), auth.Client), &treadlev1.ListTasksRequest{Filter: "parent = " + c.Task.ID.String()})
+	if err != nil || len(list.GetTasks()) != 3 {
+		t.Errorf("%d children are listed, want 3: %v", len(list.GetTasks()), err)
+	}
+	_, err = n.fabric.ListTasks(n.ring.as(t.Context(), auth.Client), &treadlev1.ListTasksRequest{Filter: "parent = x"})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Error(err)
+	}
 	// A client and two parents use the same request id for the same request.
 	req := &treadlev1.ExecuteRequest{Function: n.fn, RequestId: "same"}
 	ids := map[string]bool{}

@@ -92,6 +92,7 @@ func (q *ListQuery) Matches(t *task.Task) bool {
 	switch {
 	case q.Status != "" && t.Status != q.Status,
 		!q.Function.IsZero() && t.Function != q.Function,
+		!q.Parent.IsZero() && t.Parent != q.Parent,
 		!q.CreatedAfter.IsZero() && !t.CreatedAt.After(q.CreatedAfter),
 		!q.CreatedBefore.IsZero() && !t.CreatedAt.Before(q.CreatedBefore):
 		return false

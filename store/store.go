@@ -181,6 +181,7 @@ type Submitted struct {
 type ListQuery struct {
 	Status        task.Status
 	Function      task.ID
+	Parent        task.ID
 	Worker        string
 	CreatedAfter  time.Time
 	CreatedBefore time.Time

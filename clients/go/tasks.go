@@ -34,7 +34,7 @@ func WithFullErrors() ListOption {
 
 // Tasks ranges over the tasks that the filter selects, newest first, page by page.
 // The filter is a subset of AIP-160: status = X, function = ID or NAME, worker = ID,
-// create_time > T, create_time < T (RFC 3339), joined by AND; "" selects all.
+// parent = ID, create_time > T, create_time < T (RFC 3339), joined by AND; "" selects all.
 func (c *Client) Tasks(ctx context.Context, filter string, options ...ListOption) iter.Seq2[*Task, error] {
 	return pages(func(token string) ([]*treadlev1.Task, string, error) {
 		req := &treadlev1.ListTasksRequest{Filter: filter, PageToken: token}

@@ -68,6 +68,7 @@ func printTask(w io.Writer, t *treadle.Task, why string, workers []treadle.Worke
 	line("queue", fmt.Sprintf("%s, priority %d", t.Queue, t.Priority))
 	line("created", stamp(t.CreatedAt))
 	line("created by", t.CreatedBy)
+	line("parent", t.ParentID)
 	line("started", stamp(t.StartedAt))
 	line("finished", stamp(t.FinishedAt))
 	if !t.FinishedAt.IsZero() && !t.StartedAt.IsZero() {
@@ -248,7 +249,7 @@ func newTasksCommand() *cobra.Command {
 		Use:   "tasks",
 		Short: "List tasks, newest first",
 		Long: `List tasks, newest first. A filter joins conditions by AND: status = X, function = ID or
-NAME, worker = ID, create_time > T, create_time < T (RFC 3339).
+NAME, worker = ID, parent = ID, create_time > T, create_time < T (RFC 3339).
 
 Errors are listed without traceback and with at most 1 KiB of their message, unless --view
 full asks for the whole; 'treadle status --json' always has it.`,

@@ -248,7 +248,7 @@ class Connection:
 
     def delete_function(self, function_id: str) -> None:
         """Delete a registration."""
-        self._call("DeleteFunction", self._stub.DeleteFunction, pb.DeleteFunctionRequest(function_id=function_id))
+        self._call("DeleteFunction", "DeleteFunction", pb.DeleteFunctionRequest(function_id=function_id))
 
     def list_functions(self, page_token: str) -> pb.ListFunctionsResponse:
         """One page of registrations."""

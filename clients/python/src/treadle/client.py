@@ -436,8 +436,8 @@ class Client:
         Their errors have no traceback and at most 1 KiB of the message, unless full asks for all
         of it; task() always has it.
 
-        filter is for example 'status = FAILED AND function = "double"': status, function and
-        worker with =, create_time with < and >, joined by AND.
+        filter is for example 'status = FAILED AND function = "double"': status, function,
+        parent and worker with =, create_time with < and >, joined by AND.
         """
         token, left = "", limit
         while left is None or left > 0:

@@ -1914,7 +1914,7 @@ func (x *AwaitResultsResponse) GetResults() []*TaskResult {
 // ListTasksRequest asks for one page of tasks.
 type ListTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A subset of AIP-160: status = X, function = ID or NAME, worker = ID,
+	// A subset of AIP-160: status = X, function = ID or NAME, worker = ID, parent = ID,
 	// create_time > T, create_time < T (RFC 3339), joined by AND.
 	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Rows that a page has at most: 0 to 1000; 0 means 100, and more than 1000 means 1000.

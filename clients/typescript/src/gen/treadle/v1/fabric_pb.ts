@@ -1121,7 +1121,7 @@ export const AwaitResultsResponseSchema: GenMessage<AwaitResultsResponse> = /*@_
  */
 export type ListTasksRequest = Message<"treadle.v1.ListTasksRequest"> & {
   /**
-   * A subset of AIP-160: status = X, function = ID or NAME, worker = ID,
+   * A subset of AIP-160: status = X, function = ID or NAME, worker = ID, parent = ID,
    * create_time > T, create_time < T (RFC 3339), joined by AND.
    *
    * @generated from field: string filter = 1;

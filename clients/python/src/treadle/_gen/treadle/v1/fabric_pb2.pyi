@@ -1016,7 +1016,7 @@ class ListTasksRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """A subset of AIP-160: status = X, function = ID or NAME, worker = ID,
+    """A subset of AIP-160: status = X, function = ID or NAME, worker = ID, parent = ID,
     create_time > T, create_time < T (RFC 3339), joined by AND.
     """
     page_size: _builtins.int
