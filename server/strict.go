@@ -78,19 +78,10 @@ func (all restRoutes) judge(ex *exchange, r *http.Request, params map[string]str
 	if to == nil {
 		return nil // at the root nothing unknown is refused
 	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return badQuery("", "the query cannot be read: %v", err)
-	}
 	strict := true
-	if texts := values[strictParam]; len(texts) > 0 {
-		if strict, err = strconv.ParseBool(texts[len(texts)-1]); err != nil {
-			return badQuery(strictParam, "strict: %.40q is neither true nor false", texts[len(texts)-1])
-		}
-	}
-	scratch := to.input.New()
-	for _, key := range sortedKeys(values) {
-		if e := to.judgeParam(scratch, key, values[key], strict, params); e != nil {
+	if r.URL.RawQuery != "" {
+		var e *restError
+		if strict, e = to.judgeQuery(r.URL.RawQuery, params); e != nil {
 			return e
 		}
 	}
@@ -99,6 +90,27 @@ func (all restRoutes) judge(ex *exchange, r *http.Request, params map[string]str
 		return to.judgeNoBody(ex.body)
 	}
 	return nil
+}
+
+// judgeQuery reads a query, and says whether it asks to be strict.
+func (to *route) judgeQuery(query string, params map[string]string) (strict bool, _ *restError) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return false, badQuery("", "the query cannot be read: %v", err)
+	}
+	strict = true
+	if texts := values[strictParam]; len(texts) > 0 {
+		if strict, err = strconv.ParseBool(texts[len(texts)-1]); err != nil {
+			return false, badQuery(strictParam, "strict: %.40q is neither true nor false", texts[len(texts)-1])
+		}
+	}
+	scratch := to.input.New()
+	for _, key := range sortedKeys(values) {
+		if e := to.judgeParam(scratch, key, values[key], strict, params); e != nil {
+			return false, e
+		}
+	}
+	return strict, nil
 }
 
 func (to *route) judgeParam(scratch protoreflect.Message, key string, texts []string, strict bool, params map[string]string) *restError {
