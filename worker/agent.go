@@ -296,6 +296,7 @@ func (a *Agent) finishLocked(c *claim, out task.Outcome) {
 	if out.End == task.EndCancelled && c.stopped != notStopped {
 		out = c.stopped.end()
 	}
+	out = falsified(out)
 	switch out.End {
 	case task.EndSucceeded, task.EndRaised:
 		a.window.Observe(out.RunTime)

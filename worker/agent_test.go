@@ -666,3 +666,19 @@ func TestEndsWhileMoving(t *testing.T) {
 	}
 	there.Close(nil)
 }
+
+// What an executor says of an attempt is what the worker reports, every time.
+func TestTruthful(t *testing.T) {
+	t.Parallel()
+	g := newGate()
+	e := newBench(t, link.Push, 1, g).attach()
+	for n := byte(1); n <= 25; n++ {
+		e.send(offers(n))
+		g.awaitStart(t)
+		g.release <- success
+		if r := e.report(token(n)); r.Outcome.End != task.EndSucceeded || string(r.Outcome.Result) != "r" {
+			t.Fatalf("attempt %d succeeded and was reported as %+v", n, r.Outcome)
+		}
+		e.ack(token(n))
+	}
+}

@@ -4,3 +4,6 @@ package seededbug
 
 // On is false.
 func On(Bug) bool { return false }
+
+// Every is false.
+func Every(int) bool { return false }

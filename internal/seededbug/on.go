@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 )
 
 var chosen = choose(Bug(os.Getenv(Env)))
@@ -20,3 +21,8 @@ func choose(b Bug) Bug {
 
 // On says whether this process makes that mistake.
 func On(b Bug) bool { return b == chosen }
+
+var asked atomic.Int64
+
+// Every says yes each nth time that this process asks.
+func Every(n int) bool { return asked.Add(1)%int64(n) == 0 }

@@ -38,12 +38,19 @@ const (
 	ResultOverwrite Bug = "result-overwrite"
 	// DrainLoses: a worker that drains forgets what it has accepted.
 	DrainLoses Bug = "drain-loses-accepted"
+	// FalseRaise and the following: a worker reports every 20th success as another end.
+	FalseRaise     Bug = "false-raise"
+	FalseTimeout   Bug = "false-timeout"
+	FalseExhausted Bug = "false-exhausted"
+	FalseUnread    Bug = "false-unreadable"
+	FalseLoss      Bug = "false-loss"
+	FalseCancel    Bug = "false-cancel"
 )
 
 // Bugs lists all of them.
 func Bugs() []Bug {
 	return []Bug{
 		NoFence, AckBeforeSync, DoubleReap, LostCancel, OffByOneRetries, ReusedEpoch, ReplyBeforeWait, ClaimTwice, GCLive,
-		LocalDeadline, ResultOverwrite, DrainLoses,
+		LocalDeadline, ResultOverwrite, DrainLoses, FalseRaise, FalseTimeout, FalseExhausted, FalseUnread, FalseLoss, FalseCancel,
 	}
 }
