@@ -24,7 +24,10 @@ func (d *Dispatcher) untilDone(ctx context.Context, what string, call func(conte
 		if err == nil {
 			return true
 		}
-		if first {
+		switch {
+		case first && task.CodeOf(err) == task.CodeExhausted:
+			d.log.Warn("the store is full: what has ended is kept and recorded when there is room, until then its tasks stay RUNNING", "call", what, "error", err)
+		case first:
 			d.log.Error("the store does not answer; trying again until it does", "call", what, "error", err)
 		}
 		select {

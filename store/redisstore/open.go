@@ -157,6 +157,7 @@ func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(form
 // refused only at the start: later each change finds out for itself.
 func (s *Store) inspect(ctx context.Context, a *address, starting bool) (warnings []string, err error) {
 	var mu sync.Mutex
+	used := 0
 	look := func(ctx context.Context, node *redis.Client) error {
 		text, err := node.Info(ctx).Result()
 		if err != nil {
@@ -172,6 +173,7 @@ func (s *Store) inspect(ctx context.Context, a *address, starting bool) (warning
 			}
 			warnings = append(warnings, w)
 		}
+		used = max(used, fullness(info))
 		if err := s.judge(a, info); err != nil || !starting {
 			return err
 		}
@@ -188,7 +190,41 @@ func (s *Store) inspect(ctx context.Context, a *address, starting bool) (warning
 	default:
 		err = fmt.Errorf("unexpected client %T", c)
 	}
+	if err == nil {
+		s.keepReserve(used)
+	}
 	return warnings, err
+}
+
+// reserveFrom is the percentage of maxmemory above which nothing new is taken: the rest is
+// for the results of what runs, which would stay RUNNING if they found no room.
+const reserveFrom = 95
+
+// fullness is how much of its maxmemory a server uses, in percent; 0 without a limit.
+func fullness(info map[string]string) int {
+	used, errUsed := strconv.ParseUint(info["used_memory"], 10, 64)
+	limit, errLimit := strconv.ParseUint(info["maxmemory"], 10, 64)
+	if errUsed != nil || errLimit != nil || limit == 0 {
+		return 0
+	}
+	return int(float64(used) / float64(limit) * 100)
+}
+
+// keepReserve refuses new tasks while the fullest server is above the limit.
+func (s *Store) keepReserve(used int) {
+	var now *task.Error
+	if used >= reserveFrom {
+		now = task.Errorf(task.CodeExhausted, "store",
+			"Redis uses %d %% of its maxmemory, and what is above %d %% is kept for the results of running tasks: raise maxmemory or shorten --retention",
+			used, reserveFrom)
+	}
+	was := s.crowded.Swap(now)
+	switch {
+	case was == nil && now != nil:
+		s.log.LogAttrs(context.Background(), slog.LevelWarn, "nothing new is taken", slog.Any("error", now))
+	case was != nil && now == nil:
+		s.log.Info("new tasks are taken again", "memory_used_percent", used)
+	}
 }
 
 // judge refuses a server that would lose tasks or cannot run the scripts.

@@ -156,6 +156,8 @@ type Store struct {
 
 	// refused is set while the server's settings would lose tasks.
 	refused atomic.Pointer[task.Error]
+	// crowded is why nothing new is taken: what is left of Redis's memory is for results.
+	crowded atomic.Pointer[task.Error]
 
 	// life is held for reading by every call and for writing by Close.
 	life   sync.RWMutex

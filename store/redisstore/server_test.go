@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,6 +139,73 @@ func TestOutOfMemory(t *testing.T) {
 		t.Fatalf("%d tasks, want the two that were acknowledged", n)
 	}
 	mustCheck(t, s)
+}
+
+// Near the limit nothing new is taken, and what runs still finds room for its result.
+func TestReserveForResults(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	s := live(t, srv.URL(""), func(o *Options) { o.watchEvery = 20 * time.Millisecond })
+	submitOne(t, s, submission(nil))
+	claims := claimSome(t, s, request(1))
+	c := srv.Client()
+	defer c.Close()
+	// A server that is as full as that, to the percent, whatever it needs for itself.
+	limitTo := func(percent int) {
+		t.Helper()
+		if err := c.ConfigSet(t.Context(), "maxmemory", "0").Err(); err != nil {
+			t.Fatal(err)
+		}
+		if percent == 0 {
+			return
+		}
+		info, err := c.Info(t.Context(), "memory").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		used, err := strconv.Atoi(parseInfo(info)["used_memory"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.ConfigSet(t.Context(), "maxmemory", strconv.Itoa(used*100/percent)).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The look that decides is the store's own: wait until it has seen what is there now.
+	until := func(full bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); (s.crowded.Load() != nil) != full; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("full is %v after 10 s, want %v", !full, full)
+			}
+		}
+	}
+	limitTo(97)
+	until(true)
+	_, err := s.Submit(t.Context(), time.Now(), []store.Submission{submission(nil)})
+	if task.CodeOf(err) != task.CodeExhausted || !strings.Contains(err.Error(), "maxmemory") {
+		t.Fatalf("near the limit: %v, want exhausted with maxmemory in the text", err)
+	}
+	out := task.Outcome{End: task.EndSucceeded, Result: make([]byte, 1000), Encoding: task.EncodingPickle}
+	got, err := s.Settle(t.Context(), time.Now(), []store.Settlement{{Token: claims[0].Token, Outcome: out}})
+	if err != nil || got[0] != task.VerdictRecorded {
+		t.Fatalf("a result near the limit: %v %v, want recorded", got, err)
+	}
+	limitTo(0)
+	until(false)
+	submitOne(t, s, submission(nil))
+}
+
+// TestFullness checks the percentage at its edges.
+func TestFullness(t *testing.T) {
+	for _, tt := range []struct {
+		used, limit string
+		want        int
+	}{{"94", "100", 94}, {"95", "100", 95}, {"949999", "1000000", 94}, {"5", "0", 0}, {"", "", 0}, {"120", "100", 120}} {
+		if got := fullness(map[string]string{"used_memory": tt.used, "maxmemory": tt.limit}); got != tt.want {
+			t.Errorf("%s of %s: %d %%, want %d", tt.used, tt.limit, got, tt.want)
+		}
+	}
 }
 
 // Open waits for a server that is not there yet, and says so.

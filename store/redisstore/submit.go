@@ -20,6 +20,9 @@ func (s *Store) Submit(ctx context.Context, now time.Time, items []store.Submiss
 		return nil, err
 	}
 	defer s.leave()
+	if full := s.crowded.Load(); full != nil {
+		return nil, full
+	}
 	for i := range items {
 		if err := checkSubmission(&items[i]); err != nil {
 			return nil, err
