@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -52,6 +53,7 @@ func Wrap(s store.Store) store.Store {
 		}{t, a}
 	}
 	if f, ok := s.(embedded); ok {
+		t.wallOnly = true
 		return struct {
 			*standingTap
 			failing
@@ -85,8 +87,8 @@ type standingTap struct {
 // Stand implements store.Standing. What is served was claimed at some moment since.
 func (t *standingTap) Stand(ctx context.Context, now time.Time, r store.ClaimRequest, lease time.Duration, deliver func([]store.Claimed)) error {
 	asked := monotonic()
-	return t.standing.Stand(ctx, now.Add(t.shift()), r, lease, func(tasks []store.Claimed) {
-		e := Entry{Process: os.Getpid(), Op: "claim", Start: asked, End: monotonic()}
+	return t.standing.Stand(ctx, t.at(now, t.shift()), r, lease, func(tasks []store.Claimed) {
+		e := Entry{Process: os.Getpid(), Op: "claim", Start: asked, End: monotonic(), Shift: int64(t.shift())}
 		for _, c := range tasks {
 			e.Items = append(e.Items, claimItem(c, r.Worker))
 		}
@@ -103,7 +105,9 @@ type tap struct {
 	store.Store
 	faults []string
 	born   time.Time
-	calls  [len(methods)]atomic.Int64
+	// wallOnly: a clock that leaps keeps its monotonic part.
+	wallOnly bool
+	calls    [len(methods)]atomic.Int64
 
 	mu   sync.Mutex
 	file *os.File
@@ -136,6 +140,30 @@ func (t *tap) shift() time.Duration {
 	return []time.Duration{0, time.Hour, 0, -time.Hour}[int(time.Since(t.born)/time.Second)%4]
 }
 
+// at moves a reading of the process's clock.
+func (t *tap) at(reading time.Time, by time.Duration) time.Time {
+	switch {
+	case reading.IsZero() || by == 0:
+		return reading
+	case t.wallOnly:
+		return wallBy(reading, by)
+	default:
+		return reading.Add(by)
+	}
+}
+
+// wallBy moves the wall part of a reading by whole seconds, as a clock that is set does.
+// A Time with a monotonic part is marked by its topmost bit and holds its wall seconds
+// from bit 30 on; nothing in package time offers this.
+func wallBy(reading time.Time, by time.Duration) time.Time {
+	word := (*uint64)(unsafe.Pointer(&reading))
+	if *word>>63 == 0 {
+		return reading.Add(by)
+	}
+	*word += uint64(int64(by/time.Second)) << 30
+	return reading
+}
+
 // lostReply is what a caller sees of a connection that broke.
 func lostReply(op string) error {
 	return task.Errorf(task.CodeUnavailable, op, "the connection to the store broke (a fault of the chaos suite): the outcome is unknown")
@@ -151,7 +179,7 @@ func through(t *tap, op string, call func() error, items func() []Item) error {
 	case "delay":
 		time.Sleep(time.Duration(rand.Int64N(int64(maxDelay))))
 	}
-	e := Entry{Process: os.Getpid(), Op: op, Start: monotonic()}
+	e := Entry{Process: os.Getpid(), Op: op, Start: monotonic(), Shift: int64(t.shift())}
 	err := call()
 	if err == nil && fault == "duplicate" {
 		err = call()
@@ -172,7 +200,8 @@ func through(t *tap, op string, call func() error, items func() []Item) error {
 
 // write appends one line. A line is one write, so that a kill cuts at most the last one.
 func (t *tap) write(e *Entry) {
-	if t.file == nil || e.Err == "" && len(e.Items) == 0 {
+	// A reap has no items; what it did under a clock that is off is of interest.
+	if t.file == nil || e.Err == "" && len(e.Items) == 0 && (e.Op != "reap" || e.Shift == 0) {
 		return
 	}
 	line, err := json.Marshal(e)
@@ -201,7 +230,7 @@ func claimItem(c store.Claimed, worker string) Item {
 func (t *tap) Submit(ctx context.Context, now time.Time, items []store.Submission) (out []store.Submitted, err error) {
 	by := t.shift()
 	err = through(t, "submit", func() error {
-		out, err = t.Store.Submit(ctx, now.Add(by), items)
+		out, err = t.Store.Submit(ctx, t.at(now, by), items)
 		return err
 	}, func() (list []Item) {
 		for i, o := range out {
@@ -218,7 +247,7 @@ func (t *tap) Submit(ctx context.Context, now time.Time, items []store.Submissio
 func (t *tap) Cancel(ctx context.Context, now time.Time, ids []task.ID, onlyQueued bool) (out []*task.Task, err error) {
 	by := t.shift()
 	err = through(t, "cancel", func() error {
-		out, err = t.Store.Cancel(ctx, now.Add(by), ids, onlyQueued)
+		out, err = t.Store.Cancel(ctx, t.at(now, by), ids, onlyQueued)
 		return err
 	}, func() (list []Item) {
 		for _, o := range out {
@@ -236,10 +265,10 @@ func (t *tap) Claim(ctx context.Context, now time.Time, reqs []store.ClaimReques
 	by := t.shift()
 	shifted := slices.Clone(reqs)
 	for i := range shifted {
-		shifted[i].Until = shifted[i].Until.Add(by)
+		shifted[i].Until = t.at(shifted[i].Until, by)
 	}
 	err = through(t, "claim", func() error {
-		out, err = t.Store.Claim(ctx, now.Add(by), shifted)
+		out, err = t.Store.Claim(ctx, t.at(now, by), shifted)
 		return err
 	}, func() (list []Item) {
 		for i, got := range out {
@@ -252,13 +281,10 @@ func (t *tap) Claim(ctx context.Context, now time.Time, reqs []store.ClaimReques
 	return out, err
 }
 
-func shiftRenewals(items []store.Renewal, by time.Duration) []store.Renewal {
+func (t *tap) shiftRenewals(items []store.Renewal, by time.Duration) []store.Renewal {
 	out := slices.Clone(items)
 	for i := range out {
-		out[i].Until = out[i].Until.Add(by)
-		if !out[i].StartedAt.IsZero() {
-			out[i].StartedAt = out[i].StartedAt.Add(by)
-		}
+		out[i].Until, out[i].StartedAt = t.at(out[i].Until, by), t.at(out[i].StartedAt, by)
 	}
 	return out
 }
@@ -278,9 +304,9 @@ func renewalItems(items []store.Renewal, out []task.Verdict, worker string) (lis
 // Renew implements store.Queue.
 func (t *tap) Renew(ctx context.Context, now time.Time, items []store.Renewal) (out []task.Verdict, err error) {
 	by := t.shift()
-	shifted := shiftRenewals(items, by)
+	shifted := t.shiftRenewals(items, by)
 	err = through(t, "renew", func() error {
-		out, err = t.Store.Renew(ctx, now.Add(by), shifted)
+		out, err = t.Store.Renew(ctx, t.at(now, by), shifted)
 		return err
 	}, func() []Item { return renewalItems(items, out, "") })
 	return out, err
@@ -290,9 +316,9 @@ func (t *tap) Renew(ctx context.Context, now time.Time, items []store.Renewal) (
 func (t *tap) Resume(ctx context.Context, now time.Time, r store.Resumption) (out []task.Verdict, err error) {
 	by := t.shift()
 	shifted := r
-	shifted.Until, shifted.Held = r.Until.Add(by), shiftRenewals(r.Held, by)
+	shifted.Until, shifted.Held = t.at(r.Until, by), t.shiftRenewals(r.Held, by)
 	err = through(t, "resume", func() error {
-		out, err = t.Store.Resume(ctx, now.Add(by), shifted)
+		out, err = t.Store.Resume(ctx, t.at(now, by), shifted)
 		return err
 	}, func() []Item { return renewalItems(r.Held, out, r.Worker) })
 	return out, err
@@ -302,7 +328,7 @@ func (t *tap) Resume(ctx context.Context, now time.Time, r store.Resumption) (ou
 func (t *tap) Settle(ctx context.Context, now time.Time, items []store.Settlement) (out []task.Verdict, err error) {
 	by := t.shift()
 	err = through(t, "settle", func() error {
-		out, err = t.Store.Settle(ctx, now.Add(by), items)
+		out, err = t.Store.Settle(ctx, t.at(now, by), items)
 		return err
 	}, func() (list []Item) {
 		for i, v := range out {
@@ -319,7 +345,7 @@ func (t *tap) Settle(ctx context.Context, now time.Time, items []store.Settlemen
 func (t *tap) Reap(ctx context.Context, now time.Time, limit int) (next time.Time, err error) {
 	by := t.shift()
 	err = through(t, "reap", func() error {
-		next, err = t.Store.Reap(ctx, now.Add(by), limit)
+		next, err = t.Store.Reap(ctx, t.at(now, by), limit)
 		if !next.IsZero() {
 			next = next.Add(-by)
 		}

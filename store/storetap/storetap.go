@@ -10,7 +10,9 @@
 //   - [EnvFaults] lists faults: "refuse" answers calls Unavailable that were not made,
 //     "lose-reply" those that were, "duplicate" makes calls twice, "delay" waits up to 50 ms;
 //     all of them strike one method after another, every second call of it. "clock" has the
-//     process's own clock leap by an hour, forth and back, every second.
+//     process's own clock leap by an hour, forth and back, every second: on the embedded
+//     store the wall part of its readings, as time.Now has it, and on Redis, which has a
+//     clock of its own, both parts.
 package storetap
 
 // Environment variables of a build with the tag "chaos".
@@ -28,8 +30,10 @@ type Entry struct {
 	Op      string `json:"op"`
 	// Err is what the store answered to the whole call. Lost says that the caller did
 	// not get the answer.
-	Err   string `json:"err,omitempty"`
-	Lost  bool   `json:"lost,omitempty"`
+	Err  string `json:"err,omitempty"`
+	Lost bool   `json:"lost,omitempty"`
+	// Shift is how far the process's clock was off, in nanoseconds.
+	Shift int64  `json:"shift,omitempty"`
 	Items []Item `json:"items,omitempty"`
 }
 
