@@ -65,9 +65,10 @@ test-security: build ## a hostile peer of our own against real processes (5 minu
 	TREADLE_SECURITY=short TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 20m ./security
 
 .PHONY: test-long
-test-long: build ## the same with all cases, more streams and longer floods; not part of `make test`
+test-long: build chaos-needs ## the same with all cases, more streams and longer floods, and seeded bugs found by scenarios; not part of `make test`
 	tools/install.sh redis
 	TREADLE_SECURITY=long TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 90m ./security
+	cd chaos && $(CHAOS) selftest -scenario
 
 .PHONY: test-deploy
 test-deploy: ## deploy/: Dockerfile, compose file and manifests; what they start is started
@@ -89,7 +90,7 @@ chaos: chaos-needs ## every fault of docs/faults.md; make chaos ARGS="-stores al
 
 .PHONY: chaos-selftest
 chaos-selftest: chaos-needs ## the tests' test: each seeded bug is found within a minute
-	cd chaos && $(CHAOS) selftest
+	cd chaos && $(CHAOS) selftest $(ARGS)
 
 .PHONY: fuzz-short
 fuzz-short: ## every fuzz target, FUZZ_TIME long

@@ -29,7 +29,7 @@ const usage = `usage:
   chaos all  [-seed N] [-runs N] [-stores one|all] [-rows 1,2,...] [-dur D] [-soak] [-json] [-keep]
   chaos mix  [-seed N] [-json]
   chaos list
-  chaos selftest [-bug NAME] [-json]
+  chaos selftest [-scenario] [-bug NAME] [-json]
 
   stores: embedded redis replicated sentinel cluster; modes: push pull mixed
 `

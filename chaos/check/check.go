@@ -21,10 +21,13 @@ const (
 
 	classWorker   = "WorkerFailureError"
 	classDeadline = "DeadlineExceededError"
+	classFunction = "FunctionExecutionFailure"
+	classResource = "ResourceLimitExceeded"
 )
 
 // Record is a task as it stands when everything is over.
 type Record struct {
+	// Run is the execution that the result or the exception names.
 	ID, Key, Status, Class, Run string
 	CreatedAt, FinishedAt       time.Time
 	Deadline                    time.Time
@@ -39,11 +42,26 @@ type Evidence struct {
 	Runs       []history.Run
 	Store      []storetap.Entry
 	Final      []Record
+	// Faults are those of the run. Each that struck no worker explains at most Capacity
+	// executions more than tasks: what the workers may have run and been offered at once.
+	Faults   []Fault
+	Capacity int
+	// Strands: the faults of the run keep sound workers from their leases, so each of them
+	// may cost a task a worker.
+	Strands bool
 	// MayLose: the store's mode does not promise to keep what it acknowledged through the
 	// fault of this run. Losses are counted and are no violation.
 	MayLose bool
 	// Expires: the retention is shorter than the run, so a task that was there may be gone.
 	Expires bool
+}
+
+// Fault is one that was made.
+type Fault struct {
+	At   int64  `json:"at"`
+	What string `json:"what"`
+	// Agents are the process ids of the workers that it struck.
+	Agents []int `json:"agents,omitempty"`
 }
 
 // Findings are the numbers of a run and what it violated.
@@ -64,6 +82,15 @@ type Findings struct {
 	// Executions counts the starts, Extra those beyond the first of their task.
 	Executions int `json:"executions"`
 	Extra      int `json:"extra_executions"`
+	// Struck counts, among the extra, those of tasks that had begun on a worker before it was
+	// struck; Allowed is how many of the others the faults can explain.
+	Struck  int `json:"struck_executions"`
+	Allowed int `json:"allowed_executions"`
+	// Overlaps counts outcomes that were refused while a newer attempt ran.
+	Overlaps int `json:"stale_refused_while_running"`
+	// Failed and Cancelled count the tasks that ended so, each for a reason of its own.
+	Failed    int `json:"failed"`
+	Cancelled int `json:"cancelled"`
 	// Stale counts refused outcomes, but for those of attempts that were told to stop; Claims and Moves what the store recorded.
 	Stale  int `json:"stale_refused"`
 	Claims int `json:"claims"`
@@ -91,6 +118,8 @@ func Run(e *Evidence) *Findings {
 	f := &Findings{}
 	ledger(e, f)
 	records(e, f)
+	fates(e, f)
+	extras(e, f)
 	if len(e.Store) > 0 {
 		moves(e, f)
 	}
@@ -106,8 +135,7 @@ func Run(e *Evidence) *Findings {
 // ledger counts what became of each key: I1, I3, I10, I11, I12.
 func ledger(e *Evidence, f *Findings) {
 	attempted := map[string]bool{}
-	acked := map[string]string{} // key to task id
-	keyOf := map[string]string{}
+	acked := map[string]string{}            // key to task id
 	results := map[string]map[string]bool{} // key to executions that were seen as its result
 	see := func(key, run string) {
 		if run == "" {
@@ -130,21 +158,12 @@ func ledger(e *Evidence, f *Findings) {
 				f.failf("I12: key %s was confirmed as task %s and as task %s", op.Invoke.Key, id, op.Return.Task)
 			}
 			acked[op.Invoke.Key] = op.Return.Task
-			keyOf[op.Return.Task] = op.Invoke.Key
 		case history.Result:
 			see(op.Invoke.Key, op.Return.Run)
 		}
 	}
 	f.Attempted, f.Acknowledged = len(attempted), len(acked)
-	for _, s := range e.Store {
-		if s.Op == "submit" {
-			for _, it := range s.Items {
-				if it.Key != "" {
-					keyOf[it.Task] = it.Key
-				}
-			}
-		}
-	}
+	keyOf := keys(e)
 
 	starts, ends, runKey := map[string]bool{}, map[string]bool{}, map[string]string{}
 	perKey := map[string]int{}
@@ -173,9 +192,6 @@ func ledger(e *Evidence, f *Findings) {
 		r := &e.Final[i]
 		final[r.ID] = r
 		key := keyOf[r.ID]
-		if key == "" {
-			key = r.Key
-		}
 		if key == "" {
 			continue // it ended without a result and was never confirmed: there is no telling which it was
 		}
@@ -226,6 +242,32 @@ func ledger(e *Evidence, f *Findings) {
 	if e.Expires {
 		f.Lost = 0 // what is gone has expired, as far as this check can see
 	}
+}
+
+// keys says which key each task was submitted under, as far as anybody was told.
+func keys(e *Evidence) map[string]string {
+	keyOf := map[string]string{}
+	for i := range e.Operations {
+		if op := &e.Operations[i]; op.Invoke.Op == history.Submit && op.Return.Type == history.OK {
+			keyOf[op.Return.Task] = op.Invoke.Key
+		}
+	}
+	for i := range e.Store {
+		if e.Store[i].Op != "submit" {
+			continue
+		}
+		for _, it := range e.Store[i].Items {
+			if it.Key != "" {
+				keyOf[it.Task] = it.Key
+			}
+		}
+	}
+	for i := range e.Final {
+		if r := &e.Final[i]; r.Key != "" && keyOf[r.ID] == "" {
+			keyOf[r.ID] = r.Key
+		}
+	}
+	return keyOf
 }
 
 func sorted(set map[string]bool) []string {
@@ -292,6 +334,7 @@ func moves(e *Evidence, f *Findings) {
 			}
 		}
 	}
+	repeats(e, f)
 	for id, list := range byTask {
 		slices.SortFunc(list, func(a, b move) int { return int(a.start - b.start) })
 		taskMoves(id, list, e, f)
@@ -310,6 +353,9 @@ func taskMoves(id string, list []move, e *Evidence, f *Findings) {
 				f.failf("I5: task %s was claimed twice under epoch %d, by %s and %s", id, m.item.Epoch, other, m.item.Claim)
 			}
 			claims[m.item.Epoch] = m.item.Claim
+			if m.item.Epoch == 0 {
+				f.failf("I5: task %s was claimed by %s under the epoch of a task that nobody has claimed", id, m.item.Claim)
+			}
 			if m.item.Status != "QUEUED" {
 				f.failf("I4: task %s was claimed while %s", id, m.item.Status)
 			}
@@ -323,6 +369,7 @@ func taskMoves(id string, list []move, e *Evidence, f *Findings) {
 			ended = m
 		}
 	}
+	f.Overlaps += overlaps(list)
 	if len(succeeded) > 1 && !e.MayLose {
 		f.failf("I11: task %s recorded %d successes", id, len(succeeded))
 	}
@@ -340,7 +387,8 @@ func taskMoves(id string, list []move, e *Evidence, f *Findings) {
 		for k := range list {
 			o := &list[k]
 			switch {
-			case o.op == "claim" && o.start > m.end && o.item.Epoch <= m.item.Epoch && o.item.Claim != m.item.Claim:
+			// A claim raises the epoch, and so does its end.
+			case o.op == "claim" && o.start > m.end && o.item.Epoch < m.item.Epoch+2 && o.item.Claim != m.item.Claim:
 				f.failf("I5: task %s was claimed under epoch %d after epoch %d", id, o.item.Epoch, m.item.Epoch)
 			case recorded(o) && o.op == "settle" && o.start > m.end && o.item.Epoch < m.item.Epoch:
 				f.failf("I6, I8: task %s recorded an outcome of epoch %d after the claim of epoch %d", id, o.item.Epoch, m.item.Epoch)
@@ -349,6 +397,65 @@ func taskMoves(id string, list []move, e *Evidence, f *Findings) {
 			}
 		}
 	}
+}
+
+// repeats checks that a claim whose answer was lost is answered with what it was given
+// when it is made again: I5.
+func repeats(e *Evidence, f *Findings) {
+	given := map[string]map[string]bool{}
+	entries := slices.Clone(e.Store)
+	slices.SortStableFunc(entries, func(a, b storetap.Entry) int { return int(a.Start - b.Start) })
+	for i := range entries {
+		if entries[i].Op != "claim" {
+			continue
+		}
+		now := map[string]map[string]bool{}
+		for _, it := range entries[i].Items {
+			if now[it.Claim] == nil {
+				now[it.Claim] = map[string]bool{}
+			}
+			now[it.Claim][it.Task] = true
+		}
+		for claim, tasks := range now {
+			first := given[claim]
+			if first == nil {
+				given[claim] = tasks
+				continue
+			}
+			for t := range tasks {
+				if !first[t] && !e.MayLose {
+					f.failf("I5: claim %s was answered with task %s when it was repeated, and not before", claim, t)
+				}
+			}
+		}
+	}
+}
+
+// overlaps counts the outcomes that were refused while a newer attempt was under way. What
+// was taken from its worker by a reaper is refused as known already.
+func overlaps(list []move) (n int) {
+	for i := range list {
+		m := &list[i]
+		if m.op != "settle" || recorded(m) || m.item.Outcome == "cancelled" {
+			continue
+		}
+		newer := map[string]bool{}
+		for k := range list {
+			o := &list[k]
+			switch {
+			case o.op == "claim" && o.end <= m.start && o.item.Epoch > m.item.Epoch:
+				newer[o.item.Claim] = true
+			case o.op == "settle" && recorded(o) && o.start < m.start:
+				delete(newer, o.item.Claim)
+			case o.op == "cancel" && o.start < m.start && o.item.Outcome == cancelled:
+				clear(newer)
+			}
+		}
+		if len(newer) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 func recorded(m *move) bool { return m.item.Verdict == "recorded" }

@@ -85,6 +85,14 @@ func TestFinds(t *testing.T) {
 			t.e.Store = t.e.Store[:1]
 			t.store("claim", storetap.Item{Task: "t", Epoch: 1, Claim: "b", Status: "QUEUED", Retries: 3})
 		}},
+		{name: "an epoch that the claim did not raise", want: "I5", spoil: func(t *tape) { t.e.Store[0].Items[0].Epoch = 0 }},
+		{name: "an epoch that the end did not raise", want: "I5", spoil: func(t *tape) {
+			t.e.Store = t.e.Store[:1]
+			t.store("claim", storetap.Item{Task: "t", Epoch: 2, Claim: "b", Status: "QUEUED", Retries: 3})
+		}},
+		{name: "a claim that is given more", want: "I5", spoil: func(t *tape) {
+			t.store("claim", storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
+		}},
 		{name: "an old outcome", want: "I8", spoil: func(t *tape) {
 			t.e.Store = t.e.Store[:1]
 			t.store("claim", storetap.Item{Task: "t", Epoch: 3, Claim: "b", Status: "QUEUED", Retries: 3})
@@ -94,6 +102,35 @@ func TestFinds(t *testing.T) {
 			t.e.Store = t.e.Store[:1]
 			t.store("claim", storetap.Item{Task: "t", Epoch: 3, Claim: "b", Status: "QUEUED", Retries: 3})
 			t.store("renew", storetap.Item{Task: "t", Epoch: 1, Claim: "a", Verdict: "recorded"})
+		}},
+		{name: "a success called SerializationError", want: "I10", spoil: fails("SerializationError")},
+		{name: "a success called FunctionExecutionFailure", want: "I10", spoil: fails(classFunction)},
+		{name: "a success called ResourceLimitExceeded", want: "I10", spoil: fails(classResource)},
+		{name: "a success called DeadlineExceededError", want: "I14", spoil: fails(classDeadline)},
+		{name: "a success called WorkerFailureError", want: "I7", spoil: fails(classWorker)},
+		{name: "an unknown class", want: "I10", spoil: fails("Other")},
+		{name: "a cancel that nobody asked for", want: "I13", spoil: func(t *tape) { t.e.Final[0].Status, t.e.Final[0].Run = cancelled, "" }},
+		{name: "an attempt that nobody cancelled", want: "I10", spoil: func(t *tape) { t.e.Final[0].Ends = []string{"cancelled", "succeeded"} }},
+		{name: "an attempt that did not raise", want: "I10", spoil: func(t *tape) { t.e.Final[0].Ends = []string{"raised", "succeeded"} }},
+		{name: "a lost worker without a fault", want: "I7", spoil: func(t *tape) { t.e.Final[0].Lost = 1 }},
+		{name: "a function that raises and returned", want: "I10", spoil: func(t *tape) { t.e.Operations[0].Invoke.Plan = history.Raises }},
+		{name: "an exception that nobody raised", want: "I10", spoil: func(t *tape) {
+			fails(classFunction)(t)
+			t.e.Operations[0].Invoke.Plan, t.e.Final[0].Run = history.Raises, "r"
+		}},
+		{name: "an extra run without a fault", want: "I11", spoil: func(t *tape) { t.run("k", "r0", history.Started) }},
+		{name: "two extra runs and one worker struck", want: "I11", spoil: func(t *tape) {
+			t.e.Faults = []Fault{{At: 1, Agents: []int{0}}}
+			t.run("k", "r0", history.Started)
+			t.run("k", "r1", history.Started)
+		}},
+		{name: "more extra runs than a fault explains", want: "I11", spoil: func(t *tape) {
+			t.e.Faults, t.e.Capacity = []Fault{{At: 1}}, 1
+			for _, key := range []string{"k", "l"} {
+				t.op(history.Submit, "l", "l", history.OK, history.Event{})
+				t.run(key, key+"0", history.Started)
+				t.run(key, key+"1", history.Started)
+			}
 		}},
 		{name: "claimed after its end", want: "I4", spoil: func(t *tape) {
 			t.store("claim", storetap.Item{Task: "t", Epoch: 5, Claim: "c", Status: "QUEUED", Retries: 3})
@@ -110,6 +147,101 @@ func TestFinds(t *testing.T) {
 				t.Errorf("want %q, found:\n%s", tt.want, got)
 			}
 		})
+	}
+}
+
+// fails has the task of a good history end FAILED with a class, and nobody see its result.
+func fails(class string) func(*tape) {
+	return func(t *tape) {
+		t.e.Operations = t.e.Operations[:2]
+		t.e.Store = t.e.Store[:1]
+		r := &t.e.Final[0]
+		r.Status, r.Class, r.Run = failed, class, ""
+		if class == classWorker {
+			r.Lost = r.MaxRetries + 1
+		}
+	}
+}
+
+// TestReasons checks that a task may end in each way for which there is a reason.
+func TestReasons(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(*tape)
+	}{
+		{"it raises", func(t *tape) {
+			fails(classFunction)(t)
+			t.e.Operations[0].Invoke.Plan = history.Raises
+			t.run("k", "r", history.Raised)
+			t.e.Final[0].Run, t.e.Final[0].Ends = "r", []string{"raised"}
+		}},
+		{"it overruns its timeout", func(t *tape) {
+			fails(classDeadline)(t)
+			t.e.Operations[0].Invoke.Plan = history.Overruns
+			t.e.Final[0].Ends = []string{"timed_out"}
+		}},
+		{"its deadline passed", func(t *tape) {
+			fails(classDeadline)(t)
+			t.e.Operations[0].Invoke.Deadline = true
+		}},
+		{"it takes too much memory", func(t *tape) {
+			fails(classResource)(t)
+			t.e.Operations[0].Invoke.Plan = history.Exhausts
+		}},
+		{"its workers were struck", func(t *tape) {
+			fails(classWorker)(t)
+			for range 4 {
+				t.e.Faults = append(t.e.Faults, Fault{At: 1, Agents: []int{0}})
+			}
+		}},
+		{"a client cancelled it", func(t *tape) {
+			fails("Cancelled")(t)
+			t.e.Final[0].Status, t.e.Final[0].Ends = cancelled, []string{"cancelled"}
+			t.op(history.Cancel, "k", "t", history.Info, history.Event{})
+		}},
+		{"its worker was struck and it ran again", func(t *tape) {
+			t.e.Faults = []Fault{{At: 1, Agents: []int{0}}}
+			t.run("k", "r0", history.Started)
+		}},
+		{"a dispatcher was struck and it ran again", func(t *tape) {
+			t.e.Faults, t.e.Capacity = []Fault{{At: 1}}, 1
+			t.run("k", "r0", history.Started)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := good()
+			tt.spoil(h)
+			if f := Run(&h.e); len(f.Violations) > 0 {
+				t.Errorf("found:\n%s", strings.Join(f.Violations, "\n"))
+			}
+		})
+	}
+}
+
+// TestOverlaps checks that a refusal counts as contested while a newer attempt is under way,
+// and not when that one has ended.
+func TestOverlaps(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		h := &tape{}
+		claim := func(epoch uint64, claim string) {
+			h.store("claim", storetap.Item{Task: "t", Epoch: epoch, Claim: claim, Status: "QUEUED", Retries: 3})
+		}
+		settle := func(epoch uint64, claim, verdict string) {
+			h.store("settle", storetap.Item{Task: "t", Epoch: epoch, Claim: claim, Outcome: "succeeded", Verdict: verdict})
+		}
+		claim(1, "a")
+		claim(3, "b")
+		if ended {
+			settle(3, "b", "recorded")
+		}
+		settle(1, "a", "stale")
+		if !ended {
+			settle(3, "b", "recorded")
+		}
+		f := Run(&h.e)
+		if want := map[bool]int{false: 1}[ended]; f.Overlaps != want || f.Stale != 1 {
+			t.Errorf("ended %v: %d overlaps of %d refusals, want %d of 1", ended, f.Overlaps, f.Stale, want)
+		}
 	}
 }
 

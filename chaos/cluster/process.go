@@ -10,10 +10,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/treadle-dev/treadle/chaos/history"
 	"github.com/treadle-dev/treadle/chaos/sandbox"
 )
 
@@ -48,8 +50,15 @@ type Process struct {
 	run    *incarnation
 	starts int
 	// Exits counts the ends that nobody asked for.
-	exits int
-	gone  bool
+	exits  int
+	deaths []Death
+	gone   bool
+}
+
+// Death is an end of a process that nobody asked for, on the clock of the histories.
+type Death struct {
+	At  int64
+	PID int
 }
 
 // incarnation is one start of a process.
@@ -180,6 +189,7 @@ func (p *Process) watch(run *incarnation) {
 	revive := !run.meant && !p.gone && p.run == run
 	if revive {
 		p.exits++
+		p.deaths = append(p.deaths, Death{history.Now(), run.cmd.Process.Pid})
 	}
 	held := p.Held
 	p.mu.Unlock()
@@ -197,6 +207,13 @@ func (p *Process) current() *incarnation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.run
+}
+
+// Deaths lists the ends that nobody asked for.
+func (p *Process) Deaths() []Death {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.deaths)
 }
 
 // PID is that of the present incarnation, 0 without one.

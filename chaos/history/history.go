@@ -58,7 +58,25 @@ type Event struct {
 	Run    string `json:"run,omitempty"`
 	Class  string `json:"class,omitempty"`
 	Err    string `json:"err,omitempty"`
+	// Plan is what the function of a submission does, Deadline says that it has one.
+	Plan     Plan `json:"plan,omitempty"`
+	Deadline bool `json:"deadline,omitempty"`
 }
+
+// Plan is what the function of a task does when it runs to its end.
+type Plan string
+
+// Plans.
+const (
+	// Returns: it returns a result that names its execution.
+	Returns Plan = ""
+	// Raises: it raises an exception that names its execution.
+	Raises Plan = "raises"
+	// Overruns: it runs longer than the timeout of its task.
+	Overruns Plan = "overruns"
+	// Exhausts: it takes more memory than its task may have.
+	Exhausts Plan = "exhausts"
+)
 
 // Run is one line of the ledger that the executed functions write.
 type Run struct {
@@ -76,6 +94,8 @@ const (
 	Started = "start"
 	Ticked  = "tick"
 	Ended   = "end"
+	// Raised is written before the exception of a task that raises.
+	Raised = "raise"
 )
 
 // Writer appends events to a file.

@@ -40,7 +40,7 @@ func (c *client) batch() error {
 	ids := make([]int64, len(list))
 	reqs := make([]treadle.Request, len(list))
 	for i, r := range list {
-		id, err := c.log.Begin(history.Event{Op: history.Submit, Key: r.key})
+		id, err := c.log.Begin(r.event())
 		if err != nil {
 			return err
 		}

@@ -40,6 +40,10 @@ type Shape struct {
 	// MinRun and MaxRun bound how long a task runs.
 	MinRun time.Duration `json:"min_run"`
 	MaxRun time.Duration `json:"max_run"`
+	// Longs is how many of the first tasks of a client run for Long, up to a second more,
+	// and return.
+	Longs int           `json:"longs"`
+	Long  time.Duration `json:"long"`
 	// Tick has tasks write into the ledger that often while they run.
 	Tick time.Duration `json:"tick"`
 	// Cancel, Deadline and Pairs are shares (0 to 1) of the tasks that are cancelled, have a
@@ -47,6 +51,11 @@ type Shape struct {
 	Cancel   float64 `json:"cancel"`
 	Deadline float64 `json:"deadline"`
 	Pairs    float64 `json:"pairs"`
+	// Raise, Overrun and Exhaust are shares of the tasks whose function raises, runs longer
+	// than its timeout, or takes more memory than it may.
+	Raise   float64 `json:"raise"`
+	Overrun float64 `json:"overrun"`
+	Exhaust float64 `json:"exhaust"`
 	// MaxRetries is that of the tasks; negative for the server's default.
 	MaxRetries int `json:"max_retries"`
 	// Patience is how long one operation may take, with the client's own retries.
@@ -64,14 +73,21 @@ type Shape struct {
 func DefaultShape() Shape {
 	return Shape{
 		Rate: 40, Loops: 6, MinRun: 5 * time.Millisecond, MaxRun: 150 * time.Millisecond, Cancel: 0.05, Deadline: 0.03, Pairs: 0.03,
-		MaxRetries: -1, Patience: 4 * time.Second,
+		Raise: 0.08, Overrun: 0.01, Exhaust: 0.01, MaxRetries: -1, Patience: 4 * time.Second,
 	}
 }
 
+const (
+	// overrunLimit is the timeout of a task that overruns.
+	overrunLimit = 200 * time.Millisecond
+	// exhaustLimit is what a task may have that takes four times as much.
+	exhaustLimit = 256 << 20
+)
+
 // Source is the function that the clients execute: it writes down that it ran, and its
-// result says which execution it comes from.
+// result or its exception says which execution it comes from.
 const Source = `
-def work(key, seconds, ledger, tick=0.0, pad=""):
+def work(key, seconds, ledger, tick=0.0, pad="", plan=""):
     import json, os, time
     run = os.urandom(8).hex()
     fd = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -85,6 +101,13 @@ def work(key, seconds, ledger, tick=0.0, pad=""):
             time.sleep(min(left, tick) if tick else left)
             if tick:
                 note("tick")
+        if plan == "raises":
+            note("raise")
+            raise ValueError(json.dumps({"key": key, "run": run}))
+        if plan == "overruns":
+            time.sleep(600)
+        if plan == "exhausts":
+            bytearray(1 << 30)
         note("end")
     finally:
         os.close(fd)
@@ -131,8 +154,14 @@ type entry struct{ key, id string }
 
 // request is a submission, so that it can be made again as it was.
 type request struct {
-	key string
-	req treadle.Request
+	key  string
+	plan history.Plan
+	req  treadle.Request
+}
+
+// event is the beginning of the submission in the history.
+func (r *request) event() history.Event {
+	return history.Event{Op: history.Submit, Key: r.key, Plan: r.plan, Deadline: !r.req.Options.Deadline.IsZero()}
 }
 
 // Run works until ctx ends and returns when what was under way has ended.
@@ -258,23 +287,47 @@ func (c *client) request() request {
 	c.seq++
 	key := fmt.Sprintf("%s-%06d", c.cfg.Name, c.seq)
 	run := s.MinRun + time.Duration(c.rng.Int64N(int64(s.MaxRun-s.MinRun)+1))
+	plan := c.plan()
+	if c.seq <= s.Longs {
+		run, plan = s.Long+time.Duration(c.rng.Int64N(int64(time.Second))), history.Returns
+	}
 	req := treadle.Request{
 		Function: c.cfg.Function, RequestID: key, Args: []any{key, run.Seconds(), c.cfg.Ledger, s.Tick.Seconds()},
 	}
-	if s.ArgBytes > 0 {
-		pad := make([]byte, s.ArgBytes)
-		for i := range pad {
-			pad[i] = 'a' + byte(c.rng.IntN(26))
-		}
-		req.Args = append(req.Args, string(pad))
+	pad := make([]byte, s.ArgBytes)
+	for i := range pad {
+		pad[i] = 'a' + byte(c.rng.IntN(26))
+	}
+	req.Args = append(req.Args, string(pad), string(plan))
+	switch plan {
+	case history.Overruns:
+		req.Options.Timeout = run + overrunLimit
+	case history.Exhausts:
+		req.Options.MemoryLimit = exhaustLimit
 	}
 	if s.MaxRetries >= 0 {
 		req.Options.MaxRetries = new(s.MaxRetries)
 	}
-	if c.rng.Float64() < s.Deadline {
+	// A task that overruns has no other reason to end by the clock.
+	if c.rng.Float64() < s.Deadline && plan != history.Overruns {
 		req.Options.Deadline = time.Now().Add(time.Duration(c.rng.Int64N(int64(time.Second))))
 	}
-	return request{key, req}
+	return request{key, plan, req}
+}
+
+// plan draws what the function of a task does.
+func (c *client) plan() history.Plan {
+	s := c.cfg.Shape
+	switch dice := c.rng.Float64(); {
+	case dice < s.Raise:
+		return history.Raises
+	case dice < s.Raise+s.Overrun:
+		return history.Overruns
+	case dice < s.Raise+s.Overrun+s.Exhaust:
+		return history.Exhausts
+	default:
+		return history.Returns
+	}
 }
 
 // end writes how an operation ended. Whether it may have had an effect decides between
@@ -302,7 +355,7 @@ func (c *client) end(id int64, e history.Event, err error, effect bool) error {
 }
 
 func (c *client) submit(ctx context.Context, r request) error {
-	e := history.Event{Op: history.Submit, Key: r.key}
+	e := r.event()
 	id, err := c.log.Begin(e)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/treadle-dev/treadle/chaos/cluster"
 	"github.com/treadle-dev/treadle/chaos/history"
 	"github.com/treadle-dev/treadle/chaos/load"
+	treadle "github.com/treadle-dev/treadle/clients/go"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/pebblestore"
 	"github.com/treadle-dev/treadle/task"
@@ -65,6 +66,112 @@ func fillDisk(ctx context.Context, e *Env) error {
 	return wait(ctx, 2*time.Second)
 }
 
+// trickle fills the disk by what the product itself stores, one task after another, until
+// it refuses more, and gives back space that somebody else had.
+func trickle(ctx context.Context, e *Env) error {
+	const (
+		argument = 100 << 10
+		taken    = 64 << 20
+	)
+	filler := filepath.Join(e.Dir, "data", "filler")
+	if err := os.WriteFile(filler, make([]byte, taken), 0o600); err != nil {
+		return err
+	}
+	impatient, err := treadle.Dial(e.FrontAddr(), treadle.WithRetry(0))
+	if err != nil {
+		return err
+	}
+	defer impatient.Close()
+	probe, err := e.API().RegisterSource(ctx, "keeps", "def keeps(pad): return len(pad)\n")
+	if err != nil {
+		return err
+	}
+	if err := e.Mark("tasks fill the disk"); err != nil {
+		return err
+	}
+	pad := strings.Repeat("x", argument)
+	var ids []string
+	for {
+		id, err := impatient.Execute(ctx, requestOf(probe.ID, pad))
+		if errors.Is(err, treadle.ErrExhausted) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("after %d tasks of %d bytes: %w", len(ids), argument, err)
+		}
+		ids = append(ids, id)
+		if int64(len(ids))*argument > e.DataSize {
+			return fmt.Errorf("%d tasks of %d bytes were taken on a disk of %d", len(ids), argument, e.DataSize)
+		}
+	}
+	if len(ids) == 0 {
+		return errors.New("this run proves nothing: the first task was refused")
+	}
+	// What was taken runs to its end.
+	for _, id := range ids {
+		res, err := e.API().Result(ctx, id, 30*time.Second)
+		if err != nil || res.Status != treadle.Completed {
+			return fmt.Errorf("task %s was taken before the disk was full and did not complete: %w", id, errors.Join(err, errors.New(string(res.Status))))
+		}
+	}
+	if n := e.Front.Exits(); n > 0 {
+		return fmt.Errorf("the process ended %d times on the full disk", n)
+	}
+	if err := e.Mark("there is space again"); err != nil {
+		return err
+	}
+	if err := os.Remove(filler); err != nil {
+		return err
+	}
+	err = cluster.Await(ctx, "submissions are taken again", 15*time.Second, func(ctx context.Context) (bool, error) {
+		_, err := impatient.Execute(ctx, requestOf(probe.ID, "x"))
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
+	e.Note("%d tasks of %d kB were taken, then refused; the process did not end", len(ids), argument>>10)
+	return nil
+}
+
+// shortRetention has tasks wait and run several times as long as a finished one is kept.
+func shortRetention(ctx context.Context, e *Env) error {
+	fn, err := e.API().RegisterSource(ctx, "outlasts", "import time\ndef outlasts():\n    time.sleep(3)\n    return 'here'\n")
+	if err != nil {
+		return err
+	}
+	if err := e.Mark("tasks outlast the retention"); err != nil {
+		return err
+	}
+	var ids []string
+	for range 3 * e.Spec.Workers * e.Slots {
+		id, err := e.API().Execute(ctx, requestOf(fn.ID))
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id)
+	}
+	seen := map[string]string{}
+	for res, err := range e.API().Await(ctx, ids) {
+		if err != nil {
+			return fmt.Errorf("I1: %d of %d tasks were seen to end, of the others: %w", len(seen), len(ids), err)
+		}
+		if res.Status != treadle.Completed {
+			return fmt.Errorf("I1: task %s outlasts the retention and is %s", res.TaskID, res.Status)
+		}
+		seen[res.TaskID] = string(res.JSON)
+	}
+	if len(seen) != len(ids) {
+		return fmt.Errorf("I1: %d of %d tasks that outlast the retention were seen to end", len(seen), len(ids))
+	}
+	return cluster.Await(ctx, "finished tasks are gone", 30*time.Second, func(ctx context.Context) (bool, error) {
+		for _, err := range e.API().Tasks(ctx, "") {
+			return false, err
+		}
+		return true, nil
+	})
+}
+
 // refusedForSpace is met when clients were told that there is no room.
 var refusedForSpace = Condition{"a submission was refused for want of space", func(e *Env, _ *check.Findings) bool {
 	files, _ := filepath.Glob(e.HistoryFile("client-*.jsonl")) // the pattern is well formed
@@ -85,9 +192,9 @@ var refusedForSpace = Condition{"a submission was refused for want of space", fu
 // powerCuts runs the embedded store's own test of power cuts; what fails names its seed.
 func powerCuts(ctx context.Context, e *Env) error {
 	const seeds = 40
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-run", "^TestPowerCut$", "-v", "./store/pebblestore")
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-tags", "chaos", "-run", "^TestPowerCut$", "-v", "./store/pebblestore")
 	cmd.Dir = e.Root
-	cmd.Env = append(os.Environ(), fmt.Sprintf("CRASH_SEEDS=%d", seeds))
+	cmd.Env = append(append(os.Environ(), e.Extra...), fmt.Sprintf("CRASH_SEEDS=%d", seeds))
 	out, err := cmd.CombinedOutput()
 	for line := range strings.SplitSeq(string(out), "\n") {
 		if at := strings.Index(line, ": "); err == nil && at >= 0 && strings.Contains(line, " power cuts over ") {
@@ -280,6 +387,17 @@ func diskScenarios() []Scenario {
 			// The store's two logs reserve 70 MiB each.
 			Spec:   func(_ *Env, s *cluster.Spec) { s.DataSize = 384 << 20 },
 			Inject: fillDisk, Sometimes: []Condition{refusedForSpace}, Shape: func(_ *Env, s *load.Shape) { s.ArgBytes = 4 << 10 },
+		},
+		{
+			Row: 18, Name: "disk-fills", Fault: "the disk of the embedded store is filled by its own tasks", NeedsRoot: true,
+			Expect: "submissions are refused in time, what was taken completes, the process does not end", Stores: []string{"embedded"},
+			Spec:   func(_ *Env, s *cluster.Spec) { s.DataSize = 512 << 20 },
+			Inject: trickle, Sometimes: []Condition{Struck}, Shape: func(_ *Env, s *load.Shape) { s.Rate = 5 },
+		},
+		{
+			Name: "short-retention", Fault: "tasks run longer than a finished one is kept", Expect: "they are removed when they have finished, not before",
+			Stores: all, Clients: -1, Inject: shortRetention, Sometimes: []Condition{Struck},
+			Spec: func(_ *Env, s *cluster.Spec) { s.Retention = time.Second },
 		},
 	}
 }

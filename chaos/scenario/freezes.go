@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/treadle-dev/treadle/chaos/check"
 	"github.com/treadle-dev/treadle/chaos/cluster"
 	"github.com/treadle-dev/treadle/chaos/history"
 	"github.com/treadle-dev/treadle/chaos/load"
@@ -33,6 +34,44 @@ func (e *Env) beyond() time.Duration { return e.Lease + 3*time.Second }
 func outlasting(e *Env, s *load.Shape) {
 	s.MinRun, s.MaxRun, s.Tick, s.Rate = e.Lease+2500*time.Millisecond, e.Lease+4*time.Second, 50*time.Millisecond, 4
 	s.Deadline, s.Cancel, s.Pairs, s.MaxTasks = 0, 0, 0, 2
+}
+
+// longKey ends the keys of the first tasks of the clients, which are long.
+const longKey = "-000001"
+
+// outliving has the first task of each client run longer than a silent worker keeps it, so
+// that the worker still has its outcome to tell when the task runs elsewhere.
+func outliving(e *Env, s *load.Shape) {
+	longRuns(e, s)
+	s.Rate, s.Cancel, s.Longs, s.Long = 3, 0, 1, e.Lease+time.Second
+}
+
+// holder waits for a worker that runs a long task and returns it.
+func (e *Env) holder(ctx context.Context) (w *cluster.Process, err error) {
+	err = cluster.Await(ctx, "a long task runs", 15*time.Second, func(context.Context) (bool, error) {
+		runs, err := history.Read[history.Run](e.Ledger())
+		if err != nil {
+			return false, err
+		}
+		running := map[int]bool{}
+		for _, r := range runs {
+			if strings.HasSuffix(r.Key, longKey) {
+				running[r.Agent] = r.What == history.Started
+			}
+		}
+		i := slices.IndexFunc(e.Workers, func(w *cluster.Process) bool { return running[w.PID()] })
+		if i >= 0 {
+			w = e.Workers[i]
+		}
+		return i >= 0, nil
+	})
+	return w, err
+}
+
+// shortLease gives the workers of a scenario less time than the product's default.
+func shortLease(e *Env, s *cluster.Spec) {
+	e.Lease = min(e.Lease, 4*time.Second)
+	s.Lease = e.Lease
 }
 
 // freeze stops a process for a while.
@@ -149,9 +188,12 @@ func freezeScenarios() []Scenario {
 		{
 			Row: 3, Name: "worker-freeze", Fault: "worker SIGSTOP longer than its lease, then SIGCONT",
 			Expect: "the new attempt's result is kept, the stale one refused", Stores: all, Bound: frozenBound, PlusLease: true, Recovery: Restarts,
-			Shape: longRuns, Sometimes: []Condition{Requeued, Refused},
+			Shape: outliving, Sometimes: []Condition{Requeued, Contested},
 			Inject: func(ctx context.Context, e *Env) error {
-				w := e.Worker()
+				w, err := e.holder(ctx)
+				if err != nil {
+					return err
+				}
 				if err := freeze(ctx, e, w, e.beyond(), w.PID()); err != nil {
 					return err
 				}
@@ -161,7 +203,14 @@ func freezeScenarios() []Scenario {
 		{
 			Row: 8, Name: "dispatcher-freeze", Fault: "dispatcher SIGSTOP past its sessions, then SIGCONT",
 			Expect: "its late reaps and claims are refused by epoch", Stores: []string{"redis", "replicated", "embedded"},
-			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck},
+			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck}, Strands: true,
+			// The others go on; where there is one process, it is frozen for as long as it is.
+			BoundOf: func(e *Env) time.Duration {
+				if e.Embedded() {
+					return e.beyond() + frozenBound
+				}
+				return 3 * time.Second
+			},
 			Inject: func(ctx context.Context, e *Env) error {
 				if err := freeze(ctx, e, e.Dispatcher(), e.beyond()); err != nil {
 					return err
@@ -171,16 +220,30 @@ func freezeScenarios() []Scenario {
 		},
 		{
 			Row: 9, Name: "two-reapers", Fault: "both dispatchers reap the same leases at once",
-			Expect: "one requeue", Stores: []string{"redis", "replicated"}, Shape: longRuns,
-			Spec:      func(_ *Env, s *cluster.Spec) { s.Lease = 4 * time.Second },
-			Sometimes: []Condition{Requeued},
+			Expect: "one requeue", Stores: []string{"redis", "replicated"},
+			Shape: func(e *Env, s *load.Shape) {
+				outliving(e, s)
+				s.Long = 6500 * time.Millisecond // still runs elsewhere when the late reaper goes on
+			},
+			// One of them stops between its look at what is overdue and what it does about it,
+			// until the other has taken the tasks and they run elsewhere.
+			Spec: func(e *Env, s *cluster.Spec) {
+				shortLease(e, s)
+				s.Once["dispatcher-1"] = []string{fmt.Sprintf("%s=%s=pause@1", failpoint.Env, failpoint.MidReap)}
+			},
+			Sometimes: []Condition{Requeued, {"a reaper was late", func(e *Env, _ *check.Findings) bool {
+				b, err := os.ReadFile(e.Process("dispatcher-1").LogPath())
+				return err == nil && strings.Contains(string(b), `"msg":"failpoint"`)
+			}}},
 			Inject: func(ctx context.Context, e *Env) error {
-				for _, w := range e.Workers[:2] {
-					if err := freeze(ctx, e, w, 6*time.Second, w.PID()); err != nil {
-						return err
-					}
+				w, err := e.holder(ctx)
+				if err != nil {
+					return err
 				}
-				return nil
+				if err := freeze(ctx, e, w, 6*time.Second, w.PID()); err != nil {
+					return err
+				}
+				return wait(ctx, 6*time.Second) // until the late reaper has gone on
 			},
 			After: func(ctx context.Context, e *Env) error {
 				list, err := e.final(ctx)

@@ -51,7 +51,7 @@ func killed(role string) func(context.Context, *Env) error {
 		return repeat(ctx, e, time.Second/4, func() error {
 			if n := e.exits(prefix); n > seen {
 				seen = n
-				return e.Mark("kill point in " + prefix)
+				return e.saw("kill point in " + prefix)
 			}
 			return nil
 		})

@@ -14,8 +14,8 @@ func (r *Report) Print(w io.Writer) {
 	if !r.OK() {
 		verdict = "FAILED"
 	}
-	fmt.Fprintf(w, "%-6s row %-2d %-26s %-10s seed %d: %d acknowledged, %d lost, %d duplicated, %d extra runs, %d stale refused, %d faults%s, %.0f s\n",
-		verdict, r.Row, r.Name, r.Store, r.Seed, r.Acknowledged, r.Lost, r.Duplicated, r.Extra, r.Stale, r.Faults, r.recoveryText(), r.Took)
+	fmt.Fprintf(w, "%-6s row %-2d %-26s %-10s seed %d: %d acknowledged, %d lost, %d duplicated, %d extra runs (%d of struck workers, %d more allowed), %d stale refused (%d while another attempt ran), %d failed, %d cancelled, %d faults%s, %.0f s\n",
+		verdict, r.Row, r.Name, r.Store, r.Seed, r.Acknowledged, r.Lost, r.Duplicated, r.Extra, r.Struck, r.Allowed, r.Stale, r.Overlaps, r.Findings.Failed, r.Cancelled, r.Faults, r.recoveryText(), r.Took)
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "       %s\n", n)
 	}

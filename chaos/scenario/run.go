@@ -3,6 +3,7 @@ package scenario
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -90,7 +91,7 @@ func Run(ctx context.Context, s *Scenario, o Options) *Report {
 		Command: fmt.Sprintf("chaos run -seed %d -store %s -mode %s -faults %s -dur %s", o.Seed, o.Store, o.Mode, s.Name, o.Dur),
 	}
 	e := &Env{
-		Scenario: s, Seed: o.Seed, Store: o.Store, Mode: o.Mode, Dur: o.Dur, Lease: cmp.Or(o.Lease, defaultLease), Tasks: o.Tasks,
+		Scenario: s, Seed: o.Seed, Store: o.Store, Mode: o.Mode, Dur: o.Dur, Lease: cmp.Or(o.Lease, defaultLease), Tasks: o.Tasks, Extra: o.Env,
 		Rand: rand.New(rand.NewPCG(o.Seed, 0x7472656164)), Shape: load.DefaultShape(), Root: o.Root, RunDir: o.Dir,
 	}
 	if o.Lease != 0 {
@@ -104,6 +105,9 @@ func Run(ctx context.Context, s *Scenario, o Options) *Report {
 		if s.PlusLease {
 			r.Bound += e.Lease.Seconds()
 		}
+	}
+	if s.BoundOf != nil {
+		r.Bound = s.BoundOf(e).Seconds() * max(o.Slack, 1)
 	}
 	if s.Shape != nil {
 		s.Shape(e, &e.Shape)
@@ -364,6 +368,9 @@ func (e *Env) collect(ctx context.Context) (*check.Evidence, error) {
 		}
 		ev.Store = append(ev.Store, entries...)
 	}
+	ev.Faults, ev.Strands = e.evidentFaults(), e.Scenario.Strands
+	// A worker runs as many as it has slots and holds as many again for them.
+	ev.Capacity = 2 * e.Spec.Workers * e.Slots
 	ev.Final, err = e.final(ctx)
 	return ev, err
 }
@@ -389,6 +396,10 @@ func (e *Env) final(ctx context.Context) ([]check.Record, error) {
 		}
 		if t.Error != nil {
 			r.Class = t.Error.Type
+			// The exception of a task that raises names its execution, as a result does.
+			if _, text, ok := strings.Cut(t.Error.Message, "{"); ok {
+				r.Run, _ = load.Decode(json.RawMessage("{" + text))
+			}
 		}
 		for _, a := range t.Attempts {
 			r.Ends = append(r.Ends, a.End)

@@ -32,6 +32,8 @@ type Scenario struct {
 	// bounded.
 	Bound     time.Duration
 	PlusLease bool
+	// BoundOf is the bound where it depends on the run, in place of the two above.
+	BoundOf func(*Env) time.Duration
 	// Recovery says what is measured.
 	Recovery Recovery
 	// Clients is their number, four when 0, none when negative; Shape what they do, the default when nil.
@@ -47,6 +49,8 @@ type Scenario struct {
 	Sometimes []Condition
 	// MayLose: the durability mode does not promise to survive this.
 	MayLose func(*Env) bool
+	// Strands: its faults keep sound workers from their leases, so each may cost a task one.
+	Strands bool
 	// NeedsRoot: it cannot be made without namespaces or mounts.
 	NeedsRoot bool
 	// Ends: the cluster is beyond repair after it, so there is nothing to drain.
@@ -82,8 +86,8 @@ type Condition struct {
 
 // Conditions that many scenarios share.
 var (
-	// Refused: at least one stale outcome was refused.
-	Refused = Condition{"a stale outcome was refused", func(_ *Env, f *check.Findings) bool { return f.Stale > 0 }}
+	// Contested: the fence was asked while it mattered.
+	Contested = Condition{"a stale outcome was refused while another attempt ran", func(_ *Env, f *check.Findings) bool { return f.Overlaps > 0 }}
 	// Requeued: at least one task was executed again.
 	Requeued = Condition{"a task was executed again", func(_ *Env, f *check.Findings) bool { return f.Extra > 0 }}
 	// Struck: the kill point was reached, or the fault made.
@@ -107,10 +111,9 @@ func exited(process string, times int) Condition {
 
 // Fault is one that was made.
 type Fault struct {
-	At   int64  `json:"at"`
-	What string `json:"what"`
-	// Agents are the process ids of the workers that it struck.
-	Agents []int `json:"agents,omitempty"`
+	check.Fault
+	// observed: it is the end of a process, which the process itself remembers.
+	observed bool
 }
 
 // Env is what a scenario works with.
@@ -128,6 +131,8 @@ type Env struct {
 	Rand     *rand.Rand
 	Function string
 	Shape    load.Shape
+	// Extra are variables for all processes of Treadle.
+	Extra []string
 	// Root is the repository, RunDir where the run is kept.
 	Root, RunDir string
 
@@ -147,9 +152,36 @@ type Env struct {
 // Mark writes a fault down that is about to be made.
 func (e *Env) Mark(what string, agents ...int) error {
 	e.mu.Lock()
-	e.faults = append(e.faults, Fault{history.Now(), what, agents})
+	e.faults = append(e.faults, Fault{Fault: check.Fault{At: history.Now(), What: what, Agents: agents}})
 	e.mu.Unlock()
 	return e.log.Write(history.Event{Type: "fault", Op: what})
+}
+
+// saw writes a fault down that a process made by itself.
+func (e *Env) saw(what string) error {
+	e.mu.Lock()
+	e.faults = append(e.faults, Fault{check.Fault{At: history.Now(), What: what}, true})
+	e.mu.Unlock()
+	return e.log.Write(history.Event{Type: "fault", Op: what})
+}
+
+// evidentFaults are the faults of the run with the processes that ended by themselves.
+func (e *Env) evidentFaults() (list []check.Fault) {
+	for _, f := range e.Faults() {
+		if !f.observed {
+			list = append(list, f.Fault)
+		}
+	}
+	for _, p := range e.Processes() {
+		for _, d := range p.Deaths() {
+			f := check.Fault{At: d.At, What: p.Name + " ended"}
+			if strings.HasPrefix(p.Name, cluster.RoleWorker) {
+				f.Agents = []int{d.PID}
+			}
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
 // Faults lists those that were made.

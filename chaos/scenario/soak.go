@@ -189,7 +189,11 @@ func (e *Env) soakFault(ctx context.Context) error {
 }
 
 func (e *Env) killAndStart(p *cluster.Process) error {
-	if err := e.Mark("SIGKILL "+p.Name, p.PID()); err != nil {
+	var agents []int
+	if strings.HasPrefix(p.Name, cluster.RoleWorker) {
+		agents = []int{p.PID()}
+	}
+	if err := e.Mark("SIGKILL "+p.Name, agents...); err != nil {
 		return err
 	}
 	p.Kill()

@@ -48,7 +48,7 @@ func registerThroughKill(ctx context.Context, e *Env) error {
 	if e.exits(front) == 0 {
 		return errors.New("the kill point was not reached")
 	}
-	if err := e.Mark("kill point in " + front); err != nil {
+	if err := e.saw("kill point in " + front); err != nil {
 		return err
 	}
 	again, err := e.API().Register(ctx, treadle.Registration{Name: "work", Source: source, RequestID: id})

@@ -38,6 +38,94 @@ func just(ctx context.Context, e *Env) error {
 	return wait(ctx, e.Dur)
 }
 
+// outlived is met when a lease was in force that the wall clock of the process that looked
+// for overdue ones had ended.
+var outlived = Condition{"a lease outlived its end by the wall clock", func(e *Env, _ *check.Findings) bool {
+	entries := e.storeHistory()
+	slices.SortFunc(entries, func(a, b storetap.Entry) int { return int(a.Start - b.Start) })
+	held := map[string]int64{} // task to the shift that it was claimed under
+	for i := range entries {
+		s := &entries[i]
+		if s.Err != "" {
+			continue
+		}
+		if s.Op == "reap" {
+			for _, shift := range held {
+				if s.Shift-shift > e.Lease.Nanoseconds() {
+					return true
+				}
+			}
+		}
+		for _, it := range s.Items {
+			switch {
+			case s.Op == "claim":
+				held[it.Task] = s.Shift
+			case s.Op == "renew" && it.Verdict == "recorded":
+				held[it.Task] = s.Shift
+			case s.Op == "settle", s.Op == "cancel":
+				delete(held, it.Task)
+			}
+		}
+	}
+	return false
+}}
+
+// timeGoesOn lets the load run under clocks that leap, with a task that waits for delays
+// and one that waits for its deadline: both must end while the clocks still leap.
+func timeGoesOn(ctx context.Context, e *Env) error {
+	// A lost runner is tried again at once for the first time, later after a delay.
+	const stumbles = `
+def stumbles(path):
+    import os
+    with open(path, "a+") as f:
+        f.seek(0)
+        n = len(f.read())
+        f.write("x")
+    if n < 3:
+        os._exit(9)
+    return n
+`
+	const limit = 30 * time.Second // the delays are some seconds, a leap is an hour
+	over := time.Now().Add(e.Dur)
+	if err := e.Mark("the clocks leap"); err != nil {
+		return err
+	}
+	fn, err := e.API().RegisterSource(ctx, "stumbles", stumbles)
+	if err != nil {
+		return err
+	}
+	slow, err := e.API().RegisterSource(ctx, "waits", "import time\ndef waits(): time.sleep(600)\n")
+	if err != nil {
+		return err
+	}
+	delayed, err := e.API().Execute(ctx, requestOf(fn.ID, e.HistoryFile("stumbles")))
+	if err != nil {
+		return err
+	}
+	bound := requestOf(slow.ID)
+	bound.Options.Deadline = time.Now().Add(2 * time.Second)
+	timed, err := e.API().Execute(ctx, bound)
+	if err != nil {
+		return err
+	}
+	for _, want := range []struct{ what, task, status, class string }{
+		{"a task with delays", delayed, fine, ""}, {"a task with a deadline", timed, broken, timedOut},
+	} {
+		res, err := e.API().Result(ctx, want.task, limit)
+		if err != nil {
+			return fmt.Errorf("%s has not ended within %s: %w", want.what, limit, err)
+		}
+		class := ""
+		if res.Error != nil {
+			class = res.Error.Type
+		}
+		if string(res.Status) != want.status || class != want.class {
+			return fmt.Errorf("%s is %s %s: want %s %s", want.what, res.Status, class, want.status, want.class)
+		}
+	}
+	return wait(ctx, time.Until(over))
+}
+
 // vital are the methods of the store whose lost replies could cost or double a task.
 var vital = []string{"submit", "claim", "settle", "cancel"}
 
@@ -129,7 +217,17 @@ func minority(names ...string) func(*Env, *cluster.Spec) {
 
 // splitRedis parts the primary and its side from the others until they have a primary of
 // their own, and a while longer.
-func splitRedis(ctx context.Context, e *Env) error {
+func splitRedis(ctx context.Context, e *Env) error { return splitFor(ctx, e, 4*time.Second) }
+
+// splitPastLease parts them for longer than a lease, with long tasks under way.
+func splitPastLease(ctx context.Context, e *Env) error {
+	if _, err := e.holder(ctx); err != nil {
+		return err
+	}
+	return splitFor(ctx, e, e.beyond())
+}
+
+func splitFor(ctx context.Context, e *Env, d time.Duration) error {
 	if e.Firewall == nil {
 		return fmt.Errorf("packets cannot be dropped: %s", e.NoFirewall)
 	}
@@ -150,7 +248,7 @@ func splitRedis(ctx context.Context, e *Env) error {
 	if err := awaitFailover(ctx, e, was); err != nil {
 		return err
 	}
-	if err := e.Pause(ctx, 4*time.Second); err != nil {
+	if err := e.Pause(ctx, d); err != nil {
 		return err
 	}
 	if err := e.Heal(); err != nil {
@@ -229,7 +327,7 @@ func storeScenarios() []Scenario {
 		},
 		{
 			Row: 11, Name: "redis-kill", Fault: "Redis SIGKILL and restart, with its append-only file",
-			Expect: "UNAVAILABLE meanwhile, then everything acknowledged is there", Stores: []string{"redis"}, Recovery: Gap,
+			Expect: "UNAVAILABLE meanwhile, then everything acknowledged is there", Stores: []string{"redis"}, Bound: 5 * time.Second, Recovery: Gap,
 			Sometimes: []Condition{Struck},
 			Inject: func(ctx context.Context, e *Env) error {
 				return repeat(ctx, e, 3*time.Second, func() error { return killRedis(ctx, e) })
@@ -257,16 +355,24 @@ func storeScenarios() []Scenario {
 		},
 		{
 			Row: 14, Name: "split-dispatchers", Fault: "dispatchers on both sides of a partition", Expect: "nothing is recorded twice",
-			Stores: []string{"sentinel"}, NeedsRoot: true, Spec: minority("dispatcher-1"), Inject: splitRedis, Shape: longRuns,
-			Sometimes: []Condition{FailedOver},
+			Stores: []string{"sentinel"}, NeedsRoot: true, Inject: splitPastLease, Strands: true,
+			Spec: func(e *Env, s *cluster.Spec) {
+				shortLease(e, s)
+				minority("dispatcher-1")(e, s)
+			},
+			Shape: func(e *Env, s *load.Shape) {
+				outliving(e, s)
+				s.Longs, s.Long = 2, 8*time.Second
+			},
+			Sometimes: []Condition{FailedOver, {"both sides had the same task", func(_ *Env, f *check.Findings) bool { return f.Stale+f.Extra > 0 }}},
 		},
 		{
 			Row: 15, Name: "cluster-failover", Fault: "a primary of the Cluster is killed", Expect: "MOVED, CLUSTERDOWN are handled",
-			Stores: []string{"cluster"}, Recovery: Gap, Inject: clusterFailover, Sometimes: []Condition{FailedOver},
+			Stores: []string{"cluster"}, Bound: 10 * time.Second, Recovery: Gap, Inject: clusterFailover, Sometimes: []Condition{FailedOver},
 		},
 		{
 			Row: 15, Name: "cluster-slot-move", Fault: "the store's slot moves to another node, live", Expect: "MOVED, ASK are handled, no CROSSSLOT",
-			Stores: []string{"cluster"}, Recovery: Gap, Sometimes: []Condition{Struck},
+			Stores: []string{"cluster"}, Bound: 5 * time.Second, Recovery: Gap, Sometimes: []Condition{Struck},
 			Inject: func(ctx context.Context, e *Env) error {
 				return repeat(ctx, e, 2*time.Second, func() error {
 					key, err := e.Redis.AnyKey(ctx)
@@ -290,8 +396,12 @@ func storeScenarios() []Scenario {
 		},
 		{
 			Row: 33, Name: "clock-steps", Fault: "the wall clocks of dispatchers and servers leap by an hour, forth and back, every second",
-			Expect: "no lease ends early or twice", Stores: []string{"redis", "replicated"}, Spec: faultyStore("clock"), Inject: just,
-			Sometimes: []Condition{Struck}, Shape: longRuns,
+			Expect: "no lease ends early or twice; delays and deadlines end", Stores: []string{"redis", "replicated", "embedded"},
+			Spec: faultyStore("clock"), Inject: timeGoesOn, Sometimes: []Condition{Struck, outlived},
+			Shape: func(e *Env, s *load.Shape) {
+				longRuns(e, s)
+				s.Deadline = 0.2
+			},
 			After: func(ctx context.Context, e *Env) error {
 				runs, err := history.Read[history.Run](e.Ledger())
 				if err != nil {

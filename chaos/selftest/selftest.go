@@ -1,5 +1,6 @@
 // Package selftest tests the tests: it makes each mistake of internal/seededbug on purpose
-// and checks that the cheapest fitting test finds it, and that the same test passes without.
+// and checks that the cheapest fitting test finds it, and that the same test passes
+// without. With -scenario the test is one of the suite's scenarios, on real processes.
 package selftest
 
 import (
@@ -45,6 +46,12 @@ var catches = []catch{
 	{bug: seededbug.LocalDeadline, pkg: "store/redisstore", run: "^TestCallerClockIsOff$"},
 	{bug: seededbug.ResultOverwrite, pkg: "store/pebblestore", run: "^TestConformance$/^CrashableMemory$/^(Settle|Lease)$"},
 	{bug: seededbug.DrainLoses, pkg: "worker", run: "^TestDrainFinishesWhatRuns$"},
+	{bug: seededbug.FalseRaise, pkg: "worker", run: "^TestTruthful$"},
+	{bug: seededbug.FalseTimeout, pkg: "worker", run: "^TestTruthful$"},
+	{bug: seededbug.FalseExhausted, pkg: "worker", run: "^TestTruthful$"},
+	{bug: seededbug.FalseUnread, pkg: "worker", run: "^TestTruthful$"},
+	{bug: seededbug.FalseLoss, pkg: "worker", run: "^TestTruthful$"},
+	{bug: seededbug.FalseCancel, pkg: "worker", run: "^TestTruthful$"},
 }
 
 // Outcome is what came of one bug.
@@ -62,13 +69,22 @@ type Outcome struct {
 
 // ok says that the bug was found, in time, by a check that is sound.
 func (o *Outcome) ok() bool {
-	return o.Caught && o.Clean && o.Seconds < limit.Seconds() && o.Error == ""
+	return o.Caught && o.Clean && o.Seconds < o.limit().Seconds() && o.Error == ""
+}
+
+// limit is how soon the bug must have been found.
+func (o *Outcome) limit() time.Duration {
+	if strings.Contains(o.Check, " on ") {
+		return runLimit
+	}
+	return limit
 }
 
 // Main is the command; it returns its exit code.
 func Main(root string, args []string) int {
 	fs := flag.NewFlagSet("chaos selftest", flag.ExitOnError)
 	one := fs.String("bug", "", "only this bug")
+	scenarios := fs.Bool("scenario", false, "find each by a scenario of the suite, on real processes")
 	asJSON := fs.Bool("json", false, "one JSON object for each bug")
 	_ = fs.Parse(args) // it exits by itself
 	dir, err := os.MkdirTemp("", "treadle-chaos-selftest-")
@@ -80,11 +96,18 @@ func Main(root string, args []string) int {
 	r := &runner{root: root, dir: dir, built: map[string]string{}, clean: map[string]error{}}
 	var list []Outcome
 	bad := 0
-	for _, c := range catches {
-		if *one != "" && string(c.bug) != *one {
+	for _, bug := range seededbug.Bugs() {
+		if *one != "" && string(bug) != *one {
 			continue
 		}
-		o := r.check(c)
+		o := Outcome{Bug: bug, Error: "nothing looks for it"}
+		if *scenarios {
+			if i := slices.IndexFunc(hunts, func(h hunt) bool { return h.bug == bug }); i >= 0 {
+				o = r.hunt(hunts[i])
+			}
+		} else if i := slices.IndexFunc(catches, func(c catch) bool { return c.bug == bug }); i >= 0 {
+			o = r.check(catches[i])
+		}
 		list = append(list, o)
 		if !o.ok() {
 			bad++
