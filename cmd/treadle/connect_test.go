@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
 )
@@ -85,4 +88,37 @@ func cliAddress(t *testing.T) string {
 	}
 	defer func() { _ = c.Close() }()
 	return c.Address()
+}
+
+// TestMapIsInterruptedTwice leaves at once and says how to find what goes on.
+func TestMapIsInterruptedTwice(t *testing.T) {
+	cancelling := make(chan struct{}, 100)
+	srv := fake(t, grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if strings.HasSuffix(info.FullMethod, "CancelTask") {
+			cancelling <- struct{}{}
+			<-ctx.Done()
+		}
+		return next(ctx, req)
+	}))
+	started := hang(srv)
+	cmd := process(t, "map", "hang", "1", "2")
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	<-started
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	select {
+	case <-cancelling:
+	case <-time.After(20 * time.Second):
+		t.Error("nothing was cancelled")
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Wait() // the code tells
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || !strings.Contains(errOut.String(), "treadle tasks --function hang --filter 'create_time > ") {
+		t.Errorf("exit code %d; stderr:\n%s", code, errOut.String())
+	}
 }
