@@ -96,6 +96,9 @@ def test_it_goes_to_the_next_dispatcher(fabric: FakeFabric, other: FakeFabric, r
     with treadle.Client(timeout=20) as client:
         first = client.submit(abs, -3)
         assert first.task_id
+        # gRPC's server in Python never answers a stream that it has accepted and not begun when it stops.
+        with fabric.changed:
+            assert fabric.changed.wait_for(lambda: fabric.open_streams == 1, 20)
         # The store is the same behind both.
         other.functions, other.runtimes = fabric.functions, fabric.runtimes
         other.requests, other.results, other.by_request = fabric.requests, fabric.results, fabric.by_request
