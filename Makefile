@@ -56,7 +56,7 @@ test-typescript: build ## the TypeScript client: types, tests against bin/treadl
 
 .PHONY: test-e2e
 test-e2e: build ## the binary as its users see it: every mode, kills, restarts
-	tools/install.sh redis python openapi
+	tools/install.sh redis python typescript openapi
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" python -m pytest e2e
 
 .PHONY: test-security
