@@ -59,6 +59,7 @@ type Dispatcher struct {
 	renews  *lane[renew]
 	shows   *lane[store.Presence]
 	loads   *loads
+	reports *reports
 
 	// work bounds what helpers do; it outlives the context of Run.
 	work    context.Context
@@ -92,6 +93,7 @@ func New(cfg Config, backend Backend) (*Dispatcher, error) {
 	d.settles = newLane(d.doSettles)
 	d.renews = newLane(d.doRenews)
 	d.shows = newLane(d.doAnnounce)
+	d.reports = newReports(cfg.MaxPayload)
 	d.loads = newLoads(cfg.MaxPayload, backend.FunctionPayload, d.post)
 	return d, nil
 }
@@ -105,7 +107,9 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 	at.gauge, _ = conn.(link.Gauge)
 	d.conns[id] = at
 	d.mu.Unlock()
+	owner := ""
 	if at.gauge != nil {
+		owner = at.gauge.Owner()
 		at.gauge.Relieved(func() { d.post(reads{session: id}) })
 	}
 	defer func() {
@@ -130,11 +134,19 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 			}
 			return err
 		}
+		hold, err := d.reports.take(ctx, owner, f)
+		if err != nil {
+			d.post(closed{session: id, reason: err})
+			return err
+		}
 		post := d.post
 		if _, beat := f.(*link.Beat); beat && at.welcomed.Load() {
 			post = d.postUrgent
 		}
-		if !post(received{session: id, frame: f}) {
+		if !post(received{session: id, frame: f, hold: hold}) {
+			if hold != nil {
+				hold.release()
+			}
 			return nil
 		}
 	}
@@ -204,7 +216,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	go func() { d.helpers.Wait(); close(ended) }()
 	for {
 		select {
-		case <-d.inbox: // answers that nobody needs any more
+		case ev := <-d.inbox: // answers that nobody needs any more
+			unheld(ev)
 		case <-d.urgent:
 		case <-ended:
 			close(d.done)
@@ -247,9 +260,9 @@ func (d *Dispatcher) loop(ctx context.Context) {
 	for {
 		select {
 		case ev := <-d.urgent:
-			e.step(time.Now(), ev)
+			d.step(e, ev)
 		case ev := <-d.inbox:
-			e.step(time.Now(), ev)
+			d.step(e, ev)
 		case <-timer.C:
 			e.step(time.Now(), ticked{})
 		case <-announce.C:
@@ -279,7 +292,7 @@ func (d *Dispatcher) drain(e *Engine, from <-chan event) {
 	for range batchSize {
 		select {
 		case ev := <-from:
-			e.step(time.Now(), ev)
+			d.step(e, ev)
 		default:
 			return
 		}

@@ -22,6 +22,8 @@ type opened struct {
 type received struct {
 	session task.ID
 	frame   link.Frame
+	// hold is the room that large results have; nil for other frames.
+	hold *reportHold
 }
 
 // closed: a session's link ended.
@@ -154,6 +156,8 @@ type resume struct {
 type settle struct {
 	session    task.ID
 	settlement store.Settlement
+	// hold is given back when this and what was reported before it is recorded.
+	hold *reportHold
 }
 
 type load struct {

@@ -90,6 +90,13 @@ func staleLevel(end task.End) slog.Level {
 }
 
 func (d *Dispatcher) doSettles(ctx context.Context, items []settle) {
+	defer func() {
+		for i := range items {
+			if items[i].hold != nil {
+				items[i].hold.release()
+			}
+		}
+	}()
 	settlements := make([]store.Settlement, len(items))
 	for i, it := range items {
 		settlements[i] = it.settlement
