@@ -139,6 +139,7 @@ def test_a_worker_that_waits_for_itself_is_told_of(own: Own) -> None:
     fabric = own.up(slots=1)
     v1: V1 = fabric.v1
     stuck = v1.submit(source(v1, WAITS), 60)
+    until(lambda: v1.task(stuck)["status"] == "RUNNING", "the parent to start", timeout=20)
 
     def told() -> bool:
         assert v1.task(stuck)["status"] == "RUNNING"

@@ -99,7 +99,15 @@ type pauses struct {
 	// were since they began.
 	said  time.Time
 	count int
+	// cut is how many welcomed sessions in a row ended before anything was done.
+	cut int
 }
+
+// hastyCuts is how many sessions in a row may end between the welcome and the first thing
+// done before the pauses grow. A line that breaks every few hundred bytes is dialled anew
+// within the grace, or all that the worker holds is lost; a dispatcher that welcomes and
+// hangs up each time is not worth that for long.
+const hastyCuts = 20
 
 func newPauses(cfg Config) *pauses {
 	pause := func(last time.Duration) *backoff.ExponentialBackOff {
@@ -116,8 +124,14 @@ func newPauses(cfg Config) *pauses {
 const sayEvery = time.Minute
 
 // next is the pause after a session, and whether the log is to tell of it.
-func (p *pauses) next(progress, refused bool, now time.Time) (wait time.Duration, say bool) {
-	if progress {
+func (p *pauses) next(was sessionEnd, refused bool, now time.Time) (wait time.Duration, say bool) {
+	progress := was.progress
+	switch {
+	case progress:
+		p.cut = 0
+		p.failed.Reset()
+	case was.welcomed && p.cut < hastyCuts:
+		p.cut++
 		p.failed.Reset()
 	}
 	if progress && !refused {

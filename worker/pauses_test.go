@@ -13,7 +13,7 @@ func TestPauses(t *testing.T) {
 	now := time.Now()
 	said, longest := 0, time.Duration(0)
 	for range 40 {
-		wait, say := p.next(false, true, now)
+		wait, say := p.next(sessionEnd{}, true, now)
 		if say {
 			said++
 		}
@@ -26,16 +26,38 @@ func TestPauses(t *testing.T) {
 	if minutes := int(now.Sub(p.said)/sayEvery) + said; said < 2 || minutes > 40 {
 		t.Errorf("the log told %d times", said)
 	}
-	if _, say := p.next(true, false, now); !say {
+	if _, say := p.next(sessionEnd{true, true}, false, now); !say {
 		t.Error("a failure after progress is not told")
 	}
-	if wait, _ := p.next(false, true, now); wait > 40*time.Millisecond {
+	if wait, _ := p.next(sessionEnd{}, true, now); wait > 40*time.Millisecond {
 		t.Errorf("the first pause after progress is %s", wait)
 	}
 	p = newPauses(cfg)
 	for range 40 {
-		if wait, _ := p.next(false, false, now); wait > 1500*time.Millisecond {
+		if wait, _ := p.next(sessionEnd{}, false, now); wait > 1500*time.Millisecond {
 			t.Fatalf("a link that fails is dialled again after %s", wait)
 		}
+	}
+}
+
+// TestPausesOfCutSessions: a line that breaks right after the welcome is dialled anew without
+// growing pauses, but not for ever.
+func TestPausesOfCutSessions(t *testing.T) {
+	cfg := Config{ReconnectFirst: 20 * time.Millisecond, ReconnectLast: time.Second, RefusedLast: refusedLast}
+	p, now := newPauses(cfg), time.Now()
+	for i := range hastyCuts {
+		if wait, _ := p.next(sessionEnd{welcomed: true}, false, now); wait > 2*cfg.ReconnectFirst {
+			t.Fatalf("cut %d: a pause of %s", i+1, wait)
+		}
+	}
+	var wait time.Duration
+	for range 20 {
+		wait, _ = p.next(sessionEnd{welcomed: true}, false, now)
+	}
+	if wait < cfg.ReconnectLast/2 {
+		t.Errorf("after %d cuts a pause of %s: it does not grow", hastyCuts+20, wait)
+	}
+	if wait, _ = p.next(sessionEnd{true, true}, false, now); wait > 2*cfg.ReconnectFirst {
+		t.Errorf("after progress a pause of %s", wait)
 	}
 }

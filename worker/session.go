@@ -49,10 +49,10 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 	met := false // a dispatcher has welcomed this worker
 	for {
 		moved := next != nil
-		var progress bool
+		var was sessionEnd
 		var err error
-		progress, next, err = a.attach(ctx, next, &leaving)
-		met = met || progress || a.welcomed()
+		was, next, err = a.attach(ctx, next, &leaving)
+		met = met || was.progress || a.welcomed()
 		var refused refusal
 		switch {
 		case errors.Is(err, errDrained) || a.drained() || ctx.Err() != nil:
@@ -74,7 +74,7 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 		if fault != nil {
 			done = a.undelivered(fault)
 		}
-		wait, say := pause.next(progress, fault != nil, time.Now())
+		wait, say := pause.next(was, fault != nil, time.Now())
 		switch {
 		case fault != nil && done != "":
 			a.log.Warn("the dispatcher did not take a report; dialling again", "error", err, "in", wait, "then", done)
@@ -90,17 +90,20 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 	}
 }
 
+// sessionEnd is what is left to say of a session: whether the dispatcher welcomed the worker,
+// and whether it took or gave anything then.
+type sessionEnd struct{ welcomed, progress bool }
+
 // attach serves a session until it ends, on conn or on a link that it dials. next is the
-// link that the worker moves to; progress says that the dispatcher did more than welcome
-// it; leaving counts the ends of links that were left.
-func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGroup) (progress bool, next link.Conn, err error) {
+// link that the worker moves to; leaving counts the ends of links that were left.
+func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGroup) (was sessionEnd, next link.Conn, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if conn == nil {
 		dialCtx, cancel := context.WithTimeout(ctx, welcomeWait)
 		defer cancel()
 		if conn, err = a.cfg.Dial(dialCtx); err != nil {
-			return false, nil, err
+			return was, nil, err
 		}
 	}
 	s := &session{
@@ -125,7 +128,7 @@ func (a *Agent) attach(ctx context.Context, conn link.Conn, leaving *sync.WaitGr
 	} else {
 		end()
 	}
-	return s.progress, s.next, err
+	return s.sessionEnd, s.next, err
 }
 
 // session is one attachment. Only its goroutine sends.
@@ -137,8 +140,7 @@ type session struct {
 	readErr error
 	ended   chan struct{}
 
-	// progress: the dispatcher has taken, or given, something.
-	progress  bool
+	sessionEnd
 	drainSent bool
 	// slots is how many the dispatcher knows of, unfit whether it knows that none is in order;
 	// first is the number that it was told by Hello, said the one that it was told last.
@@ -370,6 +372,7 @@ func byeError(f *link.Bye) error {
 
 // welcome takes the terms and offers every unacknowledged report again.
 func (s *session) welcome(w *link.Welcome, sentAt time.Time, held []link.Holding) {
+	s.welcomed = true
 	a := s.agent
 	a.mu.Lock()
 	a.alone = task.Token{}
