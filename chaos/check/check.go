@@ -399,33 +399,48 @@ func taskMoves(id string, list []move, e *Evidence, f *Findings) {
 	}
 }
 
+// offerHolds is shorter than an offer that nobody accepts is kept.
+const offerHolds = int64(time.Second)
+
 // repeats checks that a claim whose answer was lost is answered with what it was given
-// when it is made again: I5.
+// when it is made again: I5. What it was given and has ended since is no longer its own, so
+// a task that somebody cancelled or that has a deadline proves nothing.
 func repeats(e *Evidence, f *Findings) {
-	given := map[string]map[string]bool{}
+	type grant struct {
+		at int64
+		t  string
+	}
+	asked, keyOf := intents(e), keys(e)
+	given := map[string][]grant{}
+	settled := map[string]int64{}
 	entries := slices.Clone(e.Store)
 	slices.SortStableFunc(entries, func(a, b storetap.Entry) int { return int(a.Start - b.Start) })
 	for i := range entries {
-		if entries[i].Op != "claim" {
+		s := &entries[i]
+		if s.Op == "settle" {
+			for _, it := range s.Items {
+				settled[it.Task] = s.Start
+			}
+		}
+		if s.Op != "claim" {
 			continue
 		}
-		now := map[string]map[string]bool{}
-		for _, it := range entries[i].Items {
-			if now[it.Claim] == nil {
-				now[it.Claim] = map[string]bool{}
+		before := map[string][]grant{}
+		for _, it := range s.Items {
+			if before[it.Claim] == nil {
+				before[it.Claim] = given[it.Claim]
 			}
-			now[it.Claim][it.Task] = true
-		}
-		for claim, tasks := range now {
-			first := given[claim]
-			if first == nil {
-				given[claim] = tasks
+			old := before[it.Claim]
+			if slices.ContainsFunc(old, func(g grant) bool { return g.t == it.Task }) {
 				continue
 			}
-			for t := range tasks {
-				if !first[t] && !e.MayLose {
-					f.failf("I5: claim %s was answered with task %s when it was repeated, and not before", claim, t)
-				}
+			given[it.Claim] = append(given[it.Claim], grant{s.Start, it.Task})
+			inForce := slices.ContainsFunc(old, func(g grant) bool {
+				in := asked[keyOf[g.t]]
+				return settled[g.t] == 0 && !in.cancelled && !in.deadline && s.End-g.at < offerHolds
+			})
+			if inForce && !e.MayLose {
+				f.failf("I5: claim %s was answered with task %s when it was repeated, and not before", it.Claim, it.Task)
 			}
 		}
 	}

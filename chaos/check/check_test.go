@@ -91,6 +91,7 @@ func TestFinds(t *testing.T) {
 			t.store("claim", storetap.Item{Task: "t", Epoch: 2, Claim: "b", Status: "QUEUED", Retries: 3})
 		}},
 		{name: "a claim that is given more", want: "I5", spoil: func(t *tape) {
+			t.e.Store = t.e.Store[:1]
 			t.store("claim", storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
 		}},
 		{name: "an old outcome", want: "I8", spoil: func(t *tape) {
@@ -179,6 +180,14 @@ func TestReasons(t *testing.T) {
 			fails(classDeadline)(t)
 			t.e.Operations[0].Invoke.Plan = history.Overruns
 			t.e.Final[0].Ends = []string{"timed_out"}
+		}},
+		{"its claim is repeated when it was cancelled", func(t *tape) {
+			t.e.Store = t.e.Store[:1]
+			t.op(history.Cancel, "k", "t", history.Info, history.Event{})
+			t.store("claim", storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
+		}},
+		{"its claim is repeated when it has ended", func(t *tape) {
+			t.store("claim", storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
 		}},
 		{"its deadline passed", func(t *tape) {
 			fails(classDeadline)(t)
