@@ -427,10 +427,11 @@ func repeats(e *Evidence, f *Findings) {
 		}
 		before := map[string][]grant{}
 		for _, it := range s.Items {
-			if before[it.Claim] == nil {
-				before[it.Claim] = given[it.Claim]
+			old, seen := before[it.Claim]
+			if !seen {
+				old = slices.Clone(given[it.Claim])
+				before[it.Claim] = old
 			}
-			old := before[it.Claim]
 			if slices.ContainsFunc(old, func(g grant) bool { return g.t == it.Task }) {
 				continue
 			}

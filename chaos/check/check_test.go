@@ -189,6 +189,9 @@ func TestReasons(t *testing.T) {
 		{"its claim is repeated when it has ended", func(t *tape) {
 			t.store("claim", storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
 		}},
+		{"its claim gives two tasks at once", func(t *tape) {
+			t.e.Store[0].Items = append(t.e.Store[0].Items, storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
+		}},
 		{"its deadline passed", func(t *tape) {
 			fails(classDeadline)(t)
 			t.e.Operations[0].Invoke.Deadline = true
