@@ -33,7 +33,7 @@ run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-security test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-security-quick test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 .PHONY: test-go
@@ -59,6 +59,14 @@ test-e2e: build ## the binary as its users see it: every mode, kills, restarts
 	tools/install.sh redis python typescript openapi
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" TREADLE_BIN="$(CURDIR)/bin/treadle" python -m pytest e2e
 
+# Attacks whose verdict does not hang on how fast a loaded machine frees memory.
+QUICK_ATTACKS := ^Test(PublicMethods|HealthNames|Wire|EmptyItems|ReportsThatAreNotUTF8|HandlersThatFail|HellosThatAreNotUTF8|ResultsOver|OffersThat|TimeoutsThat|QuotasUnder|EveryCall)
+
+.PHONY: test-security-quick
+test-security-quick: build ## those of the attacks that tell at once, one after another
+	tools/install.sh redis
+	TREADLE_SECURITY=short TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 1 -timeout 20m -run '$(QUICK_ATTACKS)' ./security
+
 .PHONY: test-security
 test-security: build ## a hostile peer of our own against real processes (5 minutes)
 	tools/install.sh redis
@@ -67,6 +75,7 @@ test-security: build ## a hostile peer of our own against real processes (5 minu
 .PHONY: test-long
 test-long: build chaos-needs ## the same with all cases, more streams and longer floods, and seeded bugs found by scenarios; not part of `make test`
 	tools/install.sh redis
+	TREADLE_SECURITY=short TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 20m ./security
 	TREADLE_SECURITY=long TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 90m ./security
 	cd chaos && $(CHAOS) selftest -scenario
 
