@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -286,6 +287,72 @@ def elsewhere(data: bytes, expression: str, **extra: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, env=env, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().strip()
+
+
+CLASSES = """
+import abc, enum, functools, typing
+
+T = typing.TypeVar("T")
+
+class Shape(abc.ABC):
+    sides = 4
+    @classmethod
+    def count(cls): return cls.sides
+    @staticmethod
+    def name(): return "shape"
+    @property
+    def half(self): return self.sides / 2
+    @functools.cached_property
+    def double(self): return 2 * self.sides
+    @abc.abstractmethod
+    def area(self): ...
+    scaled = functools.partialmethod(lambda self, by: by * self.sides, 3)
+
+class Square(Shape, typing.Generic[T]):
+    def area(self): return self.sides ** 2
+    @classmethod
+    def make(cls) -> "Square[T]": return cls()
+
+class Color(enum.Enum):
+    RED = 1
+    @classmethod
+    def first(cls): return cls.RED
+
+class Mode(enum.Flag):
+    R = enum.auto()
+    W = enum.auto()
+
+def work(x: T) -> typing.List[T]:
+    square = Square.make()
+    return [Shape.count(), Shape.name(), square.half, square.double, square.area(), square.scaled(),
+            Color.first().name, (Mode.R | Mode.W).value, x]
+
+def bound(method): return method()
+"""
+
+# Annotations name these; each works as it does in a script's own functions.
+FORMS = {
+    "NewType": "UserId = typing.NewType('UserId', int)\ndef form(x: UserId) -> int: return UserId(x)",
+    "ParamSpec": "P = typing.ParamSpec('P')\ndef form(x: int, *a: P): return x",
+    "TypeVarTuple": "Ts = typing.TypeVarTuple('Ts')\ndef form(x: int, *a: Ts): return x",
+    "TypeAliasType": "type Pair = tuple[int, Pair | None]\ndef form(x: Pair): return x\ndef g[V](x: V) -> V: return x",
+}
+
+
+def test_classes_of_the_script_with_all_that_they_may_hold() -> None:
+    names = script(CLASSES)
+    wanted = "[4, 'shape', 2.0, 8, 16, 12, 'RED', 3, 5]"
+    assert elsewhere(_pickling.dump_function(names["work"]), "x(5)") == wanted
+    for method in (names["Shape"].count, names["Shape"].name, names["Square"].count, names["Square"]().area):
+        data = _pickling.dump_args((method,), {})
+        assert elsewhere(data, "x[0][0]()") == str(method())
+        assert elsewhere(_pickling.dump_function(method), "x()") == str(method())
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if hasattr(typing, name)])
+def test_forms_that_annotations_name(name: str) -> None:
+    names = script("import typing\n" + FORMS[name])
+    assert elsewhere(_pickling.dump_function(names["form"]), "x(21)") == "21"
 
 
 def test_modules_by_value(mylib: Any) -> None:

@@ -6,10 +6,12 @@ are filled here, in a pickler of this package's own; cloudpickle itself is left 
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import io
 import sys
 import types
+import typing
 from typing import Any, Callable
 
 from .errors import PicklingError
@@ -93,12 +95,18 @@ def _make_pickler(cloudpickle: Any) -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if type(obj) is _CACHE_TYPE and not is_named(obj):
                 return _empty_cache(obj)
+            if type(obj) is functools.cached_property:
+                return functools.cached_property, (obj.func,), _without_lock(obj)
             reduced = super().reducer_override(obj)
             if isinstance(obj, type) and "__slots__" in vars(obj):
                 return _with_slots(obj, reduced)
             if reduced is not NotImplemented or isinstance(obj, (type, types.FunctionType)):
                 return reduced
-            return _reduce_of_main(obj) if _module_of(obj) in MAINS else reduced
+            if _module_of(obj) not in MAINS:
+                return reduced
+            # What is asked before this method answers for it here, too: class methods, properties, type variables.
+            reducer = getattr(self, "dispatch_table", copyreg.dispatch_table).get(type(obj))
+            return _reduce_of_main(obj, reducer)
 
     return Pickler
 
@@ -110,6 +118,20 @@ def _with_slots(cls: type, reduced: Any) -> Any:
             if isinstance(part, dict) and "__module__" in part:  # what the class is made with
                 part["__slots__"] = vars(cls)["__slots__"]
     return reduced
+
+
+# Annotations name these, and a function by value takes its annotations along: what makes them anew, by their class.
+# The classes are those that this Python has.
+_FORMS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    form: make
+    for name, make in (
+        ("NewType", lambda form: (form.__name__, form.__supertype__)),
+        ("ParamSpec", lambda form: (form.__name__,)),
+        ("TypeVarTuple", lambda form: (form.__name__,)),
+        ("TypeAliasType", lambda form: (form.__name__, form.__value__)),
+    )
+    if isinstance(form := getattr(typing, name, None), type)
+}
 
 
 def _module_of(obj: Any) -> Any:
@@ -126,10 +148,18 @@ def _empty_cache(cached: Any) -> Any:
     return _new_cache, (cached.__wrapped__, parameters["maxsize"], parameters["typed"], _CacheInfo), state
 
 
-def _reduce_of_main(obj: Any) -> Any:
+def _without_lock(obj: Any) -> dict[str, Any]:
+    """The state of a cached_property, less the lock that it has before Python 3.12."""
+    return {name: value for name, value in vars(obj).items() if name not in ("func", "lock")}
+
+
+def _reduce_of_main(obj: Any, reducer: Callable[[Any], Any] | None) -> Any:
     """What an object of __main__ is made of; a name in __main__ is refused, since no worker has it."""
-    reduced = obj.__reduce_ex__(PROTOCOL)
+    reduced = obj.__reduce_ex__(PROTOCOL) if reducer is None else reducer(obj)
     if isinstance(reduced, str):
+        make = _FORMS.get(type(obj))
+        if make is not None:
+            return type(obj), make(obj)
         raise PicklingError(
             f"an object of type {type(obj).__qualname__!r} pickles as the name {reduced!r} in __main__, which workers "
             "cannot import: move it into a module that they can, or pass what it is made from"
