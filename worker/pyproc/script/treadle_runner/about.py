@@ -16,6 +16,8 @@ import sys
 import types
 from typing import Any
 
+from . import wire
+
 _HOOK = "_treadle_task"
 
 # Bound at start: user code may replace what the modules hold.
@@ -36,16 +38,16 @@ class About:
         self._ask, self._answers = ask, answers
         self._asking = _thread.allocate_lock()
         self._pid = os.getpid()
-        self._call: tuple[bytes, Any, Any] | None = None
+        self._call: tuple[bytes, memoryview, int] | None = None
         hook = types.ModuleType(_HOOK, "What the runner tells of the attempt that runs; see treadle.current_task.")
         hook.current = self.current  # type: ignore[attr-defined]
         hook.api = self.api  # type: ignore[attr-defined]
         sys.modules[_HOOK] = hook
         sys.meta_path.insert(0, _Finder)
 
-    def tell(self, task: bytes, name: Any, told: Any) -> None:
-        """Note what a call says; it is read only when somebody asks."""
-        self._call = task, name, told
+    def tell(self, call: tuple[bytes, memoryview, int]) -> None:
+        """Note the task, the body and the length of the name of a call; it is read only when somebody asks."""
+        self._call = call
 
     def forget(self) -> None:
         """The attempt is over."""
@@ -56,7 +58,9 @@ class About:
         call = self._call
         if call is None:
             return None
-        task, name, (function, deadline, timeout, attempt, max_retries, parent) = call
+        task, body, name_len = call
+        function, deadline, timeout, attempt, max_retries, parent = wire.TOLD.unpack_from(body, wire.CALL.size)
+        name = body[wire.CALL_SIZE : wire.CALL_SIZE + name_len]
         return {
             "id": uuid_text(task),
             "attempt": attempt,

@@ -23,6 +23,10 @@ EXIT_BROKEN = 98
 # attempt of more nanoseconds is looked at in any case, as that is a fiftieth of its time.
 _WATCHED_RUNS = 3
 _WATCHED_TIME = 5_000_000
+# Descriptors are counted after an attempt that took so many nanoseconds, in which some 25 files can
+# be opened, and otherwise after each eighth: the question costs a fiftieth of a short attempt.
+_FILES_TIME = 50_000
+_FILES_MASK = 7
 
 _exit, _getpid, _now = os._exit, os.getpid, time.perf_counter_ns
 _COROUTINE, _type = types.CoroutineType, type
@@ -70,6 +74,7 @@ class Runner:
         self._reply_flags = 0
         self._watch = True
         self._ahead = 0
+        self._attempts = 0
         life = state.raise_fd(5)
         self._wire = wire.Wire(state.raise_fd(3), state.raise_fd(4), state.raise_fd(6))
         ask, answers = state.raise_fd(7), state.raise_fd(8)
@@ -100,7 +105,7 @@ class Runner:
     def serve(self) -> None:
         """Answer calls; returns never."""
         receive, send, settle = self._wire.receive, self._wire.send, self._settle
-        attempts, most = 0, self._most
+        most = self._most
         while True:
             kind, seq, body = receive()
             if kind != wire.KIND_CALL:
@@ -114,8 +119,7 @@ class Runner:
             elif self._ahead and self._process.has_output():
                 flags |= wire.REPLY_OUTPUT
             del body
-            attempts += 1
-            if attempts == most:
+            if self._attempts == most:
                 flags |= wire.REPLY_RECYCLE | wire.REPLY_SPENT
             send(seq, wire.KIND_REPLY, reply.head(flags, took), reply.result)
             del reply
@@ -124,22 +128,22 @@ class Runner:
 
     def _settle(self, took: int) -> bool:
         try:
-            worn = self._process.settle()
-            if (self._watch or took > _WATCHED_TIME) and self._process.patched():
-                worn = True
-            return worn
+            self._attempts += 1
+            watch = self._watch or took > _WATCHED_TIME
+            worn = self._process.settle(watch or took > _FILES_TIME or not self._attempts & _FILES_MASK)
+            return worn or (watch and self._process.patched())
         except BaseException:  # a name that is needed here is gone
             return True
 
     def _attempt(self, body: memoryview) -> wire.Reply:
-        form, flags, name_len, code_len, memory, max_result, task, digest, *told = wire.CALL.unpack_from(body)
+        form, flags, name_len, code_len, memory, max_result, task, digest = wire.CALL.unpack_from(body)
         self._ahead = flags & wire.CALL_AHEAD
-        at = wire.CALL.size
+        at = wire.CALL_SIZE
         name, code, args = at, at + name_len, at + name_len + code_len
         limit = limits.AddressSpace(memory) if flags & wire.CALL_RLIMIT else None
         self._reply_flags = 0
         self._watch = True
-        self._about.tell(task, body[name:code], told)
+        self._about.tell((task, body, name_len))
         try:
             entry = self._cache.get(digest)
             if entry is None and not flags & wire.CALL_HAS_CODE:
@@ -158,8 +162,7 @@ class Runner:
             data = body[args:]
             if not flags & wire.CALL_ARGS_JSON:
                 origin.args = data
-            reply: wire.Reply = entry.context.run(self._call, entry.fn, data, flags, max_result, task, limit)
-            return reply
+            return entry.context.fresh().run(self._call, entry.fn, data, flags, max_result, task, limit)
         except functions.UnreadableError as exc:
             return _unreadable(exc)
         except MemoryError as exc:

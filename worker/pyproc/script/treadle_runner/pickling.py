@@ -29,6 +29,8 @@ _modules = sys.modules
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _NAMES_PYTHON = b"treadle/python="
 _MARK = b"\x8c" + bytes([len(_NAMES_PYTHON) + len(PYTHON)]) + _NAMES_PYTHON + PYTHON.encode() + b"0"
+# Arguments of fewer bytes can neither say a Python nor name cloudpickle: most calls need not be looked through.
+SHORTEST_MARK = min(4 + len(_NAMES_PYTHON), len(_CLOUDPICKLE_MARK))
 # The names by which cloudpickle and dill make code objects, as opcodes of protocol 4.
 MAKES_CODE = (b"\x8c\x08CodeType", b"\x8c\x0c_create_code")
 

@@ -204,10 +204,10 @@ class Context:
             if variable.name == "decimal_context":
                 self._decimal = value
 
-    def run(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Work in a copy."""
+    def fresh(self) -> contextvars.Context:
+        """A copy for one attempt."""
         context = self.context.copy()
         if self._decimal is not None:
             # The one context that is changed in place.
             context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
-        return context.run(work, *args)
+        return context

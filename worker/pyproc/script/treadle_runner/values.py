@@ -14,7 +14,7 @@ REPR_LIMIT = 4096
 MAX_DEPTH = 512
 
 # Bound at start, see functions.pickle_loads.
-_pickle_loads = pickle.loads
+_pickle_loads, _pickle_dumps = pickle.loads, pickle.dumps
 _json_decode = json.JSONDecoder().decode
 _json_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 # Python refuses to print or to read integers of more than 4,300 digits; JSON has no such limit.
@@ -36,8 +36,9 @@ def decode_args(data: Any, as_json: bool) -> tuple[Any, Any]:
         return (), _NO_KEYWORDS
     if as_json:
         return _decode_json(data)
-    functions.check_arguments(data)
-    pickling.load_for(data)
+    if len(data) >= pickling.SHORTEST_MARK:
+        functions.check_arguments(data)
+        pickling.load_for(data)
     try:
         value = _pickle_loads(data)
     except MemoryError:
@@ -114,7 +115,7 @@ def encode_result(value: Any, as_json: bool, limit: int) -> wire.Reply:
         data = _dump(value)
         _check(data, limit)
         return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_PICKLE, data, _repr(value))
-    data = _dump(value)
+    data = _pickle_dumps(value, pickling.PROTOCOL) if type(value) in _SCALARS else _dump(value)
     if len(data) > limit:
         _check(data, limit)
     return wire.Reply(wire.END_SUCCEEDED, wire.ENCODING_PICKLE, data)

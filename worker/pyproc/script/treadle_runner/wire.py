@@ -15,9 +15,12 @@ from typing import NamedTuple
 
 MAGIC = b"TRDL"
 HEAD = struct.Struct("<4sIII")
-# form, flags, length of the name, length of the code, memory limit, largest result, task, hash; and
-# what the function may know: its id, the task's deadline, the timeout, attempt, retries, parent
-CALL = struct.Struct("<BBHIQQ16s32s16sqqII16s")
+# form, flags, length of the name, length of the code, memory limit, largest result, task, hash
+CALL = struct.Struct("<BBHIQQ16s32s")
+# what the function may know: its id, the task's deadline, the timeout, attempt, retries, parent; it
+# follows, and is unpacked only when the function asks
+TOLD = struct.Struct("<16sqqII16s")
+CALL_SIZE = CALL.size + TOLD.size
 # end, encoding, flags, the lengths of: repr or type, message, traceback, pickle, foreign
 # pickle; and the run time in nanoseconds
 REPLY = struct.Struct("<BBHIIIIIQ")
