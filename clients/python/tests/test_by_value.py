@@ -313,6 +313,14 @@ class Square(Shape, typing.Generic[T]):
     @classmethod
     def make(cls) -> "Square[T]": return cls()
 
+class Point(typing.NamedTuple):
+    x: int = 1
+    @property
+    def y(self): return 2 * self.x
+
+class Slots:
+    __slots__ = ("a",)
+
 class Color(enum.Enum):
     RED = 1
     @classmethod
@@ -325,9 +333,8 @@ class Mode(enum.Flag):
 def work(x: T) -> typing.List[T]:
     square = Square.make()
     return [Shape.count(), Shape.name(), square.half, square.double, square.area(), square.scaled(),
-            Color.first().name, (Mode.R | Mode.W).value, x]
+            Point(3).y, hasattr(Slots(), "__dict__"), Color.first().name, (Mode.R | Mode.W).value, x]
 
-def bound(method): return method()
 """
 
 # Annotations name these; each works as it does in a script's own functions.
@@ -341,7 +348,7 @@ FORMS = {
 
 def test_classes_of_the_script_with_all_that_they_may_hold() -> None:
     names = script(CLASSES)
-    wanted = "[4, 'shape', 2.0, 8, 16, 12, 'RED', 3, 5]"
+    wanted = "[4, 'shape', 2.0, 8, 16, 12, 6, False, 'RED', 3, 5]"
     assert elsewhere(_pickling.dump_function(names["work"]), "x(5)") == wanted
     for method in (names["Shape"].count, names["Shape"].name, names["Square"].count, names["Square"]().area):
         data = _pickling.dump_args((method,), {})

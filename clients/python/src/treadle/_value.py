@@ -113,6 +113,11 @@ def _make_pickler(cloudpickle: Any) -> Any:
 
 def _with_slots(cls: type, reduced: Any) -> Any:
     """A class by value with its slots, which cloudpickle leaves out: its objects then have another form there."""
+    bases = types.resolve_bases(getattr(cls, "__orig_bases__", cls.__bases__))
+    if not all(issubclass(type(cls), type(base)) for base in bases):
+        return (
+            reduced  # its base makes classes in its own way, and sets their slots: NamedTuple refuses to be given any
+        )
     if isinstance(reduced, tuple) and isinstance(reduced[1], tuple):
         for part in reduced[1]:
             if isinstance(part, dict) and "__module__" in part:  # what the class is made with
