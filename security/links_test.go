@@ -23,6 +23,7 @@ func TestLinksHoldLittle(t *testing.T) {
 		{"requests for a large function, unread", needFlood},
 		{"offers with large arguments, unread", unreadOffers},
 		{"half of many values on many streams", halfValues},
+		{"large results that nobody asked for, on many streams", wholeResults},
 	} {
 		subtest(t, f.name, func(t *testing.T) {
 			c := target(t, false)
@@ -32,7 +33,7 @@ func TestLinksHoldLittle(t *testing.T) {
 			f.run(ctx, t, c)
 			cancel()
 			s.end()
-			for _, name := range []string{"treadle_link_unwritten_bytes", "treadle_link_unfinished_bytes", "treadle_link_function_bytes"} {
+			for _, name := range []string{"treadle_link_unwritten_bytes", "treadle_link_unfinished_bytes", "treadle_link_unread_bytes", "treadle_link_function_bytes"} {
 				until(t, 10*time.Second, name+" is zero", func() error {
 					if n, err := c.metric(c.metricsAt, name); err != nil || n != 0 {
 						return fmt.Errorf("%v bytes, %w", n, err)
@@ -151,6 +152,34 @@ func halfValues(ctx context.Context, t *testing.T, c *cluster) {
 		}
 	case <-ctx.Done():
 		t.Error("20 streams with 128 MiB of half values each live together")
+	}
+	<-ctx.Done()
+}
+
+// wholeResults reports results of claims that do not exist, each whole in its frame, on more streams than there is memory for.
+func wholeResults(ctx context.Context, t *testing.T, c *cluster) {
+	t.Helper()
+	sent := make(chan int, 24)
+	// A value in a frame has at most 256 KiB, but a frame has many.
+	frame := text(kindOutcomes, times(80, func(int) []byte {
+		return text(1, cat(text(1, forged()), text(2, "succeeded"), text(3, text(1, filler(250<<10))), text(4, "pickle")))
+	}))
+	for i := range cap(sent) {
+		s := c.unread(ctx, t, fmt.Sprint("whole-", i), "none", 1)
+		go func() {
+			n := 0
+			for n < 20 && s.send(frame) == nil {
+				n++
+			}
+			sent <- n
+		}()
+	}
+	total := 0
+	for range cap(sent) {
+		total += <-sent
+	}
+	if total == 0 {
+		t.Error("no frame was sent")
 	}
 	<-ctx.Done()
 }

@@ -105,6 +105,7 @@ func (m *metrics) links(b *linkpb.Budget, d Attacher) {
 	}
 	gauge("treadle_link_unwritten_bytes", "Bytes of frames that wait for workers to read them.", b.Unwritten)
 	gauge("treadle_link_unfinished_bytes", "Bytes of results that workers have sent half.", b.Unfinished)
+	gauge("treadle_link_unread_bytes", "Bytes of frames that workers have sent and the dispatcher has not looked at.", b.Unread)
 	if l, ok := d.(interface{ Loading() int64 }); ok {
 		gauge("treadle_link_function_bytes", "Bytes of functions that are read for workers or on their way to them.", l.Loading)
 	}

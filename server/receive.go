@@ -148,20 +148,29 @@ type inbound struct {
 	once bool
 	// public: whoever likes may call, so the message has to be there soon.
 	public bool
-	// free: messages do not count against the budget. What workers have done must not wait
-	// behind what clients ask for; the link bounds what a worker may send.
-	free   bool
+	// free is the size up to which messages do not count: freeBody, freeFrame for frames of workers.
+	free uint32
+	// link: messages have a budget of their own while they arrive, as what workers have done must
+	// not wait behind what clients ask for. Then the link counts them.
+	link   bool
 	got    bool
 	header [5]byte
 }
 
 func (s *Server) inbound(ctx context.Context, method string, limit int, public bool) *inbound {
 	p, _ := auth.From(ctx)
-	in := &inbound{s: s, method: method, limit: limit, public: public, free: strings.HasPrefix(method, workerMethods)}
+	in := &inbound{s: s, method: method, limit: limit, public: public, free: freeBody}
 	in.held.b, in.held.owner = s.budget, p.Account()
+	if strings.HasPrefix(method, workerMethods) {
+		in.held.b, in.free, in.link = s.frames, freeFrame, true
+	}
 	in.ctx.Context, in.ctx.held = ctx, &in.held
 	return in
 }
+
+// freeFrame is the size up to which frames of workers are read at once. An agent of ours sends values of
+// more than 256 KiB in chunks and cuts its frames at 1 MiB, so none is as large.
+const freeFrame = 2 << 20
 
 // workerMethods is how the methods of workers begin.
 const workerMethods = "/treadle.v1.WorkerService/"
@@ -208,9 +217,12 @@ func (in *inbound) read(ctx context.Context, t transport, into any) error {
 		return status.Errorf(codes.Internal, "grpc: received unexpected payload format %d", flag)
 	}
 	if size > freeBody {
-		if !in.free {
+		if size > in.free {
 			if err := in.held.takeRequest(ctx, int64(size)); err != nil {
 				return broken(err)
+			}
+			if in.link {
+				defer in.held.dropRequest()
 			}
 		}
 		defer in.hurry(t, arrival(int(size)))()

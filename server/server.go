@@ -32,6 +32,7 @@ type Server struct {
 	functions functionCache
 	guard     *guard
 	budget    *budget
+	frames    *budget // of frames of workers over freeFrame while they arrive
 	// links is what the streams of workers may hold.
 	links  *linkpb.Budget
 	public *publicCalls
@@ -68,7 +69,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
 		quotas: newQuotas(&cfg), notices: newNotices(&cfg),
-		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), links: linkpb.NewBudget(cfg.MaxPayload), public: newPublicCalls(), watchAge: watchAge,
+		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), frames: newBudget(2*int64(cfg.maxMessage()), int64(cfg.maxMessage())), links: linkpb.NewBudget(cfg.MaxPayload), public: newPublicCalls(), watchAge: watchAge,
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.health = healthServer{Server: health.NewServer(), s: s}

@@ -48,13 +48,15 @@ type Budget struct {
 	partIdle   time.Duration
 	queues     queues
 	parts      pool
+	unread     pool
 	ended      atomic.Int64
 }
 
 // NewBudget returns the budget that goes with a payload limit in bytes. A link is behind with
 // twice the limit (at least 64 MiB) and 16 MiB unwritten, and ends with four times that. All
 // links together have 16 times the limit (at least 256 MiB) of unwritten frames, and half of
-// that of values that are sent half. An owner has half of either.
+// that of values that are sent half; what workers have sent and the dispatcher has not looked at has
+// four times the limit (at least 64 MiB). An owner has half of each.
 func NewBudget(maxPayload int) *Budget {
 	payload := int64(maxPayload)
 	soft := max(64<<20, 2*payload) + 16<<20
@@ -63,6 +65,8 @@ func NewBudget(maxPayload int) *Budget {
 	b.queues = queues{total: total, share: max(total/2, soft), owners: map[string]int64{}, members: map[*member]struct{}{}}
 	one := int64(2*maxPayload + 16<<20) // what newAssembler allows one link
 	b.parts = pool{total: max(total/2, one), share: max(total/4, one), owners: map[string]int64{}}
+	all := max(64<<20, 4*payload)
+	b.unread = pool{total: all, share: all / 2, owners: map[string]int64{}}
 	return b
 }
 
@@ -87,6 +91,13 @@ func (b *Budget) Unfinished() int64 {
 	b.parts.mu.Lock()
 	defer b.parts.mu.Unlock()
 	return b.parts.used
+}
+
+// Unread returns the bytes that workers have sent and nobody has looked at, as far as they count.
+func (b *Budget) Unread() int64 {
+	b.unread.mu.Lock()
+	defer b.unread.mu.Unlock()
+	return b.unread.used
 }
 
 // Ended counts the links that ended because of what they held.
@@ -162,7 +173,7 @@ func (q *queues) set(m *member, want int64) {
 	}
 }
 
-// pool counts what peers have sent half.
+// pool counts what peers have sent, half or whole.
 type pool struct {
 	total, share int64
 
@@ -173,21 +184,25 @@ type pool struct {
 	freed chan struct{}
 }
 
-// take takes n bytes for an owner, and waits for them until the time is over or stop is closed.
+// take takes n bytes for an owner, and waits for them until the time is over, where there is one, or stop is closed.
 func (p *pool) take(owner string, n int64, wait time.Duration, stop <-chan struct{}) bool {
 	ok, freed := p.try(owner, n)
 	if ok {
 		return true
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
+	var over <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		over = timer.C
+	}
 	for {
 		select {
 		case <-freed:
 			if ok, freed = p.try(owner, n); ok {
 				return true
 			}
-		case <-timer.C:
+		case <-over:
 			return false
 		case <-stop:
 			return false

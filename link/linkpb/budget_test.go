@@ -80,6 +80,9 @@ func mustSend(t *testing.T, c link.Conn, frames ...link.Frame) {
 // zero checks that nothing is left of a budget.
 func zero(t *testing.T, b *Budget) {
 	t.Helper()
+	if n := b.Unread(); n != 0 || len(b.unread.owners) != 0 {
+		t.Errorf("%d bytes unread are left, of %d owners", n, len(b.unread.owners))
+	}
 	if u, p := b.Unwritten(), b.Unfinished(); u != 0 || p != 0 || len(b.queues.members) != 0 || len(b.queues.owners) != 0 || len(b.parts.owners) != 0 {
 		t.Errorf("%d bytes unwritten and %d unfinished are left, of %d links and %d and %d owners",
 			u, p, len(b.queues.members), len(b.queues.owners), len(b.parts.owners))
@@ -355,5 +358,92 @@ func TestIdleHalfSentValues(t *testing.T) {
 		if _, err := c.Recv(); task.CodeOf(err) != task.CodeUnavailable || !strings.Contains(err.Error(), "1m0s") {
 			t.Errorf("%v, want the reason", err)
 		}
+	})
+}
+
+// What a worker has sent and nobody looks at is bounded for all links; small frames of each pass
+// nevertheless, and everything comes back, read or not.
+func TestUnreadFrames(t *testing.T) {
+	// A value in a frame has at most 256 KiB, but a frame has many.
+	result := func(n, items int) *treadlev1.WorkerFrame {
+		out := &treadlev1.Outcomes{}
+		for i := range items {
+			out.Items = append(out.Items, &treadlev1.Report{
+				Token: tokenOut(token(byte(i))), End: string(task.EndSucceeded), Encoding: string(task.EncodingPickle),
+				Result: &treadlev1.Value{Inline: make([]byte, n)},
+			})
+		}
+		return &treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Outcomes{Outcomes: out}}
+	}
+	for _, reads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			b := NewBudget(1 << 20)
+			b.unread.total, b.unread.share = 4<<20, 2<<20
+			one, first, endOne := opened(t, b, "a")
+			two, second, endTwo := opened(t, b, "b")
+			const most = 10
+			var sent, others atomic.Int64
+			flood := func(s *slow, sent *atomic.Int64) {
+				for range most {
+					select {
+					case s.frames <- result(225<<10, 4):
+						sent.Add(1)
+					case <-s.ctx.Done():
+						return
+					}
+				}
+			}
+			go flood(first, &sent)
+			synctest.Wait()
+			if got := b.Unread(); got > b.unread.share || got < b.unread.share/2 {
+				t.Errorf("%d bytes of one owner wait, who may have %d", got, b.unread.share)
+			}
+			if sent.Load() == most {
+				t.Error("all frames of the owner were taken")
+			}
+			second.frames <- result(100, 1) // counts for nobody
+			go flood(second, &others)
+			synctest.Wait()
+			if got := b.Unread(); got > b.unread.total {
+				t.Errorf("%d bytes wait, all may have %d", got, b.unread.total)
+			}
+			if f, err := two.Recv(); err != nil || len(f.(*link.Outcomes).Items[0].Outcome.Result) != 100 {
+				t.Errorf("%v, %v", f, err)
+			}
+			for range most {
+				if !reads {
+					break
+				}
+				for _, c := range []link.Conn{one, two} {
+					if f, err := c.Recv(); err != nil || len(f.(*link.Outcomes).Items) != 4 {
+						t.Fatalf("%v, %v", f, err)
+					}
+				}
+				synctest.Wait()
+			}
+			if reads && (sent.Load() != most || others.Load() != most) {
+				t.Errorf("%d and %d of %d frames were taken", sent.Load(), others.Load(), most)
+			}
+			endOne()
+			endTwo()
+			zero(t, b)
+		})
+	}
+}
+
+// A frame that weighs more than an owner may have is taken when nothing else of the owner waits.
+func TestUnreadFrameOverTheShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(1 << 20)
+		b.unread.total, b.unread.share = 64<<10, 32<<10
+		c, s, end := opened(t, b, "a")
+		s.frames <- &treadlev1.WorkerFrame{Kind: &treadlev1.WorkerFrame_Output{Output: &treadlev1.Output{
+			Token: tokenOut(token(1)), Data: make([]byte, 200<<10),
+		}}}
+		if f, err := c.Recv(); err != nil || len(f.(*link.Output).Bytes) != 200<<10 {
+			t.Errorf("%v, %v", f, err)
+		}
+		end()
+		zero(t, b)
 	})
 }

@@ -69,7 +69,8 @@ type conn[S, R any] struct {
 	// are nil at the dispatcher's end, where the handler's return ends the stream.
 	half, whole func()
 
-	received chan link.Frame
+	received chan unreadFrame
+	unread   unread
 	recvErr  error // set before received is closed
 
 	mu      sync.Mutex
@@ -119,7 +120,7 @@ func NewWorkerConn(s grpc.BidiStreamingClient[treadlev1.WorkerFrame, treadlev1.D
 func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, quota *Quota, half, whole func()) *conn[S, R] {
 	cn := &conn[S, R]{
 		stream: s, codec: c, parts: parts, quota: quota, half: half, whole: whole,
-		received: make(chan link.Frame, 64),
+		received: make(chan unreadFrame, unreadFrames),
 		written:  make(chan struct{}),
 		closed:   make(chan struct{}),
 		readDone: make(chan struct{}),
@@ -127,6 +128,7 @@ func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, quota *Qu
 	cn.wake.L = &cn.mu
 	cn.member.end = cn.end
 	cn.parts.quota, cn.parts.stop = quota, cn.closed
+	cn.unread.quota = quota
 	if quota != nil {
 		cn.member.owner = quota.owner
 	}
@@ -139,8 +141,9 @@ func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, quota *Qu
 // that end.
 func (c *conn[S, R]) read() {
 	defer close(c.readDone)
-	defer close(c.received)
 	defer c.parts.drop()
+	defer c.dropUnread()
+	defer close(c.received)
 	for {
 		m, err := c.stream.Recv()
 		if err != nil {
@@ -167,9 +170,35 @@ func (c *conn[S, R]) read() {
 		if f == nil {
 			continue // a chunk
 		}
+		u, ok := c.unread.enter(f, c.closed)
+		if !ok {
+			continue
+		}
 		select {
-		case c.received <- f:
+		case c.received <- u:
 		case <-c.closed:
+			c.unread.leave(u)
+		}
+	}
+}
+
+// dropUnread gives back what the frames have that nobody takes any more, once the link is
+// closed. Both who closes it and who reads call it, each when it has done so: one of them is the last.
+func (c *conn[S, R]) dropUnread() {
+	select {
+	case <-c.closed:
+	default:
+		return
+	}
+	for {
+		select {
+		case u, ok := <-c.received:
+			if !ok {
+				return
+			}
+			c.unread.leave(u)
+		default:
+			return
 		}
 	}
 }
@@ -237,11 +266,12 @@ func unsendable(err error) error {
 // Recv implements link.Conn.
 func (c *conn[S, R]) Recv() (link.Frame, error) {
 	select {
-	case f, ok := <-c.received:
+	case u, ok := <-c.received:
 		if !ok {
 			return nil, c.recvErr
 		}
-		return f, nil
+		c.unread.leave(u)
+		return u.frame, nil
 	case <-c.closed:
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -265,6 +295,7 @@ func (c *conn[S, R]) Close(reason error) {
 		c.wake.Broadcast()
 		c.mu.Unlock()
 		close(c.closed)
+		c.dropUnread()
 		if reason == nil {
 			c.flush()
 		}
