@@ -106,7 +106,7 @@ func (h *Handlers) Run(ctx context.Context, _ int, a *Attempt) task.Outcome {
 		runCtx, cancel = context.WithTimeout(runCtx, a.Timeout)
 		defer cancel()
 	}
-	value, failure := call(runCtx, f, in)
+	result, failure := call(runCtx, f, in)
 	switch {
 	case ctx.Err() != nil:
 		return task.Fail(task.EndCancelled, "the handler was stopped")
@@ -115,37 +115,59 @@ func (h *Handlers) Run(ctx context.Context, _ int, a *Attempt) task.Outcome {
 	case failure != nil:
 		return *failure
 	}
-	result, err := json.Marshal(value)
-	if err != nil {
-		return task.Fail(task.EndUnreadable, fmt.Sprintf("the handler's result of type %T is not JSON: %v", value, err))
-	}
 	if a.MaxResult > 0 && len(result) > a.MaxResult {
 		return task.Fail(task.EndExhausted, fmt.Sprintf("the result has %d bytes, the limit is %d (--max-payload)", len(result), a.MaxResult))
 	}
 	return task.Outcome{End: task.EndSucceeded, Result: result, Encoding: task.EncodingJSON}
 }
 
-// call runs a handler; a panic is a failure like a returned error.
-func call(ctx context.Context, f func(context.Context, json.RawMessage) (any, error), in json.RawMessage) (value any, failed *task.Outcome) {
-	defer func() {
-		if r := recover(); r != nil {
-			out := task.Fail(task.EndRaised, fmt.Sprint(r))
-			out.Failure.Type, out.Failure.Traceback = "panic", fmt.Sprintf("panic: %v\n\n%s", r, debug.Stack())
-			failed = &out
-		}
+// call runs a handler and writes its result; a panic, in either, is a failure like a returned error.
+//
+// The handler has a goroutine of its own, which costs about a microsecond, since runtime.Goexit
+// ends the one that it is called on: a test helper's FailNow does, and would take the slot along.
+func call(ctx context.Context, f func(context.Context, json.RawMessage) (any, error), in json.RawMessage) (result []byte, failed *task.Outcome) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		returned := false
+		defer func() {
+			r := recover()
+			switch {
+			case r != nil:
+				out := task.Fail(task.EndRaised, fmt.Sprint(r))
+				out.Failure.Type, out.Failure.Traceback = "panic", fmt.Sprintf("panic: %v\n\n%s", r, debug.Stack())
+				failed = &out
+			case !returned:
+				out := task.Fail(task.EndRaised, "the handler ended its goroutine (runtime.Goexit) in place of returning")
+				failed = &out
+			}
+		}()
+		result, failed = returnOf(ctx, f, in)
+		returned = true
 	}()
+	<-done
+	return result, failed
+}
+
+// returnOf is what a handler returns, its result as JSON.
+func returnOf(ctx context.Context, f func(context.Context, json.RawMessage) (any, error), in json.RawMessage) ([]byte, *task.Outcome) {
 	value, err := f(ctx, in)
-	if err == nil {
-		return value, nil
-	}
 	var bad badArguments
-	if errors.As(err, &bad) {
+	switch {
+	case errors.As(err, &bad):
 		out := task.Fail(task.EndUnreadable, bad.Error())
 		return nil, &out
+	case err != nil:
+		out := task.Fail(task.EndRaised, err.Error())
+		out.Failure.Type, out.Failure.Traceback = fmt.Sprintf("%T", err), err.Error()
+		return nil, &out
 	}
-	out := task.Fail(task.EndRaised, err.Error())
-	out.Failure.Type, out.Failure.Traceback = fmt.Sprintf("%T", err), err.Error()
-	return nil, &out
+	result, err := json.Marshal(value)
+	if err != nil {
+		out := task.Fail(task.EndUnreadable, fmt.Sprintf("the handler's result of type %T is not JSON: %v", value, err))
+		return nil, &out
+	}
+	return result, nil
 }
 
 // handlerArgument picks the one argument of a call.

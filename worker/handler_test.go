@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,11 @@ func attempt(name, args string) *worker.Attempt {
 	return &worker.Attempt{Runtime: task.GoRuntime(name), ArgsEncoding: task.EncodingJSON, Args: []byte(args)}
 }
 
+// explosive panics when its JSON is asked for.
+type explosive struct{}
+
+func (explosive) MarshalJSON() ([]byte, error) { panic("no JSON of me") }
+
 func TestHandlers(t *testing.T) {
 	t.Parallel()
 	var h worker.Handlers
@@ -26,6 +32,9 @@ func TestHandlers(t *testing.T) {
 	worker.HandleIn(&h, "panic", func(context.Context, int) (int, error) { panic("at the disco") })
 	worker.HandleIn(&h, "channel", func(context.Context, int) (chan int, error) { return make(chan int), nil })
 	worker.HandleIn(&h, "wait", func(ctx context.Context, _ int) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+
+	worker.HandleIn(&h, "marshal", func(context.Context, int) (explosive, error) { return explosive{}, nil })
+	worker.HandleIn(&h, "goexit", func(context.Context, int) (int, error) { runtime.Goexit(); return 0, nil })
 
 	pickled, brief, tight := attempt("double", "[1]"), attempt("wait", "{}"), attempt("greet", `{"kwargs":{"Name":"everybody"}}`)
 	pickled.ArgsEncoding, brief.Timeout, tight.MaxResult = task.EncodingPickle, time.Millisecond, 10
@@ -44,6 +53,8 @@ func TestHandlers(t *testing.T) {
 		"no such handler":      {attempt("nobody", `{}`), task.EndUnreadable, `no handler named "nobody"`},
 		"an error":             {attempt("fail", `{}`), task.EndRaised, "no luck"},
 		"a panic":              {attempt("panic", `{}`), task.EndRaised, "at the disco"},
+		"a panic of a result":  {attempt("marshal", `{}`), task.EndRaised, "no JSON of me"},
+		"a goroutine's end":    {attempt("goexit", `{}`), task.EndRaised, "ended its goroutine"},
 		"a value without JSON": {attempt("channel", `{}`), task.EndUnreadable, "chan int is not JSON"},
 		"too large":            {tight, task.EndExhausted, "17 bytes, the limit is 10"},
 		"timeout":              {brief, task.EndTimedOut, "timeout of 1ms"},
