@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -90,6 +91,10 @@ func (s *spawner) start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	// A session of its own, as a service manager gives it. In the suite's process group the
+	// kernel would wake a frozen process as soon as a shell forgot that group: the stopped
+	// members of a group that becomes orphaned get SIGHUP and SIGCONT.
+	cmd.SysProcAttr.Setsid = true
 	if !sandbox.Inside() {
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	}
@@ -249,6 +254,16 @@ func (p *Process) Signal(s syscall.Signal) error {
 		return fmt.Errorf("%s was not started", p.Name)
 	}
 	return run.cmd.Process.Signal(s)
+}
+
+// Frozen says whether the process stands still after SIGSTOP.
+func (p *Process) Frozen() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	return strings.HasPrefix(rest, "T")
 }
 
 // Kill ends the process with SIGKILL and waits for its end; it stays down until Start.

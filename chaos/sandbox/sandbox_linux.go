@@ -49,6 +49,8 @@ func Enter() {
 	cmd := self("init")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+		// Nobody outside has a hand in what is frozen inside: see the spawner of package cluster.
+		Setsid: true,
 	}
 	if err := cmd.Start(); err != nil {
 		subreaper()
