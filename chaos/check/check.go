@@ -54,6 +54,8 @@ type Evidence struct {
 	MayLose bool
 	// Expires: the retention is shorter than the run, so a task that was there may be gone.
 	Expires bool
+	// Lease is how long a lease lasts after each renewal; 0 is not looked at.
+	Lease time.Duration
 }
 
 // Fault is one that was made.
@@ -335,6 +337,7 @@ func moves(e *Evidence, f *Findings) {
 		}
 	}
 	repeats(e, f)
+	early(byTask, e, f)
 	for id, list := range byTask {
 		slices.SortFunc(list, func(a, b move) int { return int(a.start - b.start) })
 		taskMoves(id, list, e, f)

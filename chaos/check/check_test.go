@@ -1,8 +1,10 @@
 package check
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/treadle-dev/treadle/chaos/history"
 	"github.com/treadle-dev/treadle/store/storetap"
@@ -45,6 +47,15 @@ func good() *tape {
 	t.op(history.Result, "k", "t", history.OK, history.Event{Status: completed, Run: "r"})
 	t.e.Final = []Record{{ID: "t", Key: "k", Status: completed, Run: "r", MaxRetries: 3}}
 	return t
+}
+
+// endsEarly has the task claimed again right after its lease was renewed.
+func (t *tape) endsEarly() {
+	t.e.Store, t.e.Lease = t.e.Store[:1], time.Second
+	t.store("renew", storetap.Item{Task: "t", Epoch: 1, Claim: "a", Outcome: "started", Verdict: "recorded"})
+	t.now += 10
+	t.store("claim", storetap.Item{Task: "t", Epoch: 3, Claim: "b", Status: "QUEUED", Retries: 3})
+	t.store("settle", storetap.Item{Task: "t", Epoch: 3, Claim: "b", Outcome: "succeeded", Verdict: "recorded"})
 }
 
 // TestFinds makes histories with one thing wrong each: the check must name it, and must
@@ -103,6 +114,9 @@ func TestFinds(t *testing.T) {
 			t.e.Store = t.e.Store[:1]
 			t.store("claim", storetap.Item{Task: "t", Epoch: 3, Claim: "b", Status: "QUEUED", Retries: 3})
 			t.store("renew", storetap.Item{Task: "t", Epoch: 1, Claim: "a", Verdict: "recorded"})
+		}},
+		{name: "a lease that ends early", want: "I9", spoil: func(t *tape) {
+			t.endsEarly()
 		}},
 		{name: "a success called SerializationError", want: "I10", spoil: fails("SerializationError")},
 		{name: "a success called FunctionExecutionFailure", want: "I10", spoil: fails(classFunction)},
@@ -191,6 +205,20 @@ func TestReasons(t *testing.T) {
 		}},
 		{"its claim gives two tasks at once", func(t *tape) {
 			t.e.Store[0].Items = append(t.e.Store[0].Items, storetap.Item{Task: "u", Epoch: 1, Claim: "a", Status: "QUEUED", Retries: 3})
+		}},
+		{"its lease ran out", func(t *tape) {
+			t.endsEarly()
+			t.e.Lease = 1
+		}},
+		{"its worker handed it back", func(t *tape) {
+			t.endsEarly()
+			t.e.Store = slices.Insert(t.e.Store, 2, storetap.Entry{Op: "settle", Start: t.e.Store[1].End + 1, End: t.e.Store[1].End + 2, Items: []storetap.Item{
+				{Task: "t", Epoch: 1, Claim: "a", Outcome: "returned", Verdict: "recorded"},
+			}})
+		}},
+		{"its worker may have handed it back", func(t *tape) {
+			t.endsEarly()
+			t.e.Store = append(t.e.Store, storetap.Entry{Op: "settle", Start: t.e.Store[1].End + 1, End: t.now, Err: "UNAVAILABLE"})
 		}},
 		{"its deadline passed", func(t *tape) {
 			fails(classDeadline)(t)

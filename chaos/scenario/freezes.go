@@ -16,6 +16,7 @@ import (
 	"github.com/treadle-dev/treadle/chaos/load"
 	"github.com/treadle-dev/treadle/chaos/netfault"
 	"github.com/treadle-dev/treadle/internal/failpoint"
+	"github.com/treadle-dev/treadle/store/storetap"
 )
 
 const (
@@ -84,6 +85,15 @@ func freeze(ctx context.Context, e *Env, p *cluster.Process, d time.Duration, ag
 	}
 	if err := wait(ctx, d); err != nil {
 		return err
+	}
+	return thaw(p)
+}
+
+// thaw lets a frozen process go on. One that somebody else has woken was not frozen for as
+// long as the scenario says.
+func thaw(p *cluster.Process) error {
+	if !p.Frozen() {
+		return fmt.Errorf("this run proves nothing: %s was frozen, and goes on before its SIGCONT", p.Name)
 	}
 	return p.Signal(syscall.SIGCONT)
 }
@@ -174,11 +184,62 @@ func noOverlap(_ context.Context, e *Env) error {
 	return errors.Join(errs...)
 }
 
+// pointHit is what a process logs when it comes to a kill point that is armed.
+const pointHit = `"msg":"failpoint"`
+
+func logged(p *cluster.Process, text string) bool {
+	b, err := os.ReadFile(p.LogPath())
+	return err == nil && strings.Contains(string(b), text)
+}
+
+// lateRenewal is met when a lease was renewed that had run out, and was not reaped yet.
+var lateRenewal = Condition{"a lease was renewed that was overdue", func(e *Env, _ *check.Findings) bool {
+	entries := e.storeHistory()
+	slices.SortFunc(entries, func(a, b storetap.Entry) int { return int(a.Start - b.Start) })
+	heard := map[string]int64{} // claim to when it was renewed last
+	for i := range entries {
+		s := &entries[i]
+		if s.Op != "renew" {
+			continue
+		}
+		for _, it := range s.Items {
+			if it.Verdict != "recorded" {
+				continue
+			}
+			if last := heard[it.Claim+it.Task]; last != 0 && s.Start-last > e.Lease.Nanoseconds() {
+				return true
+			}
+			heard[it.Claim+it.Task] = s.End
+		}
+	}
+	return false
+}}
+
+// chargedOnce checks that each loss of a worker was charged once.
+func chargedOnce(ctx context.Context, e *Env) error {
+	list, err := e.final(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range list {
+		lost := 0
+		for _, end := range r.Ends {
+			if end == "lost" {
+				lost++
+			}
+		}
+		if r.Lost > len(e.Faults()) || r.Lost > lost {
+			errs = append(errs, fmt.Errorf("task %s was charged with %d lost workers, its attempts ended as %v", r.ID, r.Lost, r.Ends))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // awaitLog waits for a text in a process's log.
 func awaitLog(ctx context.Context, p *cluster.Process, text string, limit time.Duration) error {
 	return cluster.Await(ctx, fmt.Sprintf("%s says %q", p.Name, text), limit, func(context.Context) (bool, error) {
-		b, err := os.ReadFile(p.LogPath())
-		return err == nil && strings.Contains(string(b), text), err
+		return logged(p, text), nil
 	})
 }
 
@@ -234,8 +295,7 @@ func freezeScenarios() []Scenario {
 				s.Once["dispatcher-1"] = []string{fmt.Sprintf("%s=%s=pause@1", failpoint.Env, failpoint.MidReap)}
 			},
 			Sometimes: []Condition{Requeued, {"a reaper was late", func(e *Env, _ *check.Findings) bool {
-				b, err := os.ReadFile(e.Process("dispatcher-1").LogPath())
-				return err == nil && strings.Contains(string(b), `"msg":"failpoint"`)
+				return logged(e.Process("dispatcher-1"), pointHit)
 			}}},
 			Inject: func(ctx context.Context, e *Env) error {
 				w, err := e.holder(ctx)
@@ -247,25 +307,49 @@ func freezeScenarios() []Scenario {
 				}
 				return wait(ctx, 6*time.Second) // until the late reaper has gone on
 			},
-			After: func(ctx context.Context, e *Env) error {
-				list, err := e.final(ctx)
+			After: chargedOnce,
+		},
+		{
+			Row: 9, Name: "late-renewal", Fault: "both dispatchers reap a lease that its worker renews at that moment",
+			Expect: "the lease stands", Stores: []string{"redis", "replicated"},
+			Shape: func(e *Env, s *load.Shape) {
+				outliving(e, s)
+				s.Longs, s.MaxTasks, s.Long = 2, 2, 8*time.Second
+			},
+			// Both stop when they have found what is overdue, and the worker is heard of before they
+			// do something about it. It has given the tasks up by then; for one of them it does not
+			// say so before the reapers have gone on.
+			Spec: func(e *Env, s *cluster.Spec) {
+				shortLease(e, s)
+				for _, role := range []string{cluster.RoleDispatcher, cluster.RoleWorker} {
+					point := map[string]failpoint.Point{cluster.RoleDispatcher: failpoint.MidReap, cluster.RoleWorker: failpoint.AfterRun}[role]
+					s.Once[role] = []string{fmt.Sprintf("%s=%s=pause@1", failpoint.Env, point)}
+				}
+			},
+			Sometimes: []Condition{Struck, lateRenewal},
+			Inject: func(ctx context.Context, e *Env) error {
+				w, err := e.holder(ctx)
 				if err != nil {
 					return err
 				}
-				var errs []error
-				for _, r := range list {
-					lost := 0
-					for _, end := range r.Ends {
-						if end == "lost" {
-							lost++
-						}
-					}
-					if r.Lost > len(e.Faults()) || r.Lost > lost {
-						errs = append(errs, fmt.Errorf("task %s was charged with %d lost workers, its attempts ended as %v", r.ID, r.Lost, r.Ends))
+				if err := e.Mark("SIGSTOP "+w.Name, w.PID()); err != nil {
+					return err
+				}
+				if err := w.Signal(syscall.SIGSTOP); err != nil {
+					return err
+				}
+				for _, d := range e.Dispatchers {
+					if err := awaitLog(ctx, d, pointHit, e.beyond()); err != nil {
+						return err
 					}
 				}
-				return errors.Join(errs...)
+				if err := thaw(w); err != nil {
+					return err
+				}
+				return wait(ctx, 6*time.Second) // until both reapers have gone on
 			},
+			// A long task would be handed back by a restart.
+			After: chargedOnce, NoRestart: true,
 		},
 		{
 			Row: 20, Name: "worker-blackhole", Fault: "worker and dispatchers do not hear each other (no reset)",
@@ -287,7 +371,7 @@ func freezeScenarios() []Scenario {
 			Sometimes: []Condition{Requeued},
 			Inject: func(ctx context.Context, e *Env) error {
 				w := e.Workers[0]
-				if err := awaitLog(ctx, w, `"msg":"failpoint"`, 10*time.Second); err != nil {
+				if err := awaitLog(ctx, w, pointHit, 10*time.Second); err != nil {
 					return err
 				}
 				if err := e.Mark(w.Name+" is deaf", w.PID()); err != nil {

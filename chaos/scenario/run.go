@@ -371,6 +371,7 @@ func (e *Env) collect(ctx context.Context) (*check.Evidence, error) {
 	ev.Faults, ev.Strands = e.evidentFaults(), e.Scenario.Strands
 	// A worker runs as many as it has slots and holds as many again for them.
 	ev.Capacity = 2 * e.Spec.Workers * e.Slots
+	ev.Lease = e.Lease
 	ev.Final, err = e.final(ctx)
 	return ev, err
 }
@@ -444,7 +445,7 @@ func (e *Env) recovery(ev *check.Evidence, r *Report) {
 		worst, r.Recovered = all[(len(all)*99+99)/100-1], len(all)
 	case Gap:
 		for _, f := range e.Faults() {
-			worst = max(worst, gap(ev, f.At, min(f.At+e.Dur.Nanoseconds(), e.loadEnd)))
+			worst = max(worst, gap(ev, f.At, e.loadEnd))
 			r.Recovered++
 		}
 	}

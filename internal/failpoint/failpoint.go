@@ -38,7 +38,7 @@ const (
 	AfterRun Point = "after-run"
 	// AfterReport: outcomes are recorded, their worker was not told.
 	AfterReport Point = "after-report"
-	// MidReap: it is known what is overdue, nothing of it was ended.
+	// MidReap: it is known what is overdue, and read, nothing of it was ended.
 	MidReap Point = "mid-reap"
 	// MidGC: it is known which finished tasks are past their retention, none was removed.
 	MidGC Point = "mid-gc"

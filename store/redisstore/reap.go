@@ -76,6 +76,10 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 			moves = append(moves, s.lapsing(id))
 		}
 	}
+	// From here on only the guard of each move stands between it and a word from the worker.
+	if err := s.load(ctx, op, moves); err != nil {
+		return 0, false, err
+	}
 	failpoint.Seen(failpoint.MidReap, len(moves))
 	if err := s.perform(ctx, op, now, moves); err != nil {
 		return 0, false, err
