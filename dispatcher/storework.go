@@ -213,13 +213,11 @@ func (d *Dispatcher) register(ctx context.Context, name string) error {
 // errNotRegistered is the store's answer to a look at a key that nobody has used.
 var errNotRegistered = errors.New("not registered")
 
-// reap ends what is overdue. After the store was away it pauses for one lease
-// length, as workers could not renew meanwhile. The call that finds the store back
-// has reaped already: a store that can be away grants its leases anew by itself
-// before that (redisstore's absence), and one in this process cannot be away.
+// reap ends what is overdue. It does not pause after the store was away: a store that can
+// be away ends no lease then that could not be renewed (see redisstore), one in this process
+// cannot be away, and delays and deadlines have waited long enough.
 func (d *Dispatcher) reap(ctx context.Context) {
 	var away bool
-	var notBefore time.Time
 	timer := time.NewTimer(d.cfg.ReapEvery)
 	defer timer.Stop()
 	for {
@@ -229,17 +227,16 @@ func (d *Dispatcher) reap(ctx context.Context) {
 			return
 		}
 		wait := d.cfg.ReapEvery
-		if now := time.Now(); now.After(notBefore) {
-			next, err := d.store.Reap(ctx, now, reapLimit)
-			switch {
-			case ctx.Err() != nil:
-				return // it says nothing of the store
-			case err != nil && !away:
-				away = true
-				d.log.Error("the store does not answer; nothing is reaped until it has been back for a lease", "error", err)
-			case err == nil && away:
-				away, notBefore = false, now.Add(d.cfg.Lease)
-			case err == nil && !next.IsZero():
+		next, err := d.store.Reap(ctx, time.Now(), reapLimit)
+		switch {
+		case ctx.Err() != nil:
+			return // it says nothing of the store
+		case err != nil && !away:
+			away = true
+			d.log.Error("the store does not answer; no lease ends until it has been back for a lease length", "error", err)
+		case err == nil:
+			away = false
+			if !next.IsZero() {
 				wait = min(wait, max(time.Until(next), time.Millisecond))
 			}
 		}

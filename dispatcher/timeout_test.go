@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/treadle-dev/treadle/dispatcher"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -47,6 +48,33 @@ func (s *skewed) Settle(ctx context.Context, now time.Time, items []store.Settle
 func (s *skewed) Reap(ctx context.Context, now time.Time, limit int) (time.Time, error) {
 	_, err := s.checkedStore.Reap(ctx, s.at(now), limit)
 	return time.Time{}, err
+}
+
+// stumbling is a store whose first Reap fails.
+type stumbling struct {
+	checkedStore
+	calls atomic.Int64
+}
+
+func (s *stumbling) Reap(ctx context.Context, now time.Time, limit int) (time.Time, error) {
+	if s.calls.Add(1) == 1 {
+		return time.Time{}, task.Errorf(task.CodeUnavailable, "reap", "the store is away")
+	}
+	return s.checkedStore.Reap(ctx, now, limit)
+}
+
+// TestDeadlineAfterAnOutage: a task's deadline passes after the store was away for a moment.
+// It is looked at within a reap's period, and not a lease later.
+func TestDeadlineAfterAnOutage(t *testing.T) {
+	f := newFabric(t)
+	s := &stumbling{checkedStore: f.store}
+	f.store = s
+	f.dispatcher(func(c *dispatcher.Config) { c.Lease, c.ReapEvery = time.Minute, 50*time.Millisecond })
+	ids, ends := f.submit("nobody", 1, func(tk *task.Task) { tk.Deadline = time.Now().Add(500 * time.Millisecond) })
+	f.wait(ends, 20*time.Second)
+	if got, _ := f.result(ids[0]); got.Status != task.Failed || got.Failure.Class != task.ClassDeadline || s.calls.Load() < 2 {
+		t.Errorf("%s %+v after %d reaps", got.Status, got.Failure, s.calls.Load())
+	}
 }
 
 // TestTimeoutOfAWorkerThatKeepsNone: it takes the offer, ignores its timeout and goes on

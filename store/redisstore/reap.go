@@ -18,16 +18,26 @@ import (
 // overdue task is ended once.
 //
 // Calling it also watches the store: when nobody has called it for [Options.Absence], the
-// workers could not renew either, so no lease is reaped until one lease length later.
+// workers could not renew either, so no lease is reaped until one lease length later. A
+// process whose call failed reaps no lease for as long when it is answered again: the
+// workers that it serves could not renew. Deadlines, delays and retentions do not wait.
 func (s *Store) Reap(ctx context.Context, now time.Time, limit int) (time.Time, error) {
 	const op = "reap"
+	if limit < 1 {
+		return time.Time{}, task.Errorf(task.CodeInvalid, op, "limit %d: want 1 or more", limit)
+	}
+	next, err := s.reap(ctx, op, now, limit)
+	if err != nil {
+		s.unheard.Store(true)
+	}
+	return next, err
+}
+
+func (s *Store) reap(ctx context.Context, op string, now time.Time, limit int) (time.Time, error) {
 	if err := s.enter(ctx, op); err != nil {
 		return time.Time{}, err
 	}
 	defer s.leave()
-	if limit < 1 {
-		return time.Time{}, task.Errorf(task.CodeInvalid, op, "limit %d: want 1 or more", limit)
-	}
 	for shard := range s.tags {
 		for limit > 0 {
 			ended, full, err := s.reapOnce(ctx, now, shard, min(limit, maxItems))
@@ -64,6 +74,12 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 	d, err := s.findDue(ctx, now, shard, limit)
 	if err != nil {
 		return 0, false, err
+	}
+	if s.unheard.CompareAndSwap(true, false) {
+		s.patient.Store(s.clock.now(now).Add(s.opts.Lease).UnixMicro())
+	}
+	if s.clock.now(now).UnixMicro() < s.patient.Load() {
+		d.leases = nil
 	}
 	full = len(d.deadlines) == limit || len(d.leases) == limit || len(d.finished) == limit
 	// The deadline goes first: it decides, whatever becomes of the lease.
@@ -231,6 +247,9 @@ func (s *Store) nextReap(ctx context.Context, now time.Time) (time.Time, error) 
 		var p numbers
 		text, _ := h[5].cmd.Val().(string)
 		calm := p.time(text)
+		if own := time.UnixMicro(s.patient.Load()).UTC(); own.After(calm) {
+			calm = own
+		}
 		lease, ok := headOf(h[3].cmd)
 		if ok && !lease.After(at) && calm.After(at) {
 			lease = calm

@@ -144,6 +144,10 @@ type Store struct {
 
 	// generation is how often all leases were granted anew, as last heard.
 	generation atomic.Int64
+	// unheard: the last Reap of this process failed. patient is until when it ends no lease for
+	// that, in microseconds of the store's time.
+	unheard atomic.Bool
+	patient atomic.Int64
 
 	bell  *bell
 	cache recordCache

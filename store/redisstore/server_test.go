@@ -492,6 +492,56 @@ func TestAbsence(t *testing.T) {
 	}
 }
 
+// After a call that failed this process ends no lease for a lease length, and deadlines all
+// the same.
+func TestReapThatFailed(t *testing.T) {
+	t.Parallel()
+	const lease = 900 * time.Millisecond
+	s := live(t, server.URL(""), func(o *Options) { o.Lease, o.Absence, o.OfferLease = lease, time.Hour, -1 })
+	ctx := t.Context()
+	it, timed := submission(nil), submission(nil)
+	submitOne(t, s, it)
+	r := request(1)
+	r.Until = time.Now().Add(time.Millisecond)
+	claimSome(t, s, r)
+	timed.Task.Deadline = time.Now().Add(time.Millisecond)
+	submitOne(t, s, timed)
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := s.Reap(gone, time.Now(), 100); err == nil {
+		t.Fatal("a call without time was answered")
+	}
+	back := time.Now()
+	var expired time.Time
+	redistest.Poll(t, "the lease ends", func(ctx context.Context) bool {
+		next, err := s.Reap(ctx, time.Now(), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Task(ctx, it.Task.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := s.Task(ctx, timed.Task.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case expired.IsZero() && other.Status == task.Failed:
+			expired = time.Now()
+		case !expired.IsZero() && got.Lease != nil && next.Before(back.Add(lease/2)):
+			t.Errorf("a lease that may not end yet is to be looked at again %s after the store was back", next.Sub(back))
+		}
+		return got.Lease == nil
+	})
+	if d := expired.Sub(back); expired.IsZero() || d > lease/2 {
+		t.Errorf("a task ended %s after its deadline", d)
+	}
+	if d := time.Since(back); d < lease {
+		t.Errorf("the lease ended %s after the store was back, want %s at least", d, lease)
+	}
+}
+
 // The first dispatcher alive grants leases anew, one that joins prolongs nothing.
 func TestAttend(t *testing.T) {
 	t.Parallel()
