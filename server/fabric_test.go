@@ -74,15 +74,22 @@ func TestRegisterFunction(t *testing.T) {
 		"python, source":  {Name: "f", Source: "x", Python: "3.12"},
 		"python":          {Name: "f", Payload: anyPickle, Python: "3.12.1"},
 		"python, text":    {Name: "f", Payload: anyPickle, Python: "three"},
-		"command":         {Name: "f", Source: "x", Runtime: "command"},
 		"go":              {Name: "f", Runtime: "go/resize"},
-		"unknown runtime": {Name: "f", Source: "x", Runtime: "ruby"},
 		"long request id": {Name: "f", Source: "x", RequestId: strings.Repeat("r", 129)},
 		"our request id":  {Name: "f", Source: "x", RequestId: store.InternalKey("handler", "resize")},
 	} {
 		_, err := e.fabric.RegisterFunction(ctx, req)
 		t.Log(name, err)
 		wantCode(t, err, codes.InvalidArgument, "INVALID_REQUEST")
+	}
+	for _, unknown := range []string{"ruby", "command", "Python", "go"} {
+		_, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Source: "x", Runtime: unknown})
+		wantCode(t, err, codes.InvalidArgument, "INVALID_REQUEST")
+		for _, want := range []string{fmt.Sprintf("runtime %q does not exist", unknown), `"python"`, `"go/NAME"`} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%v: want it to say %s", err, want)
+			}
+		}
 	}
 	_, err = e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Payload: []byte("payload")})
 	wantCode(t, err, codes.InvalidArgument, "INVALID_PAYLOAD")
@@ -341,18 +348,14 @@ func TestCallAndWaits(t *testing.T) {
 // await claims a task as soon as there is one.
 func (e *env) await() store.Claimed {
 	e.t.Helper()
-	for {
+	e.eventually("a task waits in the store", func() bool {
 		stats, err := e.store.QueueStats(e.t.Context())
 		if err != nil {
 			e.t.Fatal(err)
 		}
-		for _, q := range stats {
-			if q.Queued > 0 {
-				return e.claim()
-			}
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return slices.ContainsFunc(stats, func(q store.QueueStat) bool { return q.Queued > 0 })
+	})
+	return e.claim()
 }
 
 // waiters counts the tasks that are waited for.
@@ -375,17 +378,13 @@ func (ws *waiters) count() (tasks, watched, waiters int) {
 // waiting returns when n tasks are waited for.
 func (e *env) waiting(n int) {
 	e.t.Helper()
-	for e.waiters() != n {
-		if e.t.Context().Err() != nil {
-			e.t.Fatal("nobody waits")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	e.eventually(fmt.Sprintf("%d tasks are waited for", n), func() bool { return e.waiters() == n })
 }
 
 func TestAwaitResults(t *testing.T) {
 	e := start(t)
-	ctx := t.Context()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
 	e.source("f")
 	var reqs []*treadlev1.ExecuteRequest
 	for i := range 600 {
@@ -596,6 +595,9 @@ func TestLists(t *testing.T) {
 			}
 			if token = res.GetNextPageToken(); token == "" {
 				return ids
+			}
+			if len(ids) > 1000 {
+				t.Fatalf("%s: the pages have no end: %d tasks so far", filter, len(ids))
 			}
 		}
 	}

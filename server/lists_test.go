@@ -160,7 +160,7 @@ func (c crowdedStore) Workers(context.Context, time.Time) ([]store.Presence, err
 func crowdedServer(t *testing.T) *env {
 	var queues []store.QueueStat
 	for i := range 2005 {
-		queues = append(queues, store.QueueStat{Queue: fmt.Sprintf("q%04d", i/2), Runtime: []string{"command", "python"}[i%2], Queued: i, Running: 1})
+		queues = append(queues, store.QueueStat{Queue: fmt.Sprintf("q%04d", i/2), Runtime: []string{"go/resize", "python"}[i%2], Queued: i, Running: 1})
 	}
 	return start(t, func(c *Config) { c.Store = crowdedStore{c.Store, queues} })
 }
@@ -227,7 +227,7 @@ func TestMetricsOfManyQueues(t *testing.T) {
 	for _, line := range []string{
 		fmt.Sprintf(`treadle_queue_tasks{queue="other",runtime="other",status="QUEUED"} %d`, rest),
 		fmt.Sprintf(`treadle_queue_tasks{queue="other",runtime="other",status="RUNNING"} %d`, 2005-maxQueueSeries),
-		`treadle_queue_tasks{queue="q1002",runtime="command",status="QUEUED"} 2004`,
+		`treadle_queue_tasks{queue="q1002",runtime="go/resize",status="QUEUED"} 2004`,
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("no line %s", line)

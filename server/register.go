@@ -49,10 +49,11 @@ func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFu
 	}
 	if _, isGo := task.GoHandler(r.runtime); isGo {
 		return task.Function{}, invalid("runtime",
-			"runtime %q: Go handlers are registered by the workers that have them, with worker.Handle", r.runtime)
+			"runtime %.64q: only a worker registers a Go handler, with worker.Handle; start a worker that has it", r.runtime)
 	}
 	if r.runtime != task.RuntimePython {
-		return task.Function{}, invalid("runtime", "runtime %.64q is not served here: want %q", r.runtime, task.RuntimePython)
+		return task.Function{}, invalid("runtime", "runtime %.64q does not exist: want %q, which is also the default; workers register their own Go handlers as \"go/NAME\"",
+			r.runtime, task.RuntimePython)
 	}
 	if err := checkPython(r.python, req.GetSource() != ""); err != nil {
 		return task.Function{}, err

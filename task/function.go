@@ -8,9 +8,8 @@ import (
 // Runtime keys. A runtime key names what an attempt needs; a worker lists the
 // keys that it serves. Go handlers have one key each, see [GoRuntime].
 const (
-	RuntimePython  = "python"
-	RuntimeCommand = "command"
-	goPrefix       = "go/"
+	RuntimePython = "python"
+	goPrefix      = "go/"
 )
 
 // GoRuntime returns the runtime key of the Go handler of that name.

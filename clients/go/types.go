@@ -32,7 +32,7 @@ func (s Status) Terminal() bool { return s == Completed || s == Failed || s == C
 type Function struct {
 	ID   string `json:"function_id"`
 	Name string `json:"name"`
-	// Runtime is "python", "command" or "go/" with a handler's name.
+	// Runtime is "python", or "go/" followed by the name of a handler.
 	Runtime string `json:"runtime"`
 	Queue   string `json:"queue"`
 	// Form is "pickle", "source" or "none".

@@ -89,7 +89,7 @@ func testClaimLanes(e *env) {
 		}
 	}
 	check([]string{"c"}, []string{"python"})
-	check([]string{"a"}, []string{"command"})
+	check([]string{"a"}, []string{"other"})
 	check(nil, []string{"python"})
 	check([]string{"a"}, nil)
 	check([]string{"a"}, []string{task.GoRuntime("other")})

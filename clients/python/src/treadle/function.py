@@ -32,7 +32,7 @@ class Function(Generic[P, T]):
     id: str
     name: str
     runtime: str
-    """python, command, or go/<handler name>."""
+    """python, or go/<handler name>."""
     queue: str
     form: str
     """pickle, source or none."""

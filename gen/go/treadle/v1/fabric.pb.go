@@ -166,7 +166,7 @@ type Function struct {
 	FunctionId string `protobuf:"bytes,1,opt,name=function_id,json=functionId,proto3" json:"function_id,omitempty"`
 	// Name as it was registered, 1 to 256 characters.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// "python", "command" or "go/<handler name>".
+	// "python" or "go/<handler name>".
 	Runtime string `protobuf:"bytes,3,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	// Queue of the function's tasks, at most 128 bytes.
 	Queue string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
@@ -1198,7 +1198,7 @@ type Task struct {
 	FunctionName string `protobuf:"bytes,3,opt,name=function_name,json=functionName,proto3" json:"function_name,omitempty"`
 	// Queue that the task waits in.
 	Queue string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
-	// Runtime that executes it: "python", "command" or "go/<handler name>".
+	// Runtime that executes it: "python" or "go/<handler name>".
 	Runtime string `protobuf:"bytes,5,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	// Status now.
 	Status Task_Status `protobuf:"varint,6,opt,name=status,proto3,enum=treadle.v1.Task_Status" json:"status,omitempty"`

@@ -739,7 +739,7 @@ type Hello struct {
 	Software string `protobuf:"bytes,6,opt,name=software,proto3" json:"software,omitempty"`
 	// At most 1,024 queues, of 128 bytes each.
 	Queues []string `protobuf:"bytes,7,rep,name=queues,proto3" json:"queues,omitempty"`
-	// Runtime keys, at most 1,024: "python", "command", or "go/NAME" for each handler.
+	// Runtime keys, at most 1,024: "python", or "go/NAME" for each handler.
 	Runtimes []string `protobuf:"bytes,8,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
 	// Functions that live in the worker, in whatever language: they become known under these
 	// names, have the runtime "go/NAME", take JSON arguments and answer JSON. At most 1,024,

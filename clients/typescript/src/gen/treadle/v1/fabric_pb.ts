@@ -51,7 +51,7 @@ export type Function = Message<"treadle.v1.Function"> & {
   name: string;
 
   /**
-   * "python", "command" or "go/<handler name>".
+   * "python" or "go/<handler name>".
    *
    * @generated from field: string runtime = 3;
    */
@@ -647,7 +647,7 @@ export type Task = Message<"treadle.v1.Task"> & {
   queue: string;
 
   /**
-   * Runtime that executes it: "python", "command" or "go/<handler name>".
+   * Runtime that executes it: "python" or "go/<handler name>".
    *
    * @generated from field: string runtime = 5;
    */

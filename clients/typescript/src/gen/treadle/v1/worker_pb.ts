@@ -427,7 +427,7 @@ export type Hello = Message<"treadle.v1.Hello"> & {
   queues: string[];
 
   /**
-   * Runtime keys, at most 1,024: "python", "command", or "go/NAME" for each handler.
+   * Runtime keys, at most 1,024: "python", or "go/NAME" for each handler.
    *
    * @generated from field: repeated string runtimes = 8;
    */

@@ -58,7 +58,7 @@ class Function(_message.Message):
     name: _builtins.str
     """Name as it was registered, 1 to 256 characters."""
     runtime: _builtins.str
-    """"python", "command" or "go/<handler name>"."""
+    """"python" or "go/<handler name>"."""
     queue: _builtins.str
     """Queue of the function's tasks, at most 128 bytes."""
     form: _builtins.str
@@ -640,7 +640,7 @@ class Task(_message.Message):
     queue: _builtins.str
     """Queue that the task waits in."""
     runtime: _builtins.str
-    """Runtime that executes it: "python", "command" or "go/<handler name>"."""
+    """Runtime that executes it: "python" or "go/<handler name>"."""
     status: Global___Task.Status.ValueType
     """Status now."""
     priority: _builtins.int

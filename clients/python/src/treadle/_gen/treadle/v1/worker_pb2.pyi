@@ -363,7 +363,7 @@ class Hello(_message.Message):
 
     @_builtins.property
     def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Runtime keys, at most 1,024: "python", "command", or "go/NAME" for each handler."""
+        """Runtime keys, at most 1,024: "python", or "go/NAME" for each handler."""
 
     @_builtins.property
     def handlers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
