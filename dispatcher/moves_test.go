@@ -212,7 +212,10 @@ func TestOldStreams(t *testing.T) {
 			}
 			f.run(a)
 			tasks := 0
-			for dials.Load() < 10 {
+			for deadline := time.Now().Add(60 * time.Second); dials.Load() < 10; {
+				if time.Now().After(deadline) {
+					t.Fatalf("%d streams within 60 s, want 10: old streams do not end", dials.Load())
+				}
 				_, ends := f.submit("double", 50, nil)
 				f.wait(ends, 20*time.Second)
 				tasks += len(ends)

@@ -2,6 +2,7 @@ package dispatcher_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -89,6 +90,8 @@ func TestTimeoutOfAWorkerThatKeepsNone(t *testing.T) {
 			const timeout = time.Second
 			ids, ends := f.submit("hang", 1, func(tk *task.Task) { tk.Timeout = timeout })
 			theirs, ours := link.Pipe()
+			silence := time.AfterFunc(60*time.Second, func() { ours.Close(errors.New("the claim was not withdrawn within 60 s")) })
+			defer silence.Stop()
 			attached := make(chan error, 1)
 			go func() { attached <- d.Attach(t.Context(), theirs, mode) }()
 			send := func(fr link.Frame) {

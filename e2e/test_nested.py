@@ -81,7 +81,10 @@ def parent(folder):
     done = 0
     with treadle.Client() as client:
         child = client.register_source("child", "def child(x):\\n    return x + 1")
+        deadline = time.monotonic() + 300
         while not os.path.exists(os.path.join(folder, "enough")):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the test made no file 'enough' within 300 s")
             done = client.submit(child, done).result(30)
             with open(os.path.join(folder, "done"), "w") as file:
                 file.write(str(done))

@@ -77,6 +77,7 @@ def pages(v1: V1, path: str, field: str, size: int) -> list[list[Json]]:
         if not token:
             return found
         assert len(answer[field]) <= size
+        assert len(found) < 1000, f"{path}: 1000 pages and no end"
 
 
 def test_lists_filter_and_page(v1: V1) -> None:

@@ -275,12 +275,7 @@ func TestTaskTokensEnd(t *testing.T) {
 				_, err := n.fabric.GetResult(ctx, &treadlev1.GetResultRequest{TaskId: child, Wait: durationpb.New(time.Minute)})
 				waits <- err
 			}()
-			for n.srv.waiters.linked.Load() < 2 {
-				if t.Context().Err() != nil {
-					t.Fatal("the calls do not wait")
-				}
-				time.Sleep(time.Millisecond)
-			}
+			n.eventually("both calls wait", func() bool { return n.srv.waiters.linked.Load() >= 2 })
 			end(n, c)
 			for range 2 {
 				select {
@@ -481,12 +476,7 @@ func TestStuckParentsAreTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		go func() { _, _ = s.Recv() }()
-		for n.srv.waiters.linked.Load() == before {
-			if t.Context().Err() != nil {
-				t.Fatal("the call does not wait")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		n.eventually("the call waits", func() bool { return n.srv.waiters.linked.Load() != before })
 	}
 	waiting(parents[0])
 	silent("a slot works on")

@@ -153,10 +153,13 @@ func expect[F link.Frame](e *end) F {
 // report waits for the report of one claim; those of others are kept.
 func (e *end) report(tok task.Token) link.Report {
 	e.t.Helper()
-	for {
+	for deadline := time.Now().Add(patience); ; {
 		if r, ok := e.reports[tok]; ok {
 			delete(e.reports, tok)
 			return r
+		}
+		if time.Now().After(deadline) {
+			e.t.Fatalf("no report of %v within %s", tok, patience)
 		}
 		for _, r := range expect[*link.Outcomes](e).Items {
 			e.reports[r.Token] = r

@@ -67,6 +67,8 @@ func (e *end) fillPool(most int) {
 	e.t.Helper()
 	slots, asked, given := e.hello.Slots, 0, byte(0)
 	held := map[task.Token]bool{}
+	timer := time.NewTimer(patience) // beats come all the time: they are no progress
+	defer timer.Stop()
 	for slots < most || len(held) < most {
 		for len(held) < min(most, 2*slots) && (!e.pull || asked > 0) {
 			given++
@@ -93,7 +95,7 @@ func (e *end) fillPool(most int) {
 					e.ack(r.Token)
 				}
 			}
-		case <-time.After(patience):
+		case <-timer.C:
 			e.t.Fatalf("the pool stays at %d slots with %d claims and %d asked for", slots, len(held), asked)
 		}
 		if slots > most {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -262,7 +263,10 @@ func process(t *testing.T, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, args...)
+	// Who waits for its output or its end waits no longer than this.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, exe, args...)
 	cmd.Env = append(os.Environ(), asTreadle+"=1")
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
@@ -295,10 +299,14 @@ func TestSecondSignalEndsTheProgram(t *testing.T) {
 	// Two signals that are sent at once may arrive as one, so keep sending.
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+	deadline := time.After(30 * time.Second)
 	for running := true; running; {
 		select {
 		case <-ended:
 			running = false
+		case <-deadline:
+			_ = cmd.Process.Kill()
+			t.Fatal("the program runs on 30 s after SIGINT, sent every 20 ms")
 		case <-tick.C:
 			_ = cmd.Process.Signal(syscall.SIGINT) // it may have ended
 		}

@@ -140,7 +140,10 @@ def note_and_wait(path: str, gate: str, value: object = None) -> object:
 
     with open(path, "ab", buffering=0) as starts:
         starts.write(f"{os.getpid()} {time.monotonic()}\n".encode())
+    deadline = time.monotonic() + 300
     while not os.path.exists(gate):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody made {gate} within 300 s")
         time.sleep(0.01)
     return os.getpid() if value is None else value
 

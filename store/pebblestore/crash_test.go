@@ -123,8 +123,15 @@ func (w *witness) live(t *testing.T, f *fixture, rng *rand.Rand) {
 		work := rand.New(rand.NewPCG(rng.Uint64(), uint64(i)))
 		wg.Go(func() { w.worker(ctx, s, work, acked) })
 	}
-	for range cutAfter {
-		<-acks
+	deadline := time.After(30 * time.Second)
+	for n := range cutAfter {
+		select {
+		case <-acks:
+		case <-deadline:
+			cancel()
+			wg.Wait()
+			t.Fatalf("%d of %d acknowledgements within 30 s", n, cutAfter)
+		}
 	}
 	w.mu.Lock()
 	clone = disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})

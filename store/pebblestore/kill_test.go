@@ -68,7 +68,9 @@ func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	submitted, settled := map[task.ID]bool{}, map[task.ID]bool{}
 	for round := range 4 {
-		cmd := exec.Command(os.Args[0])
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, os.Args[0])
 		cmd.Env = append(os.Environ(), victimVariable+"="+dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -100,6 +102,9 @@ func TestKill(t *testing.T) {
 		}
 		if err := cmd.Wait(); err == nil {
 			t.Fatal("the victim ended by itself")
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("the victim did not acknowledge %d times within a minute", 40+30*round)
 		}
 		examine(t, dir, submitted, settled)
 	}

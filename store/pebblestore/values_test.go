@@ -55,7 +55,10 @@ func TestLargeValues(t *testing.T) {
 		}
 	}
 	f.clock.Advance(2 * time.Minute)
-	for {
+	for rounds := 0; ; rounds++ {
+		if rounds > 1000 {
+			t.Fatal("1000 rounds of Reap, and there is always more to do")
+		}
 		next, err := f.s.Reap(ctx, f.clock.Now(), 1000)
 		if err != nil {
 			t.Fatal(err)

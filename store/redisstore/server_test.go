@@ -634,6 +634,9 @@ func walkShards(t *testing.T, s *Store, clock *fakeClock) {
 				t.Fatal("the list is out of order")
 			}
 		}
+		if listed > n {
+			t.Fatalf("listed %d of %d tasks, and the pages go on", listed, n)
+		}
 		if q.Before = next; next.IsZero() {
 			break
 		}
