@@ -21,17 +21,13 @@ import (
 )
 
 const (
-	// maxSlots bounds what a Hello may announce.
-	maxSlots = 4096
-	// maxListed bounds the queues, runtimes and handlers of a Hello.
-	maxListed = 1024
 	// maxPairs bounds the pairs of a queue and a runtime of a Hello: a claim looks at each.
 	maxPairs = 4096
 	// maxHeld bounds what a worker may say that it holds: slots and window, and reports that
 	// a slow store has not acknowledged for many seconds.
 	maxHeld = 1 << 16
 	// maxAsked bounds the credit that a pull worker may pile up.
-	maxAsked = 2 * maxSlots
+	maxAsked = 2 * task.MaxSlots
 )
 
 // Engine is the deciding part of a dispatcher. It is not safe for concurrent use.
@@ -355,18 +351,18 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 		e.refuse(s, fmt.Sprintf("the worker speaks version %d of the protocol, this dispatcher version %d: install the same release on both",
 			h.Version, link.Version))
 		return
-	case h.Worker == "" || len(h.Worker) > 128:
-		e.refuse(s, fmt.Sprintf("a worker id of %d bytes: want 1 to 128", len(h.Worker)))
+	case h.Worker == "" || len(h.Worker) > task.MaxWorkerID:
+		e.refuse(s, fmt.Sprintf("a worker id of %d bytes: want 1 to %d", len(h.Worker), task.MaxWorkerID))
 		return
-	case h.Slots < 1 || h.Slots > maxSlots:
-		e.refuse(s, fmt.Sprintf("%d slots: want 1 to %d", h.Slots, maxSlots))
+	case h.Slots < 1 || h.Slots > task.MaxSlots:
+		e.refuse(s, fmt.Sprintf("%d slots: want 1 to %d", h.Slots, task.MaxSlots))
 		return
-	case h.MaxSlots != 0 && (h.MaxSlots < h.Slots || h.MaxSlots > maxSlots):
-		e.refuse(s, fmt.Sprintf("%d slots at most: want %d, the slots that there are, to %d", h.MaxSlots, h.Slots, maxSlots))
+	case h.MaxSlots != 0 && (h.MaxSlots < h.Slots || h.MaxSlots > task.MaxSlots):
+		e.refuse(s, fmt.Sprintf("%d slots at most: want %d, the slots that there are, to %d", h.MaxSlots, h.Slots, task.MaxSlots))
 		return
-	case len(h.Queues) > maxListed || len(h.Runtimes) > maxListed || len(h.Handlers) > maxListed:
+	case len(h.Queues) > task.MaxListed || len(h.Runtimes) > task.MaxListed || len(h.Handlers) > task.MaxListed:
 		e.refuse(s, fmt.Sprintf("%d queues, %d runtimes and %d handlers: want at most %d of each",
-			len(h.Queues), len(h.Runtimes), len(h.Handlers), maxListed))
+			len(h.Queues), len(h.Runtimes), len(h.Handlers), task.MaxListed))
 		return
 	case len(h.Held) > maxHeld:
 		e.refuse(s, fmt.Sprintf("the worker says that it holds %d claims: want at most %d", len(h.Held), maxHeld))

@@ -91,7 +91,8 @@ type Config struct {
 	Starting func() string
 	// Version is what the server says that it is. Default "dev".
 	Version string
-	// MaxPayload is the one limit on a decoded payload or result, in bytes. Default 64 MiB.
+	// MaxPayload is the one limit on a decoded payload or result, in bytes, from
+	// [task.MinPayloadLimit] to [task.MaxPayloadLimit]. Default 64 MiB.
 	MaxPayload int
 	// MaxRetries is how many lost workers a task survives that does not say. Negative
 	// means none; default 3.
@@ -161,8 +162,8 @@ func (c *Config) fill() error {
 	if c.WorkerCertificates && c.TLS == nil {
 		return fmt.Errorf("server: --tls-client-ca without --tls-cert and --tls-key")
 	}
-	if c.MaxPayload < 1024 || c.MaxPayload > maxMaxPayload {
-		return fmt.Errorf("server: --max-payload %d: want 1024 to %d bytes", c.MaxPayload, maxMaxPayload)
+	if c.MaxPayload < task.MinPayloadLimit || c.MaxPayload > task.MaxPayloadLimit {
+		return fmt.Errorf("server: a payload limit of %d bytes: want %d to %d", c.MaxPayload, task.MinPayloadLimit, task.MaxPayloadLimit)
 	}
 	fallback(&c.MaxBodies, 2*c.maxBody())
 	c.MaxBodies = max(c.MaxBodies, c.maxBody())
@@ -177,9 +178,6 @@ func (c *Config) fill() error {
 
 // DefaultMaxConnections is how many connections a listener has open at most.
 const DefaultMaxConnections = 4096
-
-// maxMaxPayload keeps a gRPC message, twice the payload, within its 32-bit length.
-const maxMaxPayload = 900 << 20
 
 // maxMessage is the limit of a gRPC message: the root service carries base64 text,
 // in seed mode twice wrapped.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/server/auth"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // gRPC has one limit for the messages of a whole server, and reads a message before anybody
@@ -29,7 +30,7 @@ import (
 // requestCodec decodes the messages of callers, held to the limits of the contract, and
 // encodes the answers. What of a message may be as large as its method lets it is bounded
 // by that.
-var requestCodec = wire.Codec(maxMaxPayload)
+var requestCodec = wire.Codec(task.MaxPayloadLimit)
 
 // transport is what a gRPC server's stream is read through. ServerTransportStream of the
 // public API has less; a test holds that the stream of this version of gRPC has it all.

@@ -34,7 +34,19 @@ const (
 	// MaxAttemptsKept bounds the history in a record: the first ones are dropped.
 	MaxAttemptsKept = 16
 	// DefaultMaxPayload is the one limit on a payload or a result, decoded, in bytes.
+	// It may be set from MinPayloadLimit to MaxPayloadLimit: a gRPC message holds twice
+	// a payload and 1 MiB, and its length has to stay below 2 GiB.
 	DefaultMaxPayload = 64 << 20
+	MinPayloadLimit   = 1 << 10
+	MaxPayloadLimit   = 900 << 20
+	// MaxSlots bounds the slots of one worker.
+	MaxSlots = 4096
+	// MaxListed bounds the queues, the runtimes and the handlers of one worker, each.
+	MaxListed = 1024
+	// MaxWorkerID bounds the id of a worker, MaxWorkerText each text that it says of
+	// itself, in bytes.
+	MaxWorkerID   = 128
+	MaxWorkerText = 256
 )
 
 // Task is the record of one execution asked for by a client. The arguments and

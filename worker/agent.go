@@ -100,8 +100,8 @@ func New(cfg Config) (*Agent, error) {
 			}
 		}
 	}
-	if len(a.runtimes) > maxListed {
-		return nil, fmt.Errorf("worker: %d runtimes and handlers: want at most %d", len(a.runtimes), maxListed)
+	if len(a.runtimes) > task.MaxListed {
+		return nil, fmt.Errorf("worker: %d runtimes and handlers: want at most %d", len(a.runtimes), task.MaxListed)
 	}
 	return a, nil
 }

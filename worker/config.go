@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -37,7 +36,7 @@ type Config struct {
 	// so are Address and Authority where the link says what was dialled. It may be called by
 	// any goroutine. Default nil: running tasks submit no others.
 	API func() (API, error)
-	// Slots is how many attempts run at once. Required, 1 to 4096.
+	// Slots is how many attempts run at once. Required, 1 to [task.MaxSlots].
 	Slots int
 	// MaxSlots, where it is more than Slots, makes their number follow the work: up to so many
 	// are opened while claims wait for one, and those above Slots shut again. Default Slots.
@@ -62,15 +61,38 @@ type Config struct {
 	Logger     *slog.Logger
 }
 
-// What a dispatcher takes of a Hello: maxWorkerText bytes of a text, maxListed queues,
-// runtimes or handlers.
-const (
-	maxWorkerText = 256
-	maxListed     = 1024
-)
+// CheckName says why name cannot be the Name of a [Config]; nil when it can.
+func CheckName(name string) error {
+	if len(name) > task.MaxWorkerText || !utf8.ValidString(name) {
+		return fmt.Errorf("the name %.64q has %d bytes: want UTF-8 of at most %d", name, len(name), task.MaxWorkerText)
+	}
+	return nil
+}
 
-func badQueue(q string) bool {
-	return q == "" || len(q) > task.MaxQueueLength || !utf8.ValidString(q)
+// CheckSlots says why slots, which grow to most, cannot be those of a [Config]; nil when
+// they can.
+func CheckSlots(slots, most int) error {
+	switch {
+	case slots < 1 || slots > task.MaxSlots:
+		return fmt.Errorf("%d slots: want 1 to %d", slots, task.MaxSlots)
+	case most < slots || most > task.MaxSlots:
+		return fmt.Errorf("a pool of at least %d slots and at most %d: want at most %[1]d to %[3]d", slots, most, task.MaxSlots)
+	}
+	return nil
+}
+
+// CheckQueues says why queues cannot be those of a [Config]; nil when they can. No queues
+// mean the default one.
+func CheckQueues(queues []string) error {
+	if len(queues) > task.MaxListed {
+		return fmt.Errorf("%d queues: want at most %d; start another worker for the others", len(queues), task.MaxListed)
+	}
+	for _, q := range queues {
+		if q == "" || len(q) > task.MaxQueueLength || !utf8.ValidString(q) {
+			return fmt.Errorf("queue %.200q has %d bytes: want UTF-8 of 1 to %d", q, len(q), task.MaxQueueLength)
+		}
+	}
+	return nil
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -79,7 +101,7 @@ func (c Config) withDefaults() (Config, error) {
 		if err != nil {
 			host = "unknown"
 		}
-		c.Name = task.ClipText(host, maxWorkerText)
+		c.Name = task.ClipText(host, task.MaxWorkerText)
 	}
 	if len(c.Queues) == 0 {
 		c.Queues = []string{task.DefaultQueue}
@@ -108,23 +130,18 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	for _, err := range []error{CheckName(c.Name), CheckQueues(c.Queues), CheckSlots(c.Slots, c.MaxSlots)} {
+		if err != nil {
+			return c, fmt.Errorf("worker: %w", err)
+		}
+	}
 	switch {
-	case c.ID == "" || len(c.ID) > 128:
-		return c, fmt.Errorf("worker: an id of %d bytes: want 1 to 128", len(c.ID))
-	case len(c.Name) > maxWorkerText || !utf8.ValidString(c.Name):
-		return c, fmt.Errorf("worker: the name %.64q has %d bytes: want UTF-8 of at most %d", c.Name, len(c.Name), maxWorkerText)
-	case len(c.Software) > maxWorkerText || !utf8.ValidString(c.Software):
-		return c, fmt.Errorf("worker: the software %.64q has %d bytes: want UTF-8 of at most %d", c.Software, len(c.Software), maxWorkerText)
-	case len(c.Queues) > maxListed:
-		return c, fmt.Errorf("worker: %d queues: want at most %d", len(c.Queues), maxListed)
-	case slices.ContainsFunc(c.Queues, badQueue):
-		return c, fmt.Errorf("worker: queue %.200q: want UTF-8 of 1 to %d bytes", c.Queues[slices.IndexFunc(c.Queues, badQueue)], task.MaxQueueLength)
+	case c.ID == "" || len(c.ID) > task.MaxWorkerID:
+		return c, fmt.Errorf("worker: an id of %d bytes: want 1 to %d", len(c.ID), task.MaxWorkerID)
+	case len(c.Software) > task.MaxWorkerText || !utf8.ValidString(c.Software):
+		return c, fmt.Errorf("worker: the software %.64q has %d bytes: want UTF-8 of at most %d", c.Software, len(c.Software), task.MaxWorkerText)
 	case c.Dial == nil:
 		return c, fmt.Errorf("worker: Dial is required")
-	case c.Slots < 1 || c.Slots > 4096:
-		return c, fmt.Errorf("worker: %d slots: want 1 to 4096", c.Slots)
-	case c.MaxSlots < c.Slots || c.MaxSlots > 4096:
-		return c, fmt.Errorf("worker: %d slots at most: want %d, the least, to 4096", c.MaxSlots, c.Slots)
 	case len(c.Executors) == 0:
 		return c, fmt.Errorf("worker: at least one executor is required")
 	}

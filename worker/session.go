@@ -317,7 +317,7 @@ func (s *session) hello(ctx context.Context) error {
 	a.mu.Unlock()
 	sentAt := time.Now()
 	err := s.conn.Send(&link.Hello{
-		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: task.ClipText(hostname(), maxWorkerText), PID: os.Getpid(), Software: a.cfg.Software,
+		Version: link.Version, Worker: a.cfg.ID, Name: a.cfg.Name, Host: task.ClipText(hostname(), task.MaxWorkerText), PID: os.Getpid(), Software: a.cfg.Software,
 		Queues: a.cfg.Queues, Runtimes: a.runtimes, Handlers: a.handlers, Slots: slots, MaxSlots: most, Held: held,
 		Moves: a.cfg.Move != nil, TaskTokens: a.cfg.API != nil,
 	})

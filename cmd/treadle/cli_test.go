@@ -217,7 +217,7 @@ func TestMisuse(t *testing.T) {
 		{"tasks --status done", `--status "done": want one of QUEUED, RUNNING`},
 		{"up --mode sideways", "unknown flag: --mode"},
 		{"worker --mode sideways", `--mode "sideways": want one of push, pull`},
-		{"up --store x://y", `--store "x://y" is no store URL: want embedded:, memory:, redis://`},
+		{"up --store x://y", `--store "x://y" is not a store URL: want embedded:, memory:, redis://`},
 		{"tasks --limit -1", "--limit -1"},
 		{"run", "wants a FUNCTION"},
 		{"run double 1 --priority 10", "--priority 10: want 0 to 9"},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -17,6 +18,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/treadle-dev/treadle/link"
+	"github.com/treadle-dev/treadle/server"
+	"github.com/treadle-dev/treadle/store/pebblestore"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // parse runs a command that has a role's flags, and returns them.
@@ -151,7 +157,9 @@ func TestValidation(t *testing.T) {
 		{roleUp, "--drain-timeout -1s", "--drain-timeout"},
 		{roleWorker, "--max-attempts-per-runner -1", "--max-attempts-per-runner -1: want 0 (no limit) or more"},
 		{roleUp, "--max-payload 10", "--max-payload 10B: want 1KiB"},
-		{roleUp, "--max-payload 2GiB", "--max-payload 2GiB"},
+		{roleUp, "--max-payload 2GiB", "--max-payload 2GiB: want 1KiB to 900MiB; keep larger data in a file"},
+		{roleUp, "--max-payload 943718401", "--max-payload 900MiB (943718401 bytes): want 1KiB to 900MiB"},
+		{roleUp, "--max-payload 1023", "--max-payload 1023B: want 1KiB to 900MiB"},
 		{roleUp, "--memory-limit 1MiB", "--memory-limit 1MiB"},
 		{roleUp, "--max-retries -1", "--max-retries -1: want 0 to 1000"},
 		{roleUp, "--retention 0s", "--retention"},
@@ -170,7 +178,7 @@ func TestValidation(t *testing.T) {
 		{roleWorker, "--queues a,,b", "--queues"},
 		{roleWorker, "--mode local", "want one of push, pull"},
 		{roleUp, "--log-format xml", "want one of text, json"},
-		{roleUp, "--name " + strings.Repeat("x", 257), "--name has 257 characters"},
+		{roleUp, "--name " + strings.Repeat("x", 257), "has 257 bytes: want UTF-8 of at most 256"},
 	} {
 		_, err := parse(t, test.role, strings.Fields(test.args)...)
 		switch {
@@ -180,6 +188,82 @@ func TestValidation(t *testing.T) {
 			t.Errorf("%s: %v, want %q", test.args, err, test.want)
 		}
 	}
+}
+
+// TestEdges holds each limit that a part of the process has, too, to one value: what the
+// flags accept the part accepts, and what is one beyond is misuse, before anything is opened.
+func TestEdges(t *testing.T) {
+	queues := func(n int) string {
+		names := make([]string, n)
+		for i := range names {
+			names[i] = fmt.Sprint("q", i)
+		}
+		return strings.Join(names, ",")
+	}
+	long := strings.Repeat("\u00fc", task.MaxWorkerText/2)
+	for _, test := range []struct {
+		flag         string
+		fits, beyond []string
+		role         role
+	}{
+		{"--max-payload", []string{"1KiB", "900MiB"}, []string{"1023", "943718401", "950MiB"}, roleUp},
+		{"--max-payload", []string{"1KiB", "900MiB"}, []string{"1023", "943718401"}, roleWorker},
+		{"--max-retries", []string{"0", "1000"}, []string{"-1", "1001"}, roleUp},
+		{"--slots", []string{"1", "4096", "1-4096"}, []string{"0", "4097", "1-4097", "2-1"}, roleWorker},
+		{"--queues", []string{queues(1024), strings.Repeat("q", 128)}, []string{queues(1025), strings.Repeat("q", 129), "a,,b", "\xff"}, roleWorker},
+		{"--name", []string{long}, []string{long + "x", "\xff"}, roleWorker},
+		{"--max-connections", []string{"1"}, []string{"0"}, roleUp},
+		{"--rest-created-status", []string{"200", "201"}, []string{"204"}, roleUp},
+		{"--store", []string{"redis://h:65535/0?namespace=a"}, []string{
+			"embedded:", "memory:", "redis://h:65536", "redis://h?x=1", "redis://h?namespace=%7Ba%7D", "redis+cluster://h/1", "embedded:x",
+		}, roleServer},
+		{"--store", []string{"embedded:", "memory:", "redis://h"}, []string{"memory:x", "mysql://u:secret@h"}, roleUp},
+	} {
+		for _, value := range test.fits {
+			f, err := parse(t, test.role, test.flag+"="+value)
+			if err != nil {
+				t.Errorf("%s %.80s: %v", test.flag, value, err)
+				continue
+			}
+			if err := buildParts(t, f, test.role); err != nil {
+				t.Errorf("%s %.80s is accepted, and then: %v", test.flag, value, err)
+			}
+		}
+		for _, value := range test.beyond {
+			_, err := parse(t, test.role, test.flag+"="+value)
+			var wrong *usageError
+			if !errors.As(err, &wrong) || !strings.Contains(err.Error(), test.flag) || strings.Contains(err.Error(), "secret") {
+				t.Errorf("%s %.80s: %v, want a usage error that names the flag", test.flag, value, err)
+			}
+		}
+	}
+	dir := t.TempDir()
+	cli(t, "", "up", "--data-dir", dir, "--max-payload", "950MiB").want(t, exitMisuse, "--max-payload 950MiB: want 1KiB to 900MiB")
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("a refused flag left %v, %v", left, err)
+	}
+}
+
+// buildParts makes the part that has limits of its own, as a process of the role does.
+func buildParts(t *testing.T, f *serverFlags, r role) error {
+	t.Helper()
+	n := &node{serverFlags: *f, Version: "test", Log: slog.New(slog.DiscardHandler)}
+	n.DataDir = t.TempDir()
+	if r == roleWorker {
+		_, err := n.agent("id", link.Push, func(context.Context) (link.Conn, error) { return nil, errors.New("not dialled") }, nil, nil)
+		return err
+	}
+	st, err := pebblestore.Open(t.Context(), pebblestore.Options{Durability: pebblestore.Memory, Logger: n.Log})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = st.Close() }()
+	cfg := n.serverConfig(st, nil)
+	if err := n.secure(&cfg); err != nil {
+		return err
+	}
+	_, err = server.New(cfg)
+	return err
 }
 
 func TestByteSize(t *testing.T) {

@@ -56,28 +56,45 @@ func randomID() task.ID { return task.ID(uuid.New()) }
 
 func timeID() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
 
+// The stores of one process.
+const (
+	storeEmbedded = "embedded:"
+	storeMemory   = "memory:"
+)
+
+// checkStore says why url names no store that a process can use, or, when it is to be
+// shared, none that others can use beside it; nil when it does. It dials nothing.
+func checkStore(url string, shared bool) error {
+	switch {
+	case redisstore.IsURL(url):
+		if err := redisstore.CheckURL(url); err != nil {
+			return fmt.Errorf("--store: %w", err)
+		}
+	case url != storeEmbedded && url != storeMemory:
+		return fmt.Errorf("--store %q is not a store URL: want %s, %s, redis://, rediss://, redis+sentinel:// or redis+cluster://",
+			redactURL(url), storeEmbedded, storeMemory)
+	case shared:
+		return fmt.Errorf("--store %s belongs to one process, and servers and dispatchers share theirs: "+
+			"name a Redis (redis://HOST:PORT), or run everything in one process with 'treadle up'", url)
+	}
+	return nil
+}
+
 // openStore opens what a store URL names. shared says that other processes must be
 // able to use it beside this one.
 func (n *node) openStore(ctx context.Context, shared bool) (store.Store, error) {
+	if err := checkStore(n.Store, shared); err != nil {
+		return nil, &usageError{err}
+	}
 	if redisstore.IsURL(n.Store) {
 		return redisstore.Open(ctx, redisstore.Options{URL: n.Store, Retention: n.Retention, Lease: n.Lease, Logger: n.Log,
 			ClientName: "treadle-" + n.role})
 	}
 	opts := pebblestore.Options{Retention: n.Retention, Lease: n.Lease, Logger: n.Log, OpenDamaged: n.OpenDamaged}
-	switch n.Store {
-	case "embedded:":
-		opts.Durability, opts.Dir = pebblestore.Embedded, filepath.Join(n.DataDir, "store")
-	case "memory:":
+	if n.Store == storeMemory {
 		opts.Durability = pebblestore.Memory
-	default:
-		return nil, misuse("--store %q is no store URL: want embedded:, memory:, redis://, rediss://, redis+sentinel:// or redis+cluster://",
-			redactURL(n.Store))
-	}
-	if shared {
-		return nil, fmt.Errorf("--store %s belongs to one process, and servers and dispatchers share theirs: "+
-			"name a Redis (redis://HOST:PORT), or run everything in one process with 'treadle up'", n.Store)
-	}
-	if opts.Dir != "" {
+	} else {
+		opts.Durability, opts.Dir = pebblestore.Embedded, filepath.Join(n.DataDir, "store")
 		if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the data folder (--data-dir): %w", err)
 		}
@@ -148,11 +165,8 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	}
 	st = storetap.Wrap(st) // nothing in a build that users get
 	defer func() { err = errors.Join(err, st.Close()) }()
-	cfg := server.Config{
-		Store: st, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version, Modes: p.modes, WorkersOnly: !p.api,
-		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
-		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus, AllowedHosts: n.AllowedHosts,
-	}
+	cfg := n.serverConfig(st, p.modes)
+	cfg.WorkersOnly = !p.api
 	if err := n.secure(&cfg); err != nil {
 		return err
 	}
@@ -218,6 +232,15 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		n.Ready(srv.GRPCAddr(), srv.HTTPAddr())
 	}
 	return stages.wait(ctx)
+}
+
+// serverConfig is what the flags say of a server; [node.secure] adds the rest.
+func (n *node) serverConfig(st store.Store, modes []link.Mode) server.Config {
+	return server.Config{
+		Store: st, GRPCAddr: n.GRPCAddr, HTTPAddr: n.HTTPAddr, Logger: n.Log, Version: n.Version, Modes: modes,
+		MaxPayload: int(n.MaxPayload), MaxRetries: orNone(n.MaxRetries), TaskTimeout: n.TaskTimeout, Retention: n.Retention,
+		RESTCompat: server.RESTCompat(n.RESTCompat), RESTCreatedStatus: n.RESTCreatedStatus, AllowedHosts: n.AllowedHosts,
+	}
 }
 
 // collect adds what a process does that is the first one of its container.

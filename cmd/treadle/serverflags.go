@@ -11,12 +11,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/treadle-dev/treadle/internal/dialaddr"
 	"github.com/treadle-dev/treadle/server"
+	"github.com/treadle-dev/treadle/task"
+	"github.com/treadle-dev/treadle/worker"
 )
 
 // role is what a process of this binary does; it decides which flags there are.
@@ -107,13 +108,9 @@ type serverFlags struct {
 
 // Limits of the settings.
 const (
-	maxSlots       = 4096
-	maxRetriesCap  = 1000
-	minMaxPayload  = 1 << 10
-	maxMaxPayload  = 1<<30 - 1<<20 // twice it and 1 MiB is still a gRPC message
 	minMemoryLimit = 16 << 20
 	minHeartbeat   = 20 * time.Millisecond
-	// missedBeats mark a worker as lost.
+	// missedBeats mark a worker as silent.
 	missedBeats = 3
 )
 
@@ -273,8 +270,8 @@ func (f *serverFlags) validate(r role) error {
 			return &usageError{err}
 		}
 	}
-	if utf8.RuneCountInString(f.Name) > 256 {
-		return misuse("--name has %d characters: want at most 256", utf8.RuneCountInString(f.Name))
+	if err := worker.CheckName(f.Name); err != nil {
+		return misuse("--name: %w", err)
 	}
 	_, _, err := f.logger(io.Discard)
 	return err
@@ -325,11 +322,11 @@ func (f *serverFlags) validateStore(r role) error {
 	case f.Store == "":
 		return fmt.Errorf("--store is missing: name the store that servers and dispatchers share")
 	case !ok || scheme == "":
-		return fmt.Errorf("--store %q: want a URL: embedded: or memory: for one process, redis://HOST:PORT for many", f.Store)
+		return fmt.Errorf("--store %q: want a URL: embedded: or memory: for one process, redis://HOST:PORT for many", redactURL(f.Store))
 	case scheme == "embedded" && f.DataDir == "":
 		return fmt.Errorf("--data-dir is empty and this user has no home directory: name a folder")
 	}
-	return nil
+	return checkStore(f.Store, r != roleUp)
 }
 
 func (f *serverFlags) validatePool(r role) error {
@@ -342,8 +339,8 @@ func (f *serverFlags) validatePool(r role) error {
 		return nil
 	case f.MaxSlots != f.Slots && f.Slots < 1:
 		return fmt.Errorf("--slots %d-%d: a pool that grows has at least one slot", f.Slots, f.MaxSlots)
-	case f.Slots < least || f.MaxSlots > maxSlots:
-		return fmt.Errorf("--slots %s: want %d to %d", slotRange{f}, least, maxSlots)
+	case f.Slots < least || f.MaxSlots > task.MaxSlots:
+		return fmt.Errorf("--slots %s: want %d to %d", slotRange{f}, least, task.MaxSlots)
 	case f.MaxSlots < f.Slots:
 		return fmt.Errorf("--slots %d-%d: the least comes first, as in %[2]d-%[1]d", f.Slots, f.MaxSlots)
 	case f.IdleAfter < time.Second:
@@ -352,7 +349,7 @@ func (f *serverFlags) validatePool(r role) error {
 		return fmt.Errorf("--python is empty: want an interpreter, for example python3")
 	case f.MemoryLimit != 0 && f.MemoryLimit < minMemoryLimit:
 		return fmt.Errorf("--memory-limit %s: an interpreter alone needs about that; want at least %s, or off",
-			formatBytes(f.MemoryLimit), formatBytes(minMemoryLimit))
+			exactBytes(f.MemoryLimit), formatBytes(minMemoryLimit))
 	case f.MaxAttemptsPerRunner < 0:
 		return fmt.Errorf("--max-attempts-per-runner %d: want 0 (no limit) or more", f.MaxAttemptsPerRunner)
 	case f.DrainTimeout < 0:
@@ -380,8 +377,9 @@ func (f *serverFlags) validateTimes(r role) error {
 }
 
 func (f *serverFlags) validateAPI(r role) error {
-	if f.MaxPayload < minMaxPayload || f.MaxPayload > maxMaxPayload {
-		return fmt.Errorf("--max-payload %s: want %s to %s", formatBytes(f.MaxPayload), formatBytes(minMaxPayload), formatBytes(maxMaxPayload))
+	if f.MaxPayload < task.MinPayloadLimit || f.MaxPayload > task.MaxPayloadLimit {
+		return fmt.Errorf("--max-payload %s: want %s to %s; keep larger data in a file or an object store and pass its name",
+			exactBytes(f.MaxPayload), formatBytes(task.MinPayloadLimit), formatBytes(task.MaxPayloadLimit))
 	}
 	if r != roleWorker && f.Retention < time.Second {
 		return fmt.Errorf("--retention %s: want at least 1s, or nobody could fetch a result", f.Retention)
@@ -390,8 +388,8 @@ func (f *serverFlags) validateAPI(r role) error {
 		return nil
 	}
 	switch {
-	case f.MaxRetries < 0 || f.MaxRetries > maxRetriesCap:
-		return fmt.Errorf("--max-retries %d: want 0 to %d", f.MaxRetries, maxRetriesCap)
+	case f.MaxRetries < 0 || f.MaxRetries > task.MaxRetriesLimit:
+		return fmt.Errorf("--max-retries %d: want 0 to %d", f.MaxRetries, task.MaxRetriesLimit)
 	case f.TaskTimeout < 0:
 		return fmt.Errorf("--task-timeout %s: want 0 (none) or more", f.TaskTimeout)
 	case r != roleDispatcher && f.RESTCreatedStatus != 200 && f.RESTCreatedStatus != 201:
@@ -412,13 +410,11 @@ func (f *serverFlags) validateWorker(r role) error {
 			return fmt.Errorf("--dispatcher: %w", err)
 		}
 	}
-	for _, q := range f.Queues {
-		if q == "" || len(q) > 128 {
-			return fmt.Errorf("--queues: %q has %d bytes: want 1 to 128", q, len(q))
-		}
-	}
 	if len(f.Queues) == 0 {
 		return fmt.Errorf("--queues is empty: want at least one")
+	}
+	if err := worker.CheckQueues(f.Queues); err != nil {
+		return fmt.Errorf("--queues: %w", err)
 	}
 	return nil
 }

@@ -74,6 +74,16 @@ func formatBytes(n int64) string {
 	return strconv.FormatInt(n, 10) + "B"
 }
 
+// exactBytes is [formatBytes], with the number of bytes where that was rounded, so that a
+// value beside a limit does not read like it.
+func exactBytes(n int64) string {
+	text := formatBytes(n)
+	if back, err := parseByteSize(text); err != nil || int64(back) != n {
+		return fmt.Sprintf("%s (%d bytes)", text, n)
+	}
+	return text
+}
+
 // choice is a flag's value that is one of a few words, in any case.
 type choice struct {
 	value *string

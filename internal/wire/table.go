@@ -17,11 +17,11 @@ const (
 	// maxFilter bounds a list's filter; the handler accepts 4 KiB.
 	maxFilter = 64 << 10
 	// maxWorkerText bounds what a worker says of itself.
-	maxWorkerText = 256
+	maxWorkerText = task.MaxWorkerText
 	// maxWorkerID bounds a worker's id.
-	maxWorkerID = 128
+	maxWorkerID = task.MaxWorkerID
 	// maxListed bounds the queues, runtimes and handlers of a Hello.
-	maxListed = 1024
+	maxListed = task.MaxListed
 	// maxName bounds a function's or handler's name: 256 characters of UTF-8.
 	maxName = 4 * task.MaxNameLength
 	// maxReason bounds a reason for people.

@@ -64,6 +64,16 @@ func IsURL(text string) bool {
 	return ok && known
 }
 
+// CheckURL says why [Open] would refuse a store URL before it dials; nil when it would not.
+// The error never shows a password.
+func CheckURL(text string) error {
+	a, err := parseURL(text)
+	if err != nil || a.namespace == "" {
+		return err
+	}
+	return checkNamespace(a.namespace)
+}
+
 // parseURL reads a store URL:
 //
 //	redis://[user:password@]host[:port][/db]            rediss:// with TLS
