@@ -36,6 +36,13 @@ run: build ## build, then run everything in one process
 test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-security-quick test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
+# The folder of `make test-quick`: make test-quick DIR=server.
+DIR ?=
+
+.PHONY: test-quick
+test-quick: ## the tests of one folder, without the race detector: make test-quick DIR=server
+	@tools/test-quick.sh "$(DIR)"
+
 .PHONY: test-go
 test-go: ## Go tests, under the race detector, in random order
 	tools/install.sh cc redis gotools python
