@@ -67,6 +67,8 @@ func TestRegisterFunction(t *testing.T) {
 	for name, req := range map[string]*treadlev1.RegisterFunctionRequest{
 		"no name":         {Source: "x"},
 		"long name":       {Name: strings.Repeat("\u00fc", 257), Source: "x"},
+		"name with NUL":   {Name: "a\x00b", Source: "x"},
+		"source with NUL": {Name: "f", Source: "def f(): return '\x00'"},
 		"nothing":         {Name: "f"},
 		"both":            {Name: "f", Source: "x", Payload: anyPickle},
 		"queue":           {Name: "f", Source: "x", Queue: "a b"},

@@ -1,11 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 	"unicode"
@@ -75,6 +77,14 @@ func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFu
 func (s *Server) register(ctx context.Context, r registration) (task.Function, error) {
 	if n := utf8.RuneCountInString(r.name); n > task.MaxNameLength {
 		return task.Function{}, invalid("name", "name has %d characters: want at most %d", n, task.MaxNameLength)
+	}
+	if strings.ContainsRune(r.name, 0) {
+		return task.Function{}, invalid("name", "name %.64q has a NUL character, which no function's name has", r.name)
+	}
+	if r.form == task.FormSource {
+		if i := bytes.IndexByte(r.payload, 0); i >= 0 {
+			return task.Function{}, invalid("source", "source has a NUL character at byte %d, and Python compiles none: is it UTF-16, or a binary file?", i)
+		}
 	}
 	if err := checkRequestID(r.requestID); err != nil {
 		return task.Function{}, err

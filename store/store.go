@@ -91,6 +91,9 @@ type InUse struct {
 
 // Error implements error.
 func (e *InUse) Error() string {
+	if e.Tasks == 1 {
+		return fmt.Sprintf("function %s has an unfinished task: cancel it, or wait until it has finished", e.Function)
+	}
 	return fmt.Sprintf("function %s has %d unfinished tasks: cancel them, or wait until they have finished", e.Function, e.Tasks)
 }
 

@@ -450,7 +450,11 @@ func boundFailure(out Outcome, worker string) *Failure {
 	if c := ClassOf(out.End); c != "" {
 		f.Class = c
 	}
-	if f.Message == "" {
+	switch {
+	case f.Message != "":
+	case out.End == EndRaised:
+		f.Message = "raised without a message"
+	default:
 		f.Message = "the attempt ended as " + string(out.End)
 	}
 	f.Worker = worker

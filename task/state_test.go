@@ -341,3 +341,12 @@ func TestErrorCodes(t *testing.T) {
 		t.Fatalf("text %q, want %q", got, want)
 	}
 }
+
+// Many exceptions have no text. Theirs is not the name of an end, which means nothing to whoever reads it.
+func TestRaisedWithoutAMessage(t *testing.T) {
+	tk := submitted(func(*Task) {})
+	tk.Settle(t0, claim(t, tk, t0), Outcome{End: EndRaised, Failure: &Failure{Type: "KeyboardInterrupt"}}, 0)
+	if tk.Failure == nil || tk.Failure.Type != "KeyboardInterrupt" || tk.Failure.Message != "raised without a message" {
+		t.Errorf("%+v", tk.Failure)
+	}
+}

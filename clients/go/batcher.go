@@ -2,6 +2,7 @@ package treadle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -142,6 +143,12 @@ func (b *batcher) board(cancel context.CancelFunc) []*passenger {
 	return aboard
 }
 
+// refusedWhole reports whether a batch was refused for what it holds, before any of it was
+// recorded: a field over its limit, text that is not UTF-8, more bytes than the server takes.
+func refusedWhole(err error) bool { return errors.Is(err, ErrInvalid) || errors.Is(err, ErrTooLarge) }
+
+// send makes one flight's call. A batch that is refused as a whole goes again in halves, which
+// finds the request to blame among n in 2 log n calls.
 func (b *batcher) send(ctx context.Context, aboard []*passenger) {
 	batch := &treadlev1.ExecuteBatchRequest{Requests: make([]*treadlev1.ExecuteRequest, len(aboard))}
 	for i, p := range aboard {
@@ -153,7 +160,14 @@ func (b *batcher) send(ctx context.Context, aboard []*passenger) {
 		err = checkItems(resp, len(aboard))
 	}
 	if err != nil {
-		err = newError("Execute", err)
+		err = requestError("Execute", batch, err)
+		if len(aboard) > 1 && refusedWhole(err) {
+			// Nothing of it was recorded, and those that one request is to blame for do not know it.
+			half := len(aboard) / 2
+			b.send(ctx, aboard[:half])
+			b.send(ctx, aboard[half:])
+			return
+		}
 		for _, p := range aboard {
 			p.answer <- submitted{err: err}
 		}

@@ -163,6 +163,9 @@ func Dial(address string, opts ...Option) (*Client, error) {
 		}),
 	}
 	if cfg.token != "" {
+		if err := dialaddr.CheckToken(cfg.token); err != nil {
+			return nil, invalid("Dial", "%s, WithToken: %v", EnvToken, err)
+		}
 		if cfg.tls == nil && !cfg.insecure && !loopback(address) {
 			return nil, invalid("Dial", "a token would travel to %s without TLS, where others can read it: "+
 				"name the server's CA (%s, WithCA), or allow it explicitly (WithInsecure, --insecure)", address, EnvCA)
@@ -211,7 +214,7 @@ func call[Req, Resp any](
 		if err == nil {
 			c.met.Store(true)
 		}
-		return resp, newError(op, err)
+		return resp, requestError(op, req, err)
 	})
 }
 

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 )
@@ -152,6 +155,51 @@ func newError(op string, err error) error {
 		}
 	}
 	return e
+}
+
+// requestError is [newError] for a call with that request. What gRPC could not encode has not
+// left this process, and is the request's fault.
+func requestError(op string, req any, err error) error {
+	e := newError(op, err)
+	var typed *Error
+	if !errors.As(e, &typed) || typed.Code != codes.Internal || !strings.HasPrefix(typed.Message, "grpc: error while marshaling") {
+		return e
+	}
+	field, text := "text of the request", ""
+	if m, ok := req.(proto.Message); ok {
+		if name, bad := brokenText(m.ProtoReflect()); name != "" {
+			field, text = name, bad
+		}
+	}
+	return &Error{Op: op, Code: codes.InvalidArgument, Message: fmt.Sprintf("%s %.128q is not UTF-8", field, text), cause: err}
+}
+
+// brokenText finds the first text of a message that is not UTF-8, and its field.
+func brokenText(m protoreflect.Message) (field, text string) {
+	check := func(name string, d protoreflect.FieldDescriptor, v protoreflect.Value) {
+		switch {
+		case d.Kind() == protoreflect.StringKind && !utf8.ValidString(v.String()):
+			field, text = name, v.String()
+		case d.Message() != nil && !d.IsMap():
+			if inner, bad := brokenText(v.Message()); inner != "" {
+				field, text = name+"."+inner, bad
+			}
+		}
+	}
+	m.Range(func(d protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		name := string(d.Name())
+		if !d.IsList() {
+			check(name, d, v)
+			return field == ""
+		}
+		for i := range v.List().Len() {
+			if check(fmt.Sprintf("%s[%d]", name, i), d, v.List().Get(i)); field != "" {
+				break
+			}
+		}
+		return field == ""
+	})
+	return field, text
 }
 
 // itemError is [newError] for one item of a batch.

@@ -266,9 +266,10 @@ func (c *Client) awaitOnce(ctx context.Context, left map[string]bool, deliver fu
 	for id := range left {
 		ids = append(ids, id)
 	}
-	stream, err := c.rpc.AwaitResults(ctx, &treadlev1.AwaitResultsRequest{TaskIds: ids})
+	req := &treadlev1.AwaitResultsRequest{TaskIds: ids}
+	stream, err := c.rpc.AwaitResults(ctx, req)
 	if err != nil {
-		return newError(op, err)
+		return requestError(op, req, err)
 	}
 	for {
 		p, err := stream.Recv()

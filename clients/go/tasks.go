@@ -113,9 +113,10 @@ type taskStream struct {
 }
 
 func (c *Client) openWatch(ctx context.Context, id string) (*taskStream, error) {
-	stream, err := c.rpc.WatchTask(ctx, &treadlev1.WatchTaskRequest{TaskId: id})
+	req := &treadlev1.WatchTaskRequest{TaskId: id}
+	stream, err := c.rpc.WatchTask(ctx, req)
 	if err != nil {
-		return nil, newError("WatchTask", err)
+		return nil, requestError("WatchTask", req, err)
 	}
 	first, err := stream.Recv()
 	if errors.Is(err, io.EOF) {

@@ -218,6 +218,9 @@ func TestMisuse(t *testing.T) {
 		{"up --mode sideways", "unknown flag: --mode"},
 		{"worker --mode sideways", `--mode "sideways": want one of push, pull`},
 		{"up --store x://y", `--store "x://y" is not a store URL: want embedded:, memory:, redis://`},
+		{"up --store redis:/:S3CR3T@h", `--store "***@h" is not a store URL`},
+		{"up --store ://S3CR3T@h", `--store "://***@h": want a URL`},
+		{"up --store http://u:S3CR3T@h", `--store "http://***@h" is not a store URL`},
 		{"tasks --limit -1", "--limit -1"},
 		{"run", "wants a FUNCTION"},
 		{"run double 1 --priority 10", "--priority 10: want 0 to 9"},
@@ -260,6 +263,15 @@ func TestMisuse(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTextThatIsNotUTF8(t *testing.T) {
+	fake(t)
+	cli(t, "", "status", "\xff").want(t, exitMisuse, `task_id "\xff" is not UTF-8`)
+	cli(t, "", "tasks", "--filter", "status = \xe9").want(t, exitMisuse, `filter "status = \xe9" is not UTF-8`)
+	t.Setenv("TREADLE_TOKEN", "caf\xe9")
+	got := cli(t, "", "tasks")
+	got.want(t, exitMisuse, "TREADLE_TOKEN", "the token has a character at byte 3")
 }
 
 func TestNoServer(t *testing.T) {

@@ -158,7 +158,7 @@ func (d *doctor) checkServer(ctx context.Context, cmd *cobra.Command) finding {
 		}
 		return found(name, checkWarn, fix, "%s, but no worker is attached", detail)
 	}
-	return found(name, checkOK, "", "%s; %d workers with %d slots", detail, len(workers), slots)
+	return found(name, checkOK, "", "%s; workers: %d, slots: %d", detail, len(workers), slots)
 }
 
 // noServer tells an empty port from one where somebody else listens.

@@ -104,14 +104,16 @@ func (n *node) openStore(ctx context.Context, shared bool) (store.Store, error) 
 
 // redactURL keeps what may be a password out of messages.
 func redactURL(u string) string {
-	scheme, rest, ok := strings.Cut(u, "://")
-	if !ok {
+	i := strings.LastIndex(u, "@")
+	if i < 0 {
 		return task.ClipText(u, 128)
 	}
-	if i := strings.LastIndex(rest, "@"); i >= 0 {
-		rest = "***" + rest[i:]
+	// What stands before it may be a password in a URL of any spelling: of that the scheme alone is shown.
+	scheme, _, ok := strings.Cut(u[:i], "://")
+	if !ok || strings.Contains(scheme, ":") {
+		return task.ClipText("***"+u[i:], 128)
 	}
-	return task.ClipText(scheme+"://"+rest, 128)
+	return task.ClipText(scheme+"://***"+u[i:], 128)
 }
 
 // up runs everything in one process until ctx ends, then drains: the pool first,

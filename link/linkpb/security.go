@@ -18,6 +18,9 @@ import (
 // text) and shows the bearer token (empty: none) to dispatchers at the addresses. A token
 // that would travel to another machine in plain text is refused, unless insecure.
 func Security(cfg *tls.Config, token string, insecureToo bool, addresses []string) ([]grpc.DialOption, error) {
+	if err := dialaddr.CheckToken(token); err != nil {
+		return nil, fmt.Errorf("TREADLE_TOKEN: %w", err)
+	}
 	for _, a := range addresses {
 		if token != "" && cfg == nil && !insecureToo && !loopback(a) {
 			return nil, fmt.Errorf("the token would travel to %s without TLS, where others can read it: "+
