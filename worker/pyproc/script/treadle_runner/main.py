@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
 import gc
 import json
@@ -13,7 +14,7 @@ import time
 import types
 from typing import Any, Callable
 
-from . import about, failures, functions, limits, pickling, settings, state, values, wire
+from . import about, children, failures, functions, limits, pickling, settings, state, values, wire
 
 # Exit codes that the agent explains to people; see protocol.go.
 EXIT_WIRE = 97
@@ -37,10 +38,12 @@ def run() -> None:
     real_main = sys.modules["__main__"]
     # Functions pickled by dill in a script live in the globals of __main__: theirs to
     # write to, so it must not be this program's. The old module is kept alive by its name here.
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    main = children.Main(Runner._call.__code__, _thread.get_ident())
+    sys.modules["__main__"] = main.module
     sys.argv = [""]
     try:
         runner = Runner()
+        main.is_asked = lambda: runner._in_function
         runner.serve()
     except (wire.WireError, OSError) as exc:
         _last_words(exc)
@@ -178,6 +181,7 @@ class Runner:
 
     def _load(self, form: int, name: str, digest: bytes, code: bytes) -> functions.Entry:
         context = settings.Context()
+        pickling.origin = pickling.NOBODY
         self._in_function = True
         try:
             fn = context.context.run(functions.load, form, name, digest, code)
@@ -186,7 +190,7 @@ class Runner:
             self._leave_if_forked()
         context.loaded()
         self._process.note()
-        entry = functions.Entry(fn, len(code), pickling.Origin(code, form == wire.FORM_SOURCE), context)
+        entry = functions.Entry(fn, len(code), pickling.Origin(code, form == wire.FORM_SOURCE, fn), context)
         entry.own = self._process.settings.own()
         self._cache.put(digest, entry)
         return entry
@@ -298,8 +302,6 @@ def _die_with_agent(life: int) -> None:
             return
         except OSError:
             pass
-    import _thread
-
     _thread.start_new_thread(_watch, (life,))
 
 

@@ -86,14 +86,16 @@ class Origin:
     by it is of the caller's own class; and a caller need not have the other package.
     """
 
-    __slots__ = ("args", "cloudpickle", "dill")
+    __slots__ = ("args", "cloudpickle", "dill", "fn")
 
-    def __init__(self, data: bytes, source: bool) -> None:
+    def __init__(self, data: bytes, source: bool, fn: Any = None) -> None:
         # Source text says nothing, only the arguments of its call may; callers of the routes that
         # promise dill cannot send it. A reference says nothing either, and may be theirs.
         self.cloudpickle = not source and _CLOUDPICKLE_MARK in data
         self.dill = not source and not self.cloudpickle
         self.args: Any = b""
+        # The function itself: what of the caller's script came with it is found in its globals.
+        self.fn = fn
 
     def cloudpickle_first(self) -> bool:
         """Asked only when something has to go by value: it looks through the arguments."""
@@ -105,8 +107,9 @@ class Origin:
         return not self.dill and _DILL_MARK not in args
 
 
+NOBODY = Origin(b"", False)
 # That of the attempt that runs.
-origin = Origin(b"", False)
+origin = NOBODY
 
 
 def dump(value: Any) -> bytes:
@@ -142,7 +145,7 @@ def _with_attributes(value: Any) -> bytes | None:
 def by_value(value: Any) -> bytes | None:
     """Pickle a value with the code that it needs, or None where that cannot be done."""
     kept = None
-    dumpers = (_dump_cloudpickle, _dump_dill) if origin.cloudpickle_first() else (_dump_dill, _dump_cloudpickle)
+    dumpers = (dump_cloudpickle, _dump_dill) if origin.cloudpickle_first() else (_dump_dill, dump_cloudpickle)
     for dumper in dumpers:
         try:
             data = dumper(value)
@@ -152,7 +155,7 @@ def by_value(value: Any) -> bytes | None:
             continue
         if data is None:
             continue
-        if dumper is _dump_cloudpickle or _SOURCE_MARK not in data:
+        if dumper is dump_cloudpickle or _SOURCE_MARK not in data:
             return mark(data)
         kept = mark(data)  # dill took the module for one that can be imported
     return kept
@@ -194,7 +197,8 @@ def _dill_pickler(dill: Any) -> Any:
     return _dill_class
 
 
-def _dump_cloudpickle(value: Any) -> bytes | None:
+def dump_cloudpickle(value: Any) -> bytes | None:
+    """What cloudpickle writes of a value; None where it is not installed."""
     try:
         cloudpickle = load("cloudpickle")
     except ImportError:
