@@ -109,10 +109,20 @@ func TestMissingModuleIsNamed(t *testing.T) {
 	fn := []byte("cno_such_package.part\nf\n.")
 	out := run(t, e, 0, fromPickle(fn, nil))
 	wantEnd(t, out, task.EndUnreadable, "needs the Python package 'no_such_package'")
-	for _, way := range []string{"-m pip install no_such_package", "--python PATH", "--python-path DIR", e.python} {
-		if !strings.Contains(out.Failure.Message, way) {
-			t.Errorf("the message does not name %q: %s", way, out.Failure.Message)
+	// What holds for a module of the user's own comes first: pip would fetch a stranger's of that name.
+	at := 0
+	for _, way := range []string{e.python, "a module of your own", "cloudpickle.register_pickle_by_value(no_such_package)", "--python-path DIR",
+		"a published package", "-m pip install no_such_package", "--python PATH"} {
+		next := strings.Index(out.Failure.Message[at:], way)
+		if next < 0 {
+			t.Fatalf("the message does not name %q in its place: %s", way, out.Failure.Message)
 		}
+		at += next
+	}
+	out = runJSON(t, e, "import no_such_package", "")
+	wantEnd(t, out, task.EndUnreadable, "If it is a module of your own: start the worker with --python-path DIR")
+	if strings.Contains(out.Failure.Message, "register_pickle_by_value") {
+		t.Errorf("source text has no pickle: %s", out.Failure.Message)
 	}
 	args := []byte("cno_such_package.part\nX\n.")
 	wantEnd(t, run(t, e, 0, fromPickle([]byte("cbuiltins\nlen\n."), args)), task.EndUnreadable, "an argument needs the Python package 'no_such_package'")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +102,40 @@ def test_safe_mode_loads_builtin_exceptions_only() -> None:
 def test_modes() -> None:
     with pytest.raises(ValueError, match="'trust' or 'safe'"):
         _results.loader("trusted")
+
+
+def missing(package: str, ways: str = "call cloudpickle.register_pickle_by_value(...)") -> str:
+    message = (
+        f"the function needs the Python package {package!r} (ModuleNotFoundError: No module named {package!r}). {ways}"
+    )
+    error = pb.TaskError(error_type="SerializationError", exception_type="ModuleNotFoundError", message=message)
+    found = _results.outcome(pb.TaskResult(status=pb.Task.FAILED, error=error), _pickling.loads).error
+    assert isinstance(found, treadle.SerializationError)
+    assert found.message.endswith(message)
+    return found.message
+
+
+def test_a_missing_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_for_tests.py").write_text("")
+    (tmp_path / "own_package_for_tests").mkdir()
+    (tmp_path / "own_package_for_tests" / "__init__.py").write_text("")
+    (tmp_path / "own_namespace_for_tests").mkdir()
+    for name in ("own_for_tests", "own_package_for_tests", "own_namespace_for_tests"):
+        monkeypatch.setitem(sys.modules, name, __import__(name))
+        told = missing(name)
+        assert told.startswith(
+            f"{name!r} is a module of your own, in {tmp_path}, and the worker does not have it. Call "
+        )
+        assert f"cloudpickle.register_pickle_by_value({name}) before you submit" in told
+        # It does not help source text, and the worker does not name it then.
+        assert missing(name, "start the worker with --python-path DIR").startswith("the function needs")
+    for name in ("pytest", "json", "sys", "not_there"):
+        assert missing(name).startswith("the function needs")
+
+
+def test_a_missing_module_of_a_result() -> None:
+    with pytest.raises(
+        treadle.UnpicklingError, match="module of your own, put its folder on .*; if it is a published package"
+    ):
+        _pickling.loads(b"cnot_there_at_all\nX\n.")

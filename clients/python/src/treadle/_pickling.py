@@ -174,7 +174,8 @@ def loads(data: bytes) -> Any:
         package = exc.name.partition(".")[0] if type(exc.name) is str else ""
         raise UnpicklingError(
             f"the value needs the package {package!r}, which this interpreter cannot import ({_told(exc)}); "
-            f"pip install {package}, or return a value of another type"
+            f"if it is a module of your own, put its folder on this program's sys.path; if it is a published package, "
+            f"pip install {package}; or return a value of another type"
         ) from exc
     except BaseException as exc:  # loading runs code, which may raise SystemExit
         if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():

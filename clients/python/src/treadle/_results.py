@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any, Callable
 
 from . import _pickling
 from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._value import own_folder
 from .errors import RemoteTraceback, UnpicklingError, task_failed
 from .records import Status
 
@@ -103,7 +105,7 @@ def failure(error: pb.TaskError, load: Loader) -> BaseException:
             return original
     exc = task_failed(
         error.error_type,
-        message=error.message,
+        message=_with_own_module(error),
         exception_type=error.exception_type,
         traceback=error.traceback,
         task_id=error.task_id,
@@ -112,6 +114,29 @@ def failure(error: pb.TaskError, load: Loader) -> BaseException:
     if error.traceback:
         exc.__cause__ = RemoteTraceback(error.traceback)
     return exc
+
+
+# Python's own words for a module that is not there.
+_MISSING = re.compile(r"No module named '([^']+)'")
+
+
+def _with_own_module(error: pb.TaskError) -> str:
+    """The message of a failure; where a module of this program's own was missing, what to do about it comes first."""
+    message: str = error.message
+    if error.error_type != "SerializationError" or error.exception_type != "ModuleNotFoundError":
+        return message
+    found = _MISSING.search(message)
+    if found is None or "register_pickle_by_value" not in message:  # it does not help source text
+        return message
+    package = found.group(1).partition(".")[0]
+    folder = own_folder(package)
+    if not folder:
+        return message
+    return (
+        f"{package!r} is a module of your own, in {folder}, and the worker does not have it. Call "
+        f"cloudpickle.register_pickle_by_value({package}) before you submit, which sends it along, or start the worker "
+        f"with --python-path DIR, where DIR contains {package}. The worker says: {message}"
+    )
 
 
 # BaseException's own: an exception's class has no say in it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import io
+import os
 import sys
 import types
 import typing
@@ -50,6 +51,23 @@ def _is_by_value(module: str) -> bool:
             return True
         module = module.rpartition(".")[0]
     return False
+
+
+def own_folder(package: str) -> str:
+    """The folder that holds a module of this program's own; "" where it is installed, Python's, or not loaded."""
+    module = sys.modules.get(package)
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    if type(file) is not str:
+        return ""
+    path = os.path.abspath(file)
+    if any(part in ("site-packages", "dist-packages") for part in path.split(os.sep)):
+        return ""
+    stdlib = os.path.dirname(os.path.abspath(os.__file__))
+    if path.startswith(stdlib + os.sep):
+        return ""
+    folder = os.path.dirname(path)
+    is_package = getattr(module, "__path__", None) is not None and getattr(module, "__file__", None)
+    return os.path.dirname(folder) if is_package else folder
 
 
 def is_named(obj: Any) -> bool:

@@ -115,7 +115,7 @@ def load(form: int, name: str, digest: bytes, code: bytes) -> Callable[..., Any]
     except UnreadableError:
         raise
     except ImportError as exc:
-        raise UnreadableError(missing_module("the function", exc), exc) from None
+        raise UnreadableError(missing_module("the function", exc, form == wire.FORM_SOURCE), exc) from None
     except MemoryError:
         raise
     except BaseException as exc:  # a payload may raise anything, SystemExit included
@@ -152,19 +152,25 @@ def _loads_function(data: Any) -> Any:
 pickle_loads = pickle.loads
 
 
-def missing_module(what: str, exc: ImportError) -> str:
-    """Name the missing package and the ways to get it."""
+def missing_module(what: str, exc: ImportError, source: bool = False) -> str:
+    """Name the missing module and the ways to get it; source says that its importer came as text, not as a pickle."""
     module = exc.name or ""
     if not isinstance(exc, ModuleNotFoundError) or not module:
         return f"{what} cannot be loaded: {failures.one_line(exc)}"
     package = module.partition(".")[0]
-    return (
+    needs = (
         f"{what} needs the Python package {package!r}, which the worker's interpreter {sys.executable} "
-        f"cannot import ({failures.one_line(exc)}). Three ways to get it: "
-        f"run '{sys.executable} -m pip install {package}' on the worker's machine; "
-        f"start the worker with --python PATH of an interpreter that has it; "
-        f"or start it with --python-path DIR, where DIR contains {package}"
+        f"cannot import ({failures.one_line(exc)}). "
     )
+    pip = f"run '{sys.executable} -m pip install {package}' on the worker's machine"
+    python = "start the worker with --python PATH of an interpreter that has it"
+    folder = f"start the worker with --python-path DIR, where DIR contains {package}"
+    if package in ("dill", "cloudpickle"):
+        return f"{needs}Three ways to get it: {pip}; {python}; or {folder}"
+    own = folder
+    if not source:
+        own = f"call cloudpickle.register_pickle_by_value({package}) before you submit, which sends it along, or {own}"
+    return f"{needs}If it is a module of your own: {own}. If it is a published package: {pip}, or {python}"
 
 
 def _versions() -> str:
