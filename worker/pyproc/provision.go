@@ -5,6 +5,7 @@ package pyproc
 import (
 	"context"
 	"crypto/sha256"
+	_ "embed" // requirements.txt
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -23,12 +24,13 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// What is installed for an interpreter that lacks dill or cloudpickle.
-const (
-	dillRequirement        = "dill==0.4.1"
-	cloudpickleRequirement = "cloudpickle==3.1.2"
-	provisionTimeout       = 120 * time.Second
-)
+// requirements is what is installed for an interpreter that lacks dill or cloudpickle, by version
+// and hash: what a package index answers runs as the worker.
+//
+//go:embed requirements.txt
+var requirements string
+
+const provisionTimeout = 120 * time.Second
 
 // inspectTimeout bounds the first question to an interpreter; tests shorten it.
 var inspectTimeout = 20 * time.Second
@@ -147,7 +149,7 @@ func (e *Executor) libsDir(in inspection) string {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(strings.Join([]string{
-		e.python, in.Prefix, in.Tag, in.Version, dillRequirement, cloudpickleRequirement,
+		e.python, in.Prefix, in.Tag, in.Version, requirements,
 	}, "\x00")))
 	return filepath.Join(e.cfg.CacheDir, "python", hex.EncodeToString(sum[:])[:24])
 }
@@ -232,9 +234,16 @@ func pipInstall(ctx context.Context, python string, env []string, target string)
 	if err := os.Chmod(target, 0o755); err != nil {
 		return err
 	}
+	// Not in target, which is going to be on sys.path.
+	file := target + ".txt"
+	if err := os.WriteFile(file, []byte(requirements), 0o600); err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(file) }()
+	// Wheels only: a source distribution would run its build before its files are there.
 	cmd := exec.CommandContext(ctx, python, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps",
-		"--disable-pip-version-check", "--retries", "1", "--timeout", "15", "--target", target,
-		dillRequirement, cloudpickleRequirement)
+		"--require-hashes", "--only-binary", ":all:",
+		"--disable-pip-version-check", "--retries", "1", "--timeout", "15", "--target", target, "--requirement", file)
 	cmd.Env = env
 	cmd.Dir = target // python -m looks in the working directory first
 	cmd.WaitDelay = time.Second
@@ -242,11 +251,18 @@ func pipInstall(ctx context.Context, python string, env []string, target string)
 	if err == nil {
 		return nil
 	}
-	text := strings.TrimSpace(string(out))
-	if at := strings.LastIndexByte(text, '\n'); at >= 0 {
-		text = strings.TrimSpace(text[at:])
+	return fmt.Errorf("pip install dill and cloudpickle, pinned by hash: %w: %s", err, pipSays(string(out)))
+}
+
+// pipSays is pip's last error, which may go on for lines, or its last line.
+func pipSays(out string) string {
+	text := strings.TrimSpace(out)
+	if at := strings.LastIndex(text, "ERROR: "); at >= 0 {
+		text = text[at:]
+	} else {
+		text = text[strings.LastIndexByte(text, '\n')+1:]
 	}
-	return fmt.Errorf("pip install %s %s: %w: %s", dillRequirement, cloudpickleRequirement, err, text)
+	return task.ClipText(strings.Join(strings.Fields(text), " "), 600)
 }
 
 // lockFile takes an exclusive lock that ends with the process; unlock releases it.

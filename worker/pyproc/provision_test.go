@@ -3,7 +3,9 @@
 package pyproc
 
 import (
+	"archive/zip"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -137,6 +139,66 @@ func TestRealInstallation(t *testing.T) {
 	out, err := exec.Command(e.python, "-S", "-c", "import sys; sys.path.append("+pyString(e.libs)+"); import dill, cloudpickle; print(dill.__version__, cloudpickle.__version__)").CombinedOutput()
 	if err != nil || strings.TrimSpace(string(out)) != "0.4.1 3.1.2" {
 		t.Fatalf("%s, %v", out, err)
+	}
+}
+
+// TestAnotherFileOfTheSameNameIsRefused: what an index answers is compared with the committed hashes.
+func TestAnotherFileOfTheSameNameIsRefused(t *testing.T) {
+	index := t.TempDir()
+	for _, name := range []string{"dill-0.4.1", "cloudpickle-3.1.2"} {
+		file, err := os.Create(filepath.Join(index, name+"-py3-none-any.whl"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wheel := zip.NewWriter(file)
+		dist, version, _ := strings.Cut(name, "-")
+		for path, text := range map[string]string{
+			dist + "/__init__.py":        "print('not the one')\n",
+			name + ".dist-info/METADATA": "Metadata-Version: 2.1\nName: " + dist + "\nVersion: " + version + "\n",
+			name + ".dist-info/WHEEL":    "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+			name + ".dist-info/RECORD":   "",
+		} {
+			w, err := wheel.Create(path)
+			if err == nil {
+				_, err = w.Write([]byte(text))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(wheel.Close(), file.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PIP_NO_INDEX", "1")
+	t.Setenv("PIP_FIND_LINKS", index)
+	e, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	target := t.TempDir()
+	err = pipInstall(t.Context(), e.python, e.env, target)
+	if err == nil || !strings.Contains(err.Error(), "DO NOT MATCH THE HASHES") || !strings.Contains(err.Error(), "dill") {
+		t.Fatalf("error %v", err)
+	}
+	if left, err := os.ReadDir(target); err != nil || len(left) > 0 {
+		t.Fatalf("installed %v, %v", left, err)
+	}
+	if _, err := os.Stat(target + ".txt"); !os.IsNotExist(err) {
+		t.Fatalf("the requirements are left: %v", err)
+	}
+}
+
+// TestImagesHaveWhatWorkersInstall: deploy/ installs the same versions and files.
+func TestImagesHaveWhatWorkersInstall(t *testing.T) {
+	images, err := os.ReadFile("../../deploy/worker-requirements.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pins := func(text string) string { _, after, _ := strings.Cut(text, "\n"); return after }
+	if got := pins(string(images)); got != pins(requirements) || !strings.Contains(got, "--hash=sha256:") {
+		t.Fatalf("deploy/worker-requirements.txt has\n%s\nand a worker installs\n%s", got, pins(requirements))
 	}
 }
 
