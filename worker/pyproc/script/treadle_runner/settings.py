@@ -24,6 +24,7 @@ _signal: Any = importlib.import_module("_signal")
 
 # Bound at start: user code may replace what the modules hold.
 _module = sys.modules.get
+_limit = sys.__dict__.get  # getattr takes 2 microseconds for what a module does not have
 _gc_on, _gc_enable, _gc_disable = gc.isenabled, gc.enable, gc.disable
 _switch, _set_switch = sys.getswitchinterval, sys.setswitchinterval
 _stack = _thread.stack_size
@@ -63,20 +64,21 @@ _HOOKS = ("excepthook", "displayhook", "unraisablehook", "breakpointhook")
 class _Absent:
     """What a module that nobody has imported holds."""
 
-    manager = root = None
+    manager = root = _default_context = None
     disable, level, handlers, filters = 0, 30, [], []  # type: ignore[var-annotated]
     tempdir = None
-    _event_loop_policy = None
+    _event_loop_policy = _actual_context = _opener = None
     getdefaulttimeout = staticmethod(lambda: None)
 
 
-_Absent.root = _Absent.manager = _Absent  # type: ignore[assignment]
+_Absent.root = _Absent.manager = _Absent._default_context = _Absent  # type: ignore[assignment]
 
 
 def now() -> tuple[Any, ...]:
     """The settings as they are; the lists among them are the living ones."""
     logging: Any = _module("logging", _Absent)
     root = logging.root
+    multiprocessing: Any = _module("multiprocessing.context", _Absent)
     return (
         _gc_on(),
         _switch(),
@@ -96,7 +98,14 @@ def now() -> tuple[Any, ...]:
         _module("_socket", _Absent).getdefaulttimeout(),
         _module("tempfile", _Absent).tempdir,
         _module("asyncio.events", _Absent)._event_loop_policy,
+        _limit("tracebacklimit"),
+        multiprocessing._default_context._actual_context,
+        _module("urllib.request", _Absent)._opener,
     )
+
+
+# Where the folder for temporary files stands among them.
+_TEMPDIR = 16
 
 
 def snapshot() -> tuple[Any, ...]:
@@ -130,7 +139,8 @@ class Settings:
     def put(self, want: tuple[Any, ...]) -> None:
         """Put a snapshot in force."""
         (enabled, switch, digits, stack, locale, *hooks) = want[:9]
-        (filters, show, disable, level, handlers, root_filters, timeout, tempdir, policy) = want[9:]
+        (filters, show, disable, level, handlers, root_filters, timeout, tempdir, policy) = want[9:18]
+        (traceback_limit, start_method, opener) = want[18:]
         (_gc_enable if enabled else _gc_disable)()
         _set_switch(switch)
         _set_digits(digits)
@@ -163,13 +173,24 @@ class Settings:
         events: Any = _module("asyncio.events")
         if events is not None:
             _renew_loop(events, policy)
+        if traceback_limit is not None:
+            sys.tracebacklimit = traceback_limit
+        elif hasattr(sys, "tracebacklimit"):
+            del sys.tracebacklimit
+        multiprocessing: Any = _module("multiprocessing.context")
+        if multiprocessing is not None:
+            # set_start_method raises at its second call, which would be that of another attempt.
+            multiprocessing._default_context._actual_context = start_method
+        request: Any = _module("urllib.request")
+        if request is not None:
+            request._opener = opener
 
     def _tempdir(self) -> None:
         """Learn the folder for temporary files when the first attempt has asked for it."""
         tempfile: Any = _module("tempfile")
-        if tempfile is not None and tempfile.tempdir is not None and self.fresh[-2] is None:
+        if tempfile is not None and tempfile.tempdir is not None and self.fresh[_TEMPDIR] is None:
             tempfile.tempdir = None
-            self.fresh = (*self.fresh[:-2], tempfile.gettempdir(), self.fresh[-1])
+            self.fresh = (*self.fresh[:_TEMPDIR], tempfile.gettempdir(), *self.fresh[_TEMPDIR + 1 :])
 
 
 def _filters_changed() -> None:

@@ -85,6 +85,7 @@ _LOOSE |= {
 }
 
 # Bound at start: user code may replace what the modules hold.
+_module = sys.modules.get
 _getcwd, _chdir, _dup2, _umask = os.getcwd, os.chdir, os.dup2, os.umask
 _getrlimit = resource.getrlimit
 _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
@@ -150,6 +151,25 @@ class _Signals:
 _signals = _Signals()
 
 
+class _Audit:
+    """Notes that somebody added an audit hook: it sees what everybody does, may forbid it, and can never be removed."""
+
+    added = False
+
+    def watch(self) -> None:
+        add = sys.addaudithook
+
+        def addaudithook(hook: Any) -> None:
+            self.added = True
+            add(hook)
+
+        addaudithook.__doc__ = add.__doc__
+        sys.addaudithook = addaudithook
+
+
+_audit = _Audit()
+
+
 class _Environ(dict[Any, Any]):
     """What os.environ keeps its variables in; notes that something was changed."""
 
@@ -197,6 +217,7 @@ class Process:
         self._nice = _getpriority(os.PRIO_PROCESS, 0)
         self._recursion = _getrecursion()
         _signals.watch()
+        _audit.watch()
         self._handlers = _handlers()
         self._threads = _count()
         self._limits = _limits()
@@ -211,6 +232,7 @@ class Process:
         self._variables.changed = False
         self._path = list(sys.path)
         self._modules = dict(sys.modules)
+        self._finders = [*sys.meta_path, *sys.path_hooks]
         modules = [importlib.import_module(name) for name in _CORE]
         modules += [sys.modules[name] for name in _SHARED if sys.modules.get(name) is not None]
         self._names = [(module.__dict__, _names(module)) for module in modules]
@@ -226,7 +248,11 @@ class Process:
             return True
         if not self._modules.items() <= sys.modules.items():
             return True
-        return any(not then.items() <= now.items() for now, then in self._names)
+        # New ones come with imports, and stay with them.
+        now = [*sys.meta_path, *sys.path_hooks]
+        if now != self._finders and any(finder not in now for finder in self._finders):
+            return True
+        return any(not then.items() <= names.items() for names, then in self._names)
 
     def settle(self, ask_for_files: bool) -> bool:
         """Put the process back; returns whether it has to be replaced.
@@ -250,6 +276,8 @@ class Process:
             if _signals.changed:
                 _signals.changed = False
                 worn = self._restore_handlers()
+            if _audit.added:
+                worn = True
             self.settings.settle()
             if self._variables.changed or os.environ is not self._environ:
                 self._restore_environ()
@@ -387,6 +415,10 @@ def _handlers() -> list[Any]:
     return list(map(_getsignal, _WATCHED_SIGNALS))
 
 
+class _NoTraces:
+    is_tracing = staticmethod(lambda: False)
+
+
 def _rest() -> tuple[Any, ...]:
     """What is asked for together with patches, as it takes long to tell or is seldom changed."""
     return (
@@ -395,6 +427,9 @@ def _rest() -> tuple[Any, ...]:
         _getitimer(_signal.ITIMER_VIRTUAL),
         _getitimer(_signal.ITIMER_PROF),
         _affinity(0),
+        gc.get_debug(),
+        tuple(sys.get_asyncgen_hooks()),
+        _module("tracemalloc", _NoTraces).is_tracing(),
     )
 
 
