@@ -438,7 +438,7 @@ func (l lines) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestStuckParentsAreTold: once, when all slots wait for what nobody can run.
+// TestStuckParentsAreTold: once for as long as all slots wait for what nobody can run.
 func TestStuckParentsAreTold(t *testing.T) {
 	log := make(lines, 1000)
 	n := newNest(t, func(c *Config) {
@@ -447,7 +447,7 @@ func TestStuckParentsAreTold(t *testing.T) {
 	n.srv.notices.after = 0
 	announce := func(name string, slots, running int) {
 		t.Helper()
-		err := n.store.Announce(t.Context(), time.Now().Add(time.Hour), []store.Presence{{
+		err := n.store.Announce(t.Context(), time.Now().Add(3*time.Hour), []store.Presence{{
 			Worker: name, Queues: []string{"default"}, Runtimes: []string{task.RuntimePython}, Slots: slots, Running: running,
 		}})
 		if err != nil {
@@ -483,14 +483,37 @@ func TestStuckParentsAreTold(t *testing.T) {
 	waiting(parents[1])
 	silent("another worker has a free slot")
 	announce("w2", 1, 1)
-	n.srv.notices.look(t.Context())
-	select {
-	case line := <-log:
-		if !strings.Contains(line, "--slots MIN-MAX") || !strings.Contains(line, "worker=w1") || !strings.Contains(line, "queue=default") {
-			t.Error(line)
+	told := func() {
+		t.Helper()
+		n.srv.notices.look(t.Context())
+		select {
+		case line := <-log:
+			if !strings.Contains(line, "--slots MIN-MAX") || !strings.Contains(line, "worker=w1") || !strings.Contains(line, "queue=default") {
+				t.Error(line)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("nothing was told")
 		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("nothing was told")
 	}
+	told()
+	silent("it was told already")
+	// For an hour nothing changes, but that the calls are made anew now and then.
+	now := time.Now()
+	n.srv.notices.now = func() time.Time { return now }
+	for i := range 3600 / 10 {
+		now = now.Add(10 * time.Second)
+		n.srv.notices.after = 0
+		if i%10 == 0 {
+			n.srv.notices.after = 2 * time.Hour // as if each wait had just begun
+		}
+		silent("it was told already")
+	}
+	// A slot is free for a while, and then none again.
+	announce("w2", 1, 0)
+	silent("another worker has a free slot")
+	now = now.Add(stuckOver)
+	silent("another worker has a free slot")
+	announce("w2", 1, 1)
+	told()
 	silent("it was told already")
 }

@@ -17,8 +17,9 @@ const (
 	// stuckAfter is how long a task has waited for its children before it is looked at: slots
 	// of a pool that grows open within a second.
 	stuckAfter = 5 * time.Second
-	// stuckAgain is how long a worker is not told of a second time.
-	stuckAgain = 10 * time.Minute
+	// stuckOver is how long a worker was not found stuck before it is told of again: a wait that
+	// is asked for anew, as after the longest time that one call may wait, is no end of it.
+	stuckOver = 30 * time.Second
 	// maxNoticed bounds the waits of one look, as many as a worker may have slots, and the
 	// children that are looked at in all.
 	maxNoticed = 4096
@@ -39,6 +40,7 @@ type notices struct {
 
 	mu   sync.Mutex
 	open map[*nestedWait]struct{}
+	// told has when the workers that were told of were last found stuck.
 	told map[string]time.Time
 }
 
@@ -76,7 +78,7 @@ func (n *notices) waits(ctx context.Context, children ...task.ID) (done func()) 
 	}
 }
 
-// look writes a line for each worker that is stuck, once in a while.
+// look writes a line for each worker that is stuck, once for as long as it stays so.
 func (n *notices) look(ctx context.Context) {
 	if n == nil {
 		return
@@ -127,21 +129,19 @@ func (n *notices) longWaits() (waits []*nestedWait) {
 	return waits
 }
 
-// due reports whether a worker may be told of, and notes that it was.
+// due notes that a worker is stuck, and reports whether it was not until now.
 func (n *notices) due(worker string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := n.now()
 	for w, at := range n.told {
-		if now.Sub(at) >= stuckAgain {
+		if now.Sub(at) >= stuckOver {
 			delete(n.told, w)
 		}
 	}
-	if _, was := n.told[worker]; was {
-		return false
-	}
+	_, was := n.told[worker]
 	n.told[worker] = now
-	return true
+	return !was
 }
 
 // parents counts the tasks that wait, by their workers.
