@@ -235,14 +235,14 @@ func (r *runner) measure(ctx context.Context, scenario string, run func(context.
 		return Measurement{}, err
 	}
 	r.latency = newHistogram()
-	cpu, machine := processTime(r.PIDs), machineTime()
+	own, others, machine := ownTime(), processTime(r.PIDs), machineTime()
 	start := time.Now()
 	r.begin(r.Duration, r.Tasks)
 	if err := run(ctx); err != nil {
 		return Measurement{}, err
 	}
 	took := time.Since(start)
-	used := processTime(r.PIDs) - cpu
+	own, others = ownTime()-own, processTime(r.PIDs)-others
 	n := r.done.Load()
 	if n == 0 {
 		return Measurement{}, errors.New("no task was finished in that time")
@@ -260,8 +260,9 @@ func (r *runner) measure(ctx context.Context, scenario string, run func(context.
 		m.Clients = 1
 	}
 	m.Latency = percentiles(r.latency)
-	if len(r.PIDs) > 0 && used > 0 {
+	if used := own + others; len(r.PIDs) > 0 && used > 0 {
 		m.CPUMicrosPerTask = float64(used.Microseconds()) / float64(n)
+		m.ServedCPUMicrosPerTask = float64(others.Microseconds()) / float64(n)
 		if all := machineTime() - machine; all > 0 {
 			m.ForeignCPU = max(0, (all-used).Seconds()/took.Seconds())
 		}

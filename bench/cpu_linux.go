@@ -13,14 +13,19 @@ import (
 // architecture that Go knows.
 const tick = time.Second / 100
 
-// processTime is the processor time of this process and of the given ones, with all
-// their children, dead or alive.
+// ownTime is the processor time of this process.
+func ownTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// processTime is the processor time of the given processes with all their children, dead or
+// alive, this one left out.
 func processTime(pids []int) time.Duration {
 	var total time.Duration
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err == nil {
-		total = time.Duration(u.Utime.Nano() + u.Stime.Nano())
-	}
 	stats := processes()
 	counted := map[int]bool{os.Getpid(): true}
 	var count func(pid int)
@@ -37,6 +42,28 @@ func processTime(pids []int) time.Duration {
 	}
 	for _, pid := range pids {
 		count(pid)
+	}
+	return total
+}
+
+// residentBytes is the memory that the given processes have in RAM; 0 where one of them cannot
+// be read.
+func residentBytes(pids []int) int64 {
+	var total int64
+	for _, pid := range pids {
+		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
+		if err != nil {
+			return 0
+		}
+		fields := strings.Fields(string(data)) // size resident shared ...
+		if len(fields) < 2 {
+			return 0
+		}
+		pages, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil {
+			return 0
+		}
+		total += pages * int64(os.Getpagesize())
 	}
 	return total
 }

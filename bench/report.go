@@ -21,6 +21,8 @@ type Report struct {
 	Durability string        `json:"durability"`
 	Machine    Machine       `json:"machine"`
 	Runs       []Measurement `json:"runs"`
+	// Sessions are the measurements of [MeasureSessions].
+	Sessions []SessionMeasurement `json:"sessions,omitempty"`
 }
 
 // Machine is where it ran: server, workers and load generator share it.
@@ -50,6 +52,8 @@ type Measurement struct {
 	// CPUMicrosPerTask is the processor time of all processes that are known (load
 	// generator, server, workers, runners), 0 when only the first is.
 	CPUMicrosPerTask float64 `json:"cpu_us_per_task,omitempty"`
+	// ServedCPUMicrosPerTask is the same without the load generator.
+	ServedCPUMicrosPerTask float64 `json:"served_cpu_us_per_task,omitempty"`
 	// ForeignCPU is how many processors were busy with other things: above 0.2 or so
 	// repeat the measurement on a quieter machine.
 	ForeignCPU float64 `json:"foreign_cpus,omitempty"`
@@ -89,6 +93,18 @@ func (r *Report) Print(w io.Writer) error {
 		r.Machine.CPUs, model, r.Machine.OS, r.Machine.Arch, r.Machine.Go); err != nil {
 		return err
 	}
+	if len(r.Runs) > 0 {
+		if err := r.printRuns(w); err != nil {
+			return err
+		}
+	}
+	if len(r.Sessions) > 0 {
+		return r.printSessions(w)
+	}
+	return nil
+}
+
+func (r *Report) printRuns(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
 	row := func(cells ...string) { _, _ = fmt.Fprintln(tw, strings.Join(cells, "\t")+"\t") } // Flush returns the error
 	row("MODE", "RUNTIME", "SCENARIO", "AT ONCE", "TASKS", "TASKS/S", "P50 MS", "P90 MS", "P99 MS", "MAX MS", "CPU US/TASK", "OTHERS' CPUS")
@@ -103,6 +119,40 @@ func (r *Report) Print(w io.Writer) error {
 		}
 		row(m.Mode, m.Runtime, m.Scenario, atOnce, strconv.FormatInt(m.Tasks, 10), fmt.Sprintf("%.0f", m.TasksPerSecond),
 			digits(m.Latency.P50), digits(m.Latency.P90), digits(m.Latency.P99), digits(m.Latency.Max), cpu, foreign)
+	}
+	return tw.Flush()
+}
+
+func (r *Report) printSessions(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
+	row := func(cells ...string) { _, _ = fmt.Fprintln(tw, strings.Join(cells, "\t")+"\t") } // Flush returns the error
+	row("MODE", "LAYOUT", "SESSIONS", "CONNS", "ATTACH S", "IDLE CPU %", "RSS MIB", "KIB/SESSION",
+		"CALL P50 MS", "P99 MS", "X", "BATCH TASKS/S", "X", "SERVER US/TASK", "X", "OTHERS' CPUS")
+	for _, m := range r.Sessions {
+		idle, resident, each, cpu := "-", "-", "-", "-"
+		foreign := max(m.Call.ForeignCPU, m.Batch.ForeignCPU)
+		others := "-"
+		if m.Idle != nil {
+			idle, resident = digits(m.Idle.CPUPercent), fmt.Sprintf("%.0f", float64(m.Idle.RSSBytes)/(1<<20))
+			each = digits(m.Idle.BytesPerSession / (1 << 10))
+			others = fmt.Sprintf("%.2f", max(foreign, m.Idle.ForeignCPU))
+		}
+		if m.Batch.ServedCPUMicrosPerTask > 0 {
+			cpu = digits(m.Batch.ServedCPUMicrosPerTask)
+		}
+		ratio := [3]string{"1", "1", "-"}
+		if cpu != "-" {
+			ratio[2] = "1"
+		}
+		if m.Ratio != nil {
+			ratio[0], ratio[1] = digits(m.Ratio.CallP50), digits(m.Ratio.BatchRate)
+			if m.Ratio.CPU > 0 {
+				ratio[2] = digits(m.Ratio.CPU)
+			}
+		}
+		row(m.Mode, m.Layout, strconv.Itoa(m.Sessions), strconv.Itoa(m.Connections), digits(m.AttachSeconds), idle, resident, each,
+			digits(m.Call.Latency.P50), digits(m.Call.Latency.P99), ratio[0], fmt.Sprintf("%.0f", m.Batch.TasksPerSecond), ratio[1],
+			cpu, ratio[2], others)
 	}
 	return tw.Flush()
 }

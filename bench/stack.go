@@ -45,6 +45,13 @@ type StackConfig struct {
 	Store string
 	// Python is an interpreter; default "python3".
 	Python string
+	// ServerAlone starts a server without a pool and no worker: something else attaches. Mode
+	// and Runtime do not matter then.
+	ServerAlone bool
+	// MaxConnections is --max-connections of the server, 0 for its default.
+	MaxConnections int
+	// StopTimeout is how long each process may take to end. Default 15 s.
+	StopTimeout time.Duration
 	// Log takes what the processes write to standard error.
 	Log io.Writer
 }
@@ -56,7 +63,8 @@ type Stack struct {
 	// PIDs are the processes started.
 	PIDs []int
 
-	procs []*proc
+	procs       []*proc
+	stopTimeout time.Duration
 }
 
 type proc struct {
@@ -69,29 +77,35 @@ type proc struct {
 // StartStack starts the processes. The caller stops the stack; when ctx ends first
 // the processes are killed.
 func StartStack(ctx context.Context, cfg StackConfig) (*Stack, error) {
-	if cfg.Mode == ModeLocal && cfg.Runtime == RuntimeGo {
+	if !cfg.ServerAlone && cfg.Mode == ModeLocal && cfg.Runtime == RuntimeGo {
 		return nil, errors.New("the pool of a server has no Go handlers: use push or pull")
 	}
 	if cfg.Store == "" {
 		cfg.Store = "embedded:"
 	}
+	if cfg.StopTimeout == 0 {
+		cfg.StopTimeout = stopTimeout
+	}
 	slots := "0"
-	if cfg.Mode == ModeLocal {
+	if cfg.Mode == ModeLocal && !cfg.ServerAlone {
 		slots = strconv.Itoa(cfg.Slots)
 	}
 	args := []string{
 		"up", "--json", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--store", cfg.Store,
 		"--data-dir", filepath.Join(cfg.Dir, "data"), "--slots", slots, "--log-level", "warn",
 	}
+	if cfg.MaxConnections > 0 {
+		args = append(args, "--max-connections", strconv.Itoa(cfg.MaxConnections))
+	}
 	python := []string{}
 	if cfg.Python != "" {
 		python = []string{"--python", cfg.Python}
 	}
-	s := &Stack{}
+	s := &Stack{stopTimeout: cfg.StopTimeout}
 	if err := s.start(ctx, cfg, append(args, python...), s.ready); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
-	if cfg.Mode != ModeLocal {
+	if cfg.Mode != ModeLocal && !cfg.ServerAlone {
 		// The first task waits until the worker is there, so nothing needs to wait here.
 		args = []string{
 			"worker", "--dispatcher", s.GRPCAddr, "--mode", cfg.Mode, "--slots", strconv.Itoa(cfg.Slots),
@@ -114,7 +128,7 @@ func (s *Stack) start(ctx context.Context, cfg StackConfig, args []string, first
 	p.cmd = exec.CommandContext(ctx, cfg.Binary, args...)
 	p.cmd.Env = plainEnv(os.Environ())
 	p.cmd.Stderr = cfg.Log
-	p.cmd.WaitDelay = stopTimeout
+	p.cmd.WaitDelay = cfg.StopTimeout
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -180,10 +194,10 @@ func (s *Stack) Stop() error {
 		_ = interrupt(p.cmd.Process) // it may have ended already
 		select {
 		case <-p.done:
-		case <-time.After(stopTimeout):
+		case <-time.After(s.stopTimeout):
 			_ = p.cmd.Process.Kill()
 			<-p.done
-			problems = append(problems, fmt.Errorf("%s did not end within %s", p.name, stopTimeout))
+			problems = append(problems, fmt.Errorf("%s did not end within %s", p.name, s.stopTimeout))
 		}
 		if p.err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", p.name, p.err))

@@ -28,6 +28,7 @@ type benchFlags struct {
 	python, store, httpAddr string
 	pids                    []int
 	json                    bool
+	sessionFlags
 }
 
 func newBenchCommand() *cobra.Command {
@@ -48,11 +49,19 @@ Scenarios:
   rest-root  one POST /execute_function after the other, each with GET /result until done
 
 Every task is recorded, run and its result fetched. The latency of batch is that of a
-whole batch. CPU is that of all processes together, where their ids are known.`,
+whole batch. CPU is that of all processes together, where their ids are known.
+
+With --sessions it measures what many attached workers cost their dispatcher instead: this
+process attaches so many simulated workers, which run every task at once, and reports what
+the server needs while they only beat, the latency of one call after the other, and the rate
+and the server's CPU of batches, also as ratios to the first number. With --up each number
+gets a server of its own; a running one tells its CPU and memory by --pid.`,
 		Example: `  treadle bench --up
   treadle bench --up --mode push,pull --runtime go --duration 10s
   treadle bench --scenario latency --tasks 5000
-  treadle bench --up --json > result.json`,
+  treadle bench --up --json > result.json
+  treadle bench --up --sessions 1,100,1000,10000
+  treadle bench --up --sessions 1,1000 --session-layout shared,own --mode push,pull`,
 		Args:        arguments(0, 0, ""),
 		RunE:        func(cmd *cobra.Command, _ []string) error { return b.run(cmd) },
 		Annotations: map[string]string{clientMark: "true"},
@@ -72,21 +81,25 @@ whole batch. CPU is that of all processes together, where their ids are known.`,
 	fl.StringVar(&b.store, "store", "embedded:", "store URL to start with --up")
 	fl.StringVar(&b.httpAddr, "http-addr", "127.0.0.1:8000", "where the server at --address has REST; empty leaves REST out")
 	fl.IntSliceVar(&b.pids, "pid", nil, "processes of the server at --address whose CPU counts, beside its workers here")
+	b.sessionFlags.register(cmd)
 	addJSONFlag(cmd, &b.json, "print one JSON object with facts of the machine")
 	return cmd
 }
 
 func (b *benchFlags) run(cmd *cobra.Command) error {
-	if err := b.validate(); err != nil {
+	if err := errors.Join(b.validate(), b.validateSessions(cmd)); err != nil {
 		return err
 	}
 	report := &bench.Report{StartedAt: time.Now().UTC(), Version: versionOf().Version, Machine: bench.ThisMachine()}
 	measure := b.measureRunning
-	if b.up {
+	switch {
+	case len(b.sessions) > 0:
+		measure = b.measureSessions
+	case b.up:
 		measure = b.measureOwn
 	}
 	err := measure(cmd, report)
-	if len(report.Runs) > 0 {
+	if len(report.Runs) > 0 || len(report.Sessions) > 0 {
 		// What was measured before an error is shown all the same.
 		if b.json {
 			err = errors.Join(err, printJSON(cmd.OutOrStdout(), report))

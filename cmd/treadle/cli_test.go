@@ -254,6 +254,14 @@ func TestMisuse(t *testing.T) {
 		{"bench --scenario x", `--scenario "x": want batch`},
 		{"bench --mode sideways", `--mode "sideways": want local`},
 		{"bench --batch 0", "--batch 0"},
+		{"bench --up --sessions 0", "--sessions 0: want 1 to 20000"},
+		{"bench --up --sessions 1,20001", "--sessions 20001: want 1 to 20000"},
+		{"bench --up --sessions 1 --session-layout pairs", `--session-layout "pairs": want shared, own`},
+		{"bench --up --sessions 1 --session-slots 4097", "--session-slots 4097: want 1 to 4096"},
+		{"bench --up --sessions 1 --session-streams 1001", "--session-streams 1001: want 1 to 1000"},
+		{"bench --up --sessions 1 --mode local", "--mode local with --sessions"},
+		{"bench --up --sessions 1 --runtime go", "--runtime has no meaning with --sessions"},
+		{"bench --up --session-slots 2", "--session-slots is for --sessions"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			got := cli(t, "", strings.Fields(test.args)...)
@@ -291,6 +299,7 @@ func TestNoServer(t *testing.T) {
 	for _, args := range []string{
 		"register " + file + ":f", "run f", "map f 1", "status " + id, "result " + id, "logs " + id, "cancel " + id,
 		"watch " + id, "tasks", "functions", "workers", "queues", "bench --tasks 1",
+		"bench --sessions 1",
 	} {
 		start := time.Now()
 		got := cli(t, "", append(strings.Fields(args), "--address", addr)...)

@@ -8,8 +8,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// manyFlags is how many flags a list may have before it is told in groups.
-const manyFlags = 18
+// manyFlags is how many flags a list may have before it is told in groups, which are those
+// of servers and workers: client verbs stay below.
+const manyFlags = 22
 
 // flagGroups are the headings of long lists of flags, in their order; a flag that is in
 // none comes last, under "Other flags".

@@ -132,6 +132,22 @@ func TestAgainstUp(t *testing.T) {
 	if got := decode[struct{ Runs []json.RawMessage }](t, bench.wantOK(t)); len(got.Runs) != 5 {
 		t.Errorf("%d scenarios: %s", len(got.Runs), bench.out)
 	}
+	bench = cli(t, "", "bench", "--sessions", "1,3", "--session-layout", "shared,own", "--tasks", "50", "--batch", "10", "--duration", "100ms", "--json")
+	type sessionRun struct {
+		Sessions, Connections int
+		Idle                  *json.RawMessage
+		Ratio                 *json.RawMessage
+	}
+	sessions := decode[struct{ Sessions []sessionRun }](t, bench.wantOK(t)).Sessions
+	if len(sessions) != 4 {
+		t.Fatalf("%d measurements: %s", len(sessions), bench.out)
+	}
+	for i, want := range []sessionRun{{Sessions: 1, Connections: 1}, {Sessions: 3, Connections: 1}, {Sessions: 1, Connections: 1}, {Sessions: 3, Connections: 3}} {
+		// The first of a layout has nothing to be compared with; nobody named the server's process.
+		if got := sessions[i]; got.Sessions != want.Sessions || got.Connections != want.Connections || (got.Ratio != nil) != (want.Sessions == 3) || got.Idle != nil {
+			t.Errorf("measurement %d: %s", i, bench.out)
+		}
+	}
 	resp, err := http.Get("http://" + httpAddr + "/")
 	if err != nil {
 		t.Fatal(err)
