@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -546,5 +548,31 @@ func TestDoorLeavesStreams(t *testing.T) {
 	}
 	if status.Code(err) != codes.DeadlineExceeded || errors.Is(err, io.EOF) {
 		t.Errorf("the stream ended with %v, want its own deadline", err)
+	}
+}
+
+// fullListener has no descriptor left for anybody.
+type fullListener struct {
+	net.Listener
+	err error
+}
+
+func (l fullListener) Accept() (net.Conn, error) { return nil, l.err }
+
+// Connections that find no descriptor wait in the kernel: the log is the only place that tells.
+func TestWantOfDescriptorsIsTold(t *testing.T) {
+	t.Parallel()
+	for _, number := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE} {
+		var log bytes.Buffer
+		cause := &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", number)}
+		d := newDoor("grpc", fullListener{err: cause}, newDoorLimits(10, false), slog.New(slog.NewTextHandler(&log, nil)))
+		for range 100 { // as http.Server and grpc.Server try again and again
+			if _, err := d.Accept(); !errors.Is(err, number) {
+				t.Fatal(err)
+			}
+		}
+		if n := strings.Count(log.String(), "for want of file descriptors"); n != 1 || !strings.Contains(log.String(), "level=WARN") {
+			t.Errorf("%s: the log tells it %d times:\n%s", number, n, log.String())
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/peer"
@@ -82,8 +83,9 @@ type door struct {
 	log    *slog.Logger
 	// wait and age are callWait and publicAge.
 	wait, age time.Duration
-	// told is when the log was last told, in nanoseconds.
-	told atomic.Int64
+	// told and toldFull are when the log was last told of refusals and of a want of descriptors,
+	// in nanoseconds.
+	told, toldFull atomic.Int64
 
 	mu   sync.Mutex
 	open int
@@ -107,7 +109,10 @@ func (d *door) Accept() (net.Conn, error) {
 	for {
 		raw, err := d.Listener.Accept()
 		if err != nil {
-			return nil, err
+			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+				d.tellFull(err)
+			}
+			return nil, err // who serves tries again in a moment
 		}
 		if c := d.enter(raw); c != nil {
 			return c, nil
@@ -246,10 +251,24 @@ func (d *door) unlist(c *doorConn) {
 
 // tell logs refusals, not each of them.
 func (d *door) tell(reason string) {
-	if now, last := time.Now().UnixNano(), d.told.Load(); now-last >= int64(tellEvery) && d.told.CompareAndSwap(last, now) {
+	if due(&d.told) {
 		d.log.Warn("connections are refused: see treadle_connections_refused_total, and --max-connections",
 			"listener", d.name, "reason", reason, "limit", d.limits.all)
 	}
+}
+
+// tellFull is about connections that wait in the kernel: nobody sees them refused.
+func (d *door) tellFull(err error) {
+	if due(&d.toldFull) {
+		d.log.Warn("no connection can be accepted for want of file descriptors: raise the limit (ulimit -n, LimitNOFILE=) "+
+			"above twice --max-connections, or lower that", "listener", d.name, "max_connections", d.limits.all, "error", err)
+	}
+}
+
+// due reports whether tellEvery has passed since the time in last, and begins it anew.
+func due(last *atomic.Int64) bool {
+	now, then := time.Now().UnixNano(), last.Load()
+	return now-then >= int64(tellEvery) && last.CompareAndSwap(then, now)
 }
 
 // counts returns the open connections and those without an admitted call, the side room
