@@ -153,19 +153,19 @@ func (e *Engine) sendAway(mode link.Mode, n int) {
 	for _, s := range able[:min(n, len(able))] {
 		e.balance.asked[s.hello.Worker] = e.now
 		e.send(s, &link.Move{Reason: "another dispatcher has fewer workers", Elsewhere: true})
-		e.note(s, "worker is asked to move to another dispatcher", nil, len(s.held))
+		e.note(s, "worker asked to move to another dispatcher", nil, len(s.held))
 	}
 }
 
 // age ends a stream that has stood for long, so that balancers, names and certificates
 // are looked at again; who understands it opens the next one first.
 func (e *Engine) age(s *session) {
-	reason := fmt.Sprintf("the stream has stood for %s: come again, leases are kept", e.now.Sub(s.openedAt).Round(time.Second))
+	reason := fmt.Sprintf("the stream is %s old: reconnect; leases are kept", e.now.Sub(s.openedAt).Round(time.Second))
 	if s.hello.Moves && !s.aged {
 		s.aged, s.endsAt = true, e.now.Add(e.cfg.Lease)
 		e.send(s, &link.Move{Reason: reason})
 		return
 	}
-	e.note(s, "worker is told to connect again, as its stream is old", nil, len(s.held))
+	e.note(s, "worker told to reconnect: its stream has reached --stream-age", nil, len(s.held))
 	e.dismiss(s, reason)
 }

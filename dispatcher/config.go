@@ -90,7 +90,7 @@ func (c Config) withDefaults() (Config, error) {
 	case c.ID.IsZero() || c.NewID == nil || c.NewFunctionID == nil || c.Jitter == nil:
 		return c, fmt.Errorf("dispatcher: ID, NewID, NewFunctionID and Jitter are required")
 	case c.Heartbeat <= 0 || c.Heartbeat*time.Duration(c.MissedBeats) >= c.Lease:
-		return c, fmt.Errorf("heartbeat %s and lease %s: %d missed heartbeats must end before the lease does; lengthen the lease",
+		return c, fmt.Errorf("heartbeat %s and lease %s: the lease must outlast %d missed heartbeats; lengthen the lease",
 			c.Heartbeat, c.Lease, c.MissedBeats)
 	case c.Margin >= c.Lease-c.Heartbeat:
 		return c, fmt.Errorf("lease %s leaves no time between a heartbeat of %s and the margin of %s", c.Lease, c.Heartbeat, c.Margin)

@@ -193,7 +193,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 	d.helpers.Go(func() {
 		d.loads.watch(ctx, func(conn link.Conn) {
-			d.log.Warn("a session is ended", "reason", errStalled)
+			d.log.Warn("session closed", "reason", errStalled)
 			conn.Close(errStalled)
 		})
 	})

@@ -211,7 +211,7 @@ func (e *Engine) timers() {
 			case unheard >= e.silence():
 				s.state = silent
 				e.show(s, false)
-				e.note(s, "worker fell silent: no more work until it is heard, its leases run on", nil, len(s.held))
+				e.note(s, "worker is silent: it gets no new work until it reports again; its leases keep running", nil, len(s.held))
 			case !s.endsAt.IsZero() && !s.endsAt.After(e.now):
 				e.age(s)
 			}
@@ -229,7 +229,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 	if s.state == silent {
 		s.state = active
 		e.show(s, false)
-		e.note(s, "worker is heard again", nil, len(s.held))
+		e.note(s, "worker reports again", nil, len(s.held))
 	}
 	if hello, ok := f.(*link.Hello); ok {
 		e.hello(s, hello)
@@ -260,13 +260,13 @@ func (e *Engine) frame(s *session, f link.Frame) {
 			e.show(s, false)
 		}
 		if len(f.Held) > maxHeld {
-			e.refuse(s, fmt.Sprintf("a beat lists %d claims: want at most %d", len(f.Held), maxHeld))
+			e.refuse(s, fmt.Sprintf("a heartbeat lists %d claims: want at most %d", len(f.Held), maxHeld))
 			return
 		}
 		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})
 	case *link.Want:
 		if s.mode != link.Pull || f.N < 1 {
-			e.refuse(s, fmt.Sprintf("Want of %d under %s: only a pull worker asks, for at least one", f.N, s.mode))
+			e.refuse(s, fmt.Sprintf("Want of %d in %s mode: only pull workers request work, for at least one task", f.N, s.mode))
 			return
 		}
 		s.asked = min(s.asked+f.N, maxAsked)
@@ -284,7 +284,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 		if s.state == active {
 			s.state = draining
 			e.show(s, false)
-			e.note(s, "worker drains: "+f.Reason, nil, len(s.held))
+			e.note(s, "worker is draining: "+f.Reason, nil, len(s.held))
 		}
 	case *link.Bye:
 		if f.Retry {
@@ -292,7 +292,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 			e.show(s, true)
 			s.moved = true
 		}
-		e.hangup(s, "the worker said good-bye: "+f.Reason)
+		e.hangup(s, "the worker closed its session: "+f.Reason)
 	default:
 		e.refuse(s, fmt.Sprintf("a frame of type %T, which a worker does not send", f))
 	}
@@ -358,14 +358,14 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 		e.refuse(s, fmt.Sprintf("%d slots: want 1 to %d", h.Slots, task.MaxSlots))
 		return
 	case h.MaxSlots != 0 && (h.MaxSlots < h.Slots || h.MaxSlots > task.MaxSlots):
-		e.refuse(s, fmt.Sprintf("%d slots at most: want %d, the slots that there are, to %d", h.MaxSlots, h.Slots, task.MaxSlots))
+		e.refuse(s, fmt.Sprintf("at most %d slots: want %d, the current slots, to %d", h.MaxSlots, h.Slots, task.MaxSlots))
 		return
 	case len(h.Queues) > task.MaxListed || len(h.Runtimes) > task.MaxListed || len(h.Handlers) > task.MaxListed:
 		e.refuse(s, fmt.Sprintf("%d queues, %d runtimes and %d handlers: want at most %d of each",
 			len(h.Queues), len(h.Runtimes), len(h.Handlers), task.MaxListed))
 		return
 	case len(h.Held) > maxHeld:
-		e.refuse(s, fmt.Sprintf("the worker says that it holds %d claims: want at most %d", len(h.Held), maxHeld))
+		e.refuse(s, fmt.Sprintf("the worker reports %d claims: want at most %d", len(h.Held), maxHeld))
 		return
 	}
 	// The frame is the worker's: what is changed is a copy.
@@ -373,7 +373,7 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 	h = &own
 	h.Queues, h.Runtimes, h.Handlers = distinct(h.Queues), distinct(h.Runtimes), distinct(h.Handlers)
 	if n := len(h.Queues) * len(h.Runtimes); n > maxPairs {
-		e.refuse(s, fmt.Sprintf("%d queues and %d runtimes are %d pairs: want at most %d; serve fewer of them, or by several workers",
+		e.refuse(s, fmt.Sprintf("%d queues and %d runtimes make %d pairs: want at most %d; serve fewer, or split them over several workers",
 			len(h.Queues), len(h.Runtimes), n, maxPairs))
 		return
 	}
@@ -528,7 +528,7 @@ func (e *Engine) claimed(ev claimed) {
 	}
 	if s == nil || (s.state != active && s.state != silent) || ev.stood && !stands {
 		for _, c := range ev.tasks {
-			e.settle(task.ID{}, c.Token, task.Fail(task.EndReturned, "claimed for a session that has ended meanwhile"), nil)
+			e.settle(task.ID{}, c.Token, task.Fail(task.EndReturned, "the session ended while the task was being claimed"), nil)
 		}
 		return
 	}
@@ -632,7 +632,7 @@ func (e *Engine) loaded(ev loaded) {
 		return
 	}
 	if ev.err != nil && task.CodeOf(ev.err) != task.CodeNotFound {
-		e.note(s, "could not load a function; the worker asks again", ev.err, 0)
+		e.note(s, "could not load a function; the worker will ask again", ev.err, 0)
 		return
 	}
 	e.send(s, &link.FunctionBytes{Hash: ev.hash, Bytes: ev.bytes, Missing: ev.err != nil})
@@ -649,11 +649,11 @@ func (e *Engine) linkEnded(s *session, reason error) {
 		e.forget(s)
 	case s.moved:
 		s.state, s.lostAt = lost, e.now
-		e.note(s, "worker goes on in another session", nil, len(s.held))
+		e.note(s, "worker continues in another session", nil, len(s.held))
 	default:
 		s.state, s.lostAt = lost, e.now
 		e.show(s, false)
-		e.warn(s, "worker lost: its attempts are requeued unless it returns within the grace", reason, len(s.held))
+		e.warn(s, "worker lost: its tasks are requeued unless it reconnects within --reconnect-grace", reason, len(s.held))
 	}
 }
 
@@ -667,7 +667,7 @@ func (e *Engine) abandon(s *session) {
 	for _, tok := range tokens {
 		end, text := task.EndLapsed, "the worker was lost before it started the task"
 		if s.held[tok] {
-			end, text = task.EndLost, fmt.Sprintf("%s was lost while it ran the task (its stream closed and it did not return within %s)",
+			end, text = task.EndLost, fmt.Sprintf("%s was lost while it ran the task (its stream closed and it did not reconnect within %s)",
 				s.called(), e.cfg.Grace)
 		}
 		// Should the worker have gone to another dispatcher with it, nothing is lost.
@@ -676,7 +676,7 @@ func (e *Engine) abandon(s *session) {
 		}})
 	}
 	if !s.moved {
-		e.warn(s, "worker did not return: what it has not taken elsewhere is requeued", nil, len(tokens))
+		e.warn(s, "worker did not reconnect: its tasks are requeued, except those that it took to another dispatcher", nil, len(tokens))
 	}
 	e.forget(s)
 }

@@ -69,7 +69,7 @@ func (e *Engine) unasked(s *session) bool {
 	}
 	d := e.doors.of(s.hello.Worker, e.now)
 	wait := d.shut(e.now, e.doorLast())
-	reason := fmt.Sprintf("the worker goes on reporting claims that it does not hold; it is admitted again in %s", wait)
+	reason := fmt.Sprintf("the worker keeps reporting claims that it does not hold; it may reconnect in %s", wait)
 	e.note(s, "session refused", errors.New(reason), len(s.held))
 	e.dismiss(s, reason)
 	return false
@@ -138,12 +138,12 @@ func (e *Engine) admit(s *session, worker string) bool {
 		}
 		before := d.refused
 		wait = d.shut(e.now, e.doorLast())
-		e.note(s, "worker opens too many sessions: it has to wait", fmt.Errorf(
-			"worker %q opened more than %d sessions in a row and %d each second; it is admitted again in %s; %d were refused since the last time",
+		e.note(s, "worker opens too many sessions and has to wait", fmt.Errorf(
+			"worker %q opened more than %d sessions at once and %d a second; it may reconnect in %s; %d were refused since the last message",
 			worker, helloBurst, helloRate, wait, before), 0)
 	}
 	d.refused++
-	e.dismiss(s, fmt.Sprintf("worker %q opens too many sessions: it is admitted again in %s", worker, wait))
+	e.dismiss(s, fmt.Sprintf("worker %q opens too many sessions: it may reconnect in %s", worker, wait))
 	return false
 }
 
@@ -186,8 +186,8 @@ func (e *Engine) returned(s *session, busy bool) bool {
 	s.paused, s.pausedUntil = true, e.now.Add(s.pause)
 	if s.notedAt.IsZero() || e.now.Sub(s.notedAt) >= noteEvery {
 		s.notedAt = e.now
-		e.note(s, "worker gives back offers that nobody asked back: it gets no work for a while", fmt.Errorf(
-			"%d came back, the pause is %s", s.returned, s.pause), len(s.held))
+		e.note(s, "worker returns tasks that nobody recalled: it gets no new work for a while", fmt.Errorf(
+			"%d tasks returned; paused for %s", s.returned, s.pause), len(s.held))
 		s.returned = 0
 	}
 	return true

@@ -91,7 +91,7 @@ func newLoads(maxPayload int, read func(context.Context, [32]byte) ([]byte, erro
 }
 
 // errNeeds is why a session ends that asks for more than it may.
-var errNeeds = fmt.Errorf("the worker has asked for %d functions that it was not sent yet, the limit: ask for those of the offers that are held", maxNeeds)
+var errNeeds = fmt.Errorf("the worker has %d outstanding requests for functions, which is the limit: request only the functions of tasks that it holds", maxNeeds)
 
 // add notes that a session asks for a function. It never blocks. What it has asked for
 // already is answered once; what it was sent already, and asks for again and again, is left
@@ -270,7 +270,7 @@ func (l *loads) stalled() (out []link.Conn) {
 }
 
 // errStalled is why a link ends whose peer holds room for functions and takes none.
-var errStalled = errors.New("the worker has not taken a function that it asked for, and others wait for theirs")
+var errStalled = errors.New("the worker does not read a function that it requested, and other workers wait for theirs")
 
 // watch ends stalled links until ctx ends.
 func (l *loads) watch(ctx context.Context, end func(link.Conn)) {

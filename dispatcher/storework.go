@@ -26,9 +26,9 @@ func (d *Dispatcher) untilDone(ctx context.Context, what string, call func(conte
 		}
 		switch {
 		case first && task.CodeOf(err) == task.CodeExhausted:
-			d.log.Warn("the store is full: what has ended is kept and recorded when there is room, until then its tasks stay RUNNING", "call", what, "error", err)
+			d.log.Warn("the store is full: finished results are kept in memory until there is room, and their tasks stay RUNNING", "call", what, "error", err)
 		case first:
-			d.log.Error("the store does not answer; trying again until it does", "call", what, "error", err)
+			d.log.Error("the store does not answer; retrying", "call", what, "error", err)
 		}
 		select {
 		case <-time.After(storeRetry):
@@ -68,7 +68,7 @@ func (d *Dispatcher) doStands(ctx context.Context, reqs []store.ClaimRequest) {
 		}
 		if err := d.standing.Stand(ctx, time.Now(), req, d.cfg.Lease, deliver); err != nil {
 			// The bell and the poll find work all the same.
-			d.log.Warn("the store does not hold a request for work", "session", req.Session, "error", err)
+			d.log.Warn("could not leave a request for work with the store", "session", req.Session, "error", err)
 		}
 	}
 }
@@ -141,7 +141,7 @@ func (d *Dispatcher) logStale(ctx context.Context, items []settle, verdicts []ta
 	}
 	for _, i := range first {
 		it := &items[i]
-		d.log.Log(ctx, of(it).level, "stale outcome refused", "count", count[of(it)], "task", it.settlement.Token.Task,
+		d.log.Log(ctx, of(it).level, "late result discarded: its attempt no longer holds the task", "count", count[of(it)], "task", it.settlement.Token.Task,
 			"attempt", it.settlement.Token.Attempt, "epoch", it.settlement.Token.Epoch, "end", it.settlement.Outcome.End, "session", it.session)
 	}
 }
@@ -154,7 +154,7 @@ func (d *Dispatcher) doRenews(ctx context.Context, batch []renew) {
 	}
 	verdicts, err := d.store.Renew(ctx, time.Now(), all)
 	if err != nil {
-		d.log.Warn("leases were not renewed; the next beat tries again", "error", err)
+		d.log.Warn("could not renew leases; retrying with the next heartbeat", "error", err)
 	}
 	for _, r := range batch {
 		ev := renewed{session: r.session, seq: r.seq, items: r.items, err: err}
@@ -233,7 +233,7 @@ func (d *Dispatcher) reap(ctx context.Context) {
 			return // it says nothing of the store
 		case err != nil && !away:
 			away = true
-			d.log.Error("the store does not answer; no lease ends until it has been back for a lease length", "error", err)
+			d.log.Error("the store does not answer; no lease expires until one lease length after it is back", "error", err)
 		case err == nil:
 			away = false
 			if !next.IsZero() {
@@ -248,7 +248,7 @@ func (d *Dispatcher) reap(ctx context.Context) {
 // worker that left and came back ends as one that is there.
 func (d *Dispatcher) doAnnounce(ctx context.Context, workers []store.Presence) {
 	if err := d.store.Announce(ctx, time.Now().Add(3*announceEvery), workers); err != nil {
-		d.log.Warn("could not announce the workers", "error", err)
+		d.log.Warn("could not publish the list of workers", "error", err)
 	}
 }
 
@@ -283,11 +283,11 @@ func (d *Dispatcher) attend(ctx context.Context) error {
 			select {
 			case <-ticker.C:
 				if _, err := st.Attend(ctx, time.Now(), d.cfg.ID, ttl); err != nil && ctx.Err() == nil {
-					d.log.Warn("the store does not hear of this dispatcher", "error", err)
+					d.log.Warn("could not announce this dispatcher to the store", "error", err)
 				}
 			case <-ctx.Done():
 				if err := st.Depart(d.work, time.Now(), d.cfg.ID); err != nil {
-					d.log.Warn("the store does not know that this dispatcher left; it forgets it by itself", "error", err)
+					d.log.Warn("could not sign this dispatcher off; the store forgets it by itself", "error", err)
 				}
 				return
 			}

@@ -184,7 +184,7 @@ def test_roles_over_grpc(secured: Secured) -> None:
     [
         ("client", "worker", r"a client token \([0-9a-f]{16}\) may not call /treadle.v1.WorkerService/Push"),
         ("", "worker", "this server asks for a token"),
-        ("worker", "", "workers must show a certificate here"),
+        ("worker", "", "this server requires a client certificate from workers"),
         ("worker", "client", "the certificate of this worker was made for a client"),
     ],
     ids=["token of a client", "no token", "no certificate", "certificate of a client"],
@@ -278,9 +278,9 @@ def test_revoked_token(secured: Secured, tmp_path: Path) -> None:
 
 def test_hangup_reads_tokens_again(secured: Secured) -> None:
     """SIGHUP does not end a server that has files to read again."""
-    before = secured.up.log().count("tokens read")
+    before = secured.up.log().count("tokens loaded")
     secured.up.signal(signal.SIGHUP)
-    until(lambda: secured.up.log().count("tokens read") > before, "the tokens to be read")
+    until(lambda: secured.up.log().count("tokens loaded") > before, "the tokens to be read")
     assert secured.v1().request("GET", "/v1/tasks").status_code == 200
 
 

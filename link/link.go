@@ -17,7 +17,7 @@ const Version = 1
 
 // ErrHopeless is wrapped by the error of a dial that cannot succeed however often it is
 // tried, as a certificate is refused or another kind of server answers.
-var ErrHopeless = errors.New("cannot be mended by waiting")
+var ErrHopeless = errors.New("retrying cannot help")
 
 // Conn is one end of a link.
 //

@@ -104,7 +104,7 @@ func (g *guard) permit(ctx context.Context, method string) error {
 	}
 	p, known := auth.From(ctx)
 	if !known {
-		return task.Errorf(task.CodeUnauthenticated, "", "nobody was authenticated for %s", method)
+		return task.Errorf(task.CodeUnauthenticated, "", "%s needs an authenticated caller", method)
 	}
 	if err := auth.Authorize(method, p); err != nil {
 		return err
@@ -119,9 +119,9 @@ func (g *guard) permit(ctx context.Context, method string) error {
 	switch {
 	case len(cert.VerifiedChains) == 0:
 		return task.Errorf(task.CodeUnauthenticated, "",
-			"workers must show a certificate here, and this one showed none: start it with --tls-cert and --tls-key")
+			"this server requires a client certificate from workers: start the worker with --tls-cert and --tls-key")
 	case tlsfiles.PurposeOf(cert.PeerCertificates[0]) != tlsfiles.ForWorker && tlsfiles.PurposeOf(cert.PeerCertificates[0]) != "":
-		return task.Errorf(task.CodeDenied, "", "the certificate of this worker was made for a %s", tlsfiles.PurposeOf(cert.PeerCertificates[0]))
+		return task.Errorf(task.CodeDenied, "", "the certificate of this worker was made for a %s: start it with one made for a worker (worker.pem of 'treadle certs')", tlsfiles.PurposeOf(cert.PeerCertificates[0]))
 	}
 	return nil
 }

@@ -109,9 +109,9 @@ func (n *notices) look(ctx context.Context) {
 		if child == nil || !n.due(worker.Worker) {
 			continue
 		}
-		n.log.WarnContext(ctx, "every slot of a worker runs a task that waits for tasks which it submitted, these wait for a slot, and no worker has a free one: "+
-			"nothing of it goes on by itself; start the worker with room to grow (--slots MIN-MAX, for example --slots 4-16), start another one, "+
-			"or have the children in a queue of other workers; see docs/nested.md",
+		n.log.WarnContext(ctx, "deadlock: every slot of this worker runs a task that waits for its own child tasks, and no worker has a free slot for the children; "+
+			"let the worker grow (--slots MIN-MAX, for example --slots 4-16), start another worker, "+
+			"or put the children in a queue that other workers serve; see docs/nested.md",
 			"worker", worker.Worker, "name", worker.Name, "slots", worker.Slots, "queue", child.Queue, "task", child.Parent, "waits_for", child.ID)
 	}
 }

@@ -205,11 +205,11 @@ func (t *Task) Overdue(unheard bool) Outcome {
 		return Fail(EndTimedOut, fmt.Sprintf("the attempt ran longer than its timeout of %s, and its worker did not stop it within %s more",
 			t.Timeout, TimeoutMargin(t.Timeout)))
 	case !t.Lease.StartedAt.IsZero():
-		return Fail(EndLost, "the lease ran out without a word from the worker")
+		return Fail(EndLost, "the lease expired without a report from the worker")
 	case unheard:
-		return Fail(EndLost, "the worker did not come back after a restart")
+		return Fail(EndLost, "the worker did not reconnect after a restart")
 	default:
-		return Fail(EndLapsed, "the worker never said that it started")
+		return Fail(EndLapsed, "the worker never reported that it started")
 	}
 }
 
@@ -296,7 +296,7 @@ func (t *Task) giveBack(now time.Time, started, unasked bool, failure *Failure, 
 		}
 		if n > MaxReturns {
 			failure.Class = ClassWorker
-			failure.Message = fmt.Sprintf("it was handed back after it had started, for the %dth time, and more than %d count as losses: %s",
+			failure.Message = fmt.Sprintf("the task was handed back after it had started, for the %dth time, and more than %d count as losses: %s",
 				n, MaxReturns, failure.Message)
 			failure.Bound()
 			t.lose(now, failure, jitter)

@@ -356,7 +356,7 @@ func (a *Agent) offered(items []link.Offer) {
 			continue
 		}
 		if a.draining || a.executors[o.Runtime] == nil {
-			a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
+			a.reportLocked(c, task.Fail(task.EndReturned, "the worker accepts no more work"))
 			a.nudge()
 			continue
 		}
@@ -391,7 +391,7 @@ func (a *Agent) halt(c *claim, why stopReason) {
 		a.queue = slices.DeleteFunc(a.queue, func(q *claim) bool { return q == c })
 		out := why.end()
 		if why == stopLease {
-			out = task.Fail(task.EndReturned, "the lease ran out before a slot was free")
+			out = task.Fail(task.EndReturned, "the lease expired before a slot was free")
 		}
 		a.reportLocked(c, out)
 		a.nudge()
@@ -447,7 +447,7 @@ func (a *Agent) unstickLocked(now time.Time) {
 		return
 	}
 	a.window.Close()
-	a.giveBackLocked(n, "returned by a worker whose slots are busy for longer than was expected")
+	a.giveBackLocked(n, "returned by a worker whose slots stayed busy longer than expected")
 }
 
 // takeBackLocked asks the executors for everything that they have not started.
@@ -475,7 +475,7 @@ func (a *Agent) acknowledged(items []link.Ack) {
 			a.alone = task.Token{}
 		}
 		if ack.Verdict == task.VerdictStale {
-			a.log.Log(context.Background(), level, "the dispatcher refused a stale outcome", "task", ack.Token.Task, "attempt", ack.Token.Attempt)
+			a.log.Log(context.Background(), level, "the dispatcher discarded a late result: its attempt no longer held the task", "task", ack.Token.Task, "attempt", ack.Token.Attempt)
 		}
 	}
 }
@@ -497,7 +497,7 @@ func (a *Agent) guard(ctx context.Context) {
 		if keep := a.terms.Lease - a.terms.Margin; keep > 0 {
 			for _, c := range a.claims {
 				if c.phase != ended && time.Since(c.leaseFrom) > keep {
-					a.log.Warn("lease ran out: the attempt is stopped", "task", c.token.Task, "attempt", c.token.Attempt)
+					a.log.Warn("lease expired: stopping the attempt", "task", c.token.Task, "attempt", c.token.Attempt)
 					a.halt(c, stopLease)
 				}
 			}

@@ -116,7 +116,7 @@ func (f *feed) Back(attempts []*Attempt) {
 		case c.stopped != notStopped:
 			a.reportLocked(c, c.stopped.end())
 		case a.draining || a.ending:
-			a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
+			a.reportLocked(c, task.Fail(task.EndReturned, "the worker accepts no more work"))
 		default:
 			c.phase, c.queuedAt = waiting, now
 			back = append(back, c)

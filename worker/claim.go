@@ -56,7 +56,7 @@ const (
 func (r stopReason) end() task.Outcome {
 	switch r {
 	case stopLease:
-		return task.Fail(task.EndLost, "the worker stopped the attempt: its lease ran out while no dispatcher could be reached")
+		return task.Fail(task.EndLost, "the worker stopped the attempt: its lease expired while no dispatcher could be reached")
 	case stopHandBack:
 		return task.Fail(task.EndReturned, "the worker shut down and handed the task back")
 	case notStopped, stopRevoked:

@@ -77,7 +77,7 @@ func (a *Agent) undelivered(why *task.Error) string {
 	}
 	if c.replaced {
 		delete(a.claims, c.token)
-		return "the outcome of task " + c.token.Task.String() + " is given up: its lease ends by itself"
+		return "the outcome of task " + c.token.Task.String() + " is given up: its lease will expire"
 	}
 	c.replaced = true
 	end := task.EndUnreadable

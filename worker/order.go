@@ -52,7 +52,7 @@ func (a *Agent) breakDown(err error) {
 	a.window.Close()
 	left := a.pool.slots - a.pool.broken
 	if a.pool.broken == 1 || left == 0 {
-		a.log.Error("slots are out of order and take no tasks", "broken", a.pool.broken, "slots", a.pool.slots, "error", err)
+		a.log.Error("slots do not work and take no tasks", "broken", a.pool.broken, "slots", a.pool.slots, "error", err)
 	}
 	if left == 0 {
 		a.giveBackLocked(len(a.queue), a.fault)
@@ -67,7 +67,7 @@ func (a *Agent) mend() {
 	if a.pool.broken == 0 {
 		a.fault = ""
 		if !a.ending {
-			a.log.Info("all slots are in order again", "slots", a.pool.slots)
+			a.log.Info("all slots work again", "slots", a.pool.slots)
 		}
 	}
 	a.nudge()
@@ -82,7 +82,7 @@ func (a *Agent) putBack(c *claim) {
 	case c.stopped != notStopped:
 		a.reportLocked(c, c.stopped.end())
 	case a.draining || a.ending:
-		a.reportLocked(c, task.Fail(task.EndReturned, "the worker takes no more work"))
+		a.reportLocked(c, task.Fail(task.EndReturned, "the worker accepts no more work"))
 	case a.pool.broken == a.pool.slots:
 		a.reportLocked(c, task.Fail(task.EndReturned, a.fault))
 	default:

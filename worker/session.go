@@ -77,11 +77,11 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 		wait, say := pause.next(was, fault != nil, time.Now())
 		switch {
 		case fault != nil && done != "":
-			a.log.Warn("the dispatcher did not take a report; dialling again", "error", err, "in", wait, "then", done)
+			a.log.Warn("the dispatcher rejected a report; reconnecting", "error", err, "in", wait, "then", done)
 		case say:
-			a.log.Warn("not attached to a dispatcher; dialling again", "error", err, "in", wait, "times", pause.count)
+			a.log.Warn("not connected to a dispatcher; reconnecting", "error", err, "in", wait, "times", pause.count)
 		default:
-			a.log.Debug("not attached to a dispatcher; dialling again", "error", err, "in", wait)
+			a.log.Debug("not connected to a dispatcher; reconnecting", "error", err, "in", wait)
 		}
 		select {
 		case <-time.After(wait):
@@ -187,7 +187,7 @@ func (s *session) move(ctx context.Context, f *link.Move) {
 func (s *session) arrived(d dialled) error {
 	s.moving = false
 	if d.err != nil {
-		s.agent.log.Info("stays with its dispatcher", "reason", d.err)
+		s.agent.log.Info("staying with the current dispatcher", "reason", d.err)
 		return nil
 	}
 	s.next = d.conn
@@ -360,12 +360,12 @@ func hostname() string {
 
 func byeError(f *link.Bye) error {
 	if f.Retry && f.Refused != "" {
-		e := task.Errorf(task.CodeInvalid, "", "the dispatcher said good-bye: %s", f.Reason)
+		e := task.Errorf(task.CodeInvalid, "", "the dispatcher closed the session: %s", f.Reason)
 		e.Field = f.Refused
 		return e
 	}
 	if f.Retry {
-		return fmt.Errorf("the dispatcher said good-bye: %s", f.Reason)
+		return fmt.Errorf("the dispatcher closed the session: %s", f.Reason)
 	}
 	return refusal{f.Reason}
 }
@@ -427,7 +427,7 @@ func (s *session) frame(ctx context.Context, f link.Frame) error {
 	case *link.FunctionBytes:
 		a.code.put(f.Hash, f.Bytes, f.Missing)
 	case *link.Drain:
-		a.log.Info("the dispatcher drains", "reason", f.Reason)
+		a.log.Info("the dispatcher is draining", "reason", f.Reason)
 	case *link.Move:
 		s.move(ctx, f)
 	case *link.Bye:

@@ -18,13 +18,14 @@ func newCertsCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "certs --dir DIR",
-		Short: "Make a private CA and certificates for servers, workers and clients",
-		Long: `Makes a private certificate authority and three pairs, for a cluster of your own: one
-for servers and dispatchers, good for localhost and every --host; one for workers; one
-for clients. Keys have mode 0600. Nothing is overwritten; a CA that is in the folder
-signs new pairs when the old ones were moved away.
+		Short: "Create a private CA and certificates for servers, workers and clients",
+		Long: `Creates a private certificate authority (CA) and three certificates with their keys: one
+for servers and dispatchers, valid for localhost and every --host; one for workers; and
+one for clients. Keys have mode 0600. No file is overwritten. To renew the certificates,
+move the old ones away and run the command again: it uses the CA in the folder.
 
-Whoever has ca-key.pem can make workers: keep it off the machines of the cluster.`,
+Whoever has ca-key.pem can create worker certificates: keep it off the machines of the
+cluster.`,
 		Example: `  treadle certs --dir certs --host fabric.internal --host 10.0.0.5
   treadle certs --dir certs --expires 30d`,
 		Args: arguments(0, 0, ""),
@@ -50,20 +51,20 @@ Whoever has ca-key.pem can make workers: keep it off the machines of the cluster
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(out)
 			}
 			at := func(name string) string { return filepath.Join(absolute(dir), name) }
-			fmt.Fprintf(cmd.OutOrStdout(), `Certificates for %[5]s are in %[1]s. Paste these, on each machine with its own files:
+			fmt.Fprintf(cmd.OutOrStdout(), `Certificates for %[5]s are in %[1]s. Run these, with each machine's own files:
 
 treadle up --tls-cert %[2]s.pem --tls-key %[2]s-key.pem --tls-client-ca %[4]s
 treadle worker --tls-ca %[4]s --tls-cert %[3]s.pem --tls-key %[3]s-key.pem
 treadle functions --tls-ca %[4]s
 
-Keep %[6]s off those machines: whoever has it can make workers.
+Keep %[6]s off those machines: whoever has it can create worker certificates.
 `, absolute(dir), at("server"), at("worker"), at("ca.pem"), strings.Join(append([]string{"localhost"}, hosts...), ", "), at("ca-key.pem"))
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "folder to write to; it is made when there is none")
-	cmd.Flags().StringSliceVar(&hosts, "host", nil, "name or address by which servers are reached; may be repeated")
-	cmd.Flags().StringVar(&expires, "expires", "365d", "how long the pairs are accepted; the CA is for ten years")
+	cmd.Flags().StringVar(&dir, "dir", "", "folder to write to; created if it does not exist")
+	cmd.Flags().StringSliceVar(&hosts, "host", nil, "name or address of the servers; may be repeated")
+	cmd.Flags().StringVar(&expires, "expires", "365d", "how long the certificates are valid; the CA is valid for ten years")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }

@@ -234,7 +234,7 @@ func TestMisuse(t *testing.T) {
 		{"register functions.py", "want FILE.py:NAME"},
 		{"register functions.py:a-b", "want FILE.py:NAME"},
 		{"register --pickle f.pkl", "--pickle needs --name"},
-		{"register f.py:f --pickled-by 3.12", "--pickled-by is for --pickle"},
+		{"register f.py:f --pickled-by 3.12", "--pickled-by needs --pickle"},
 		{"logs x --attempt -1", "attempts count from 1"},
 		{"version --address x", "has no --address"},
 		{"certs --dir x --tls-ca y", "has no --tls-ca"},
@@ -247,7 +247,7 @@ func TestMisuse(t *testing.T) {
 		{"token create --role client --file x --expires -1h", `--expires "-1h": want more than nothing`},
 		{"token create --role client --file x --expires 99999d", "want a number of days up to 36500"},
 		{"token revoke --file x", "wants one token id"},
-		{"token revoke tdl_0123456789abcdef_x --file x", "name its id alone"},
+		{"token revoke tdl_0123456789abcdef_x --file x", "give its id instead"},
 		{"certs", "--dir is missing"},
 		{"certs --dir x --host a:1", `--host "a:1": want a name or an address alone`},
 		{"certs --dir x --expires 0d", "--expires"},
@@ -610,7 +610,7 @@ func TestAnnounce(t *testing.T) {
 	for role, want := range map[string]string{"up": "Treadle is up", "server": "It runs no tasks: start 'treadle dispatcher'"} {
 		var out bytes.Buffer
 		(&node{role: role}).announce(&out, "127.0.0.1:1", "127.0.0.1:2")
-		if !strings.Contains(out.String(), want) || strings.Contains(out.String(), "Paste") != (role == "up") {
+		if !strings.Contains(out.String(), want) || strings.Contains(out.String(), "Try it") != (role == "up") {
 			t.Errorf("%s says:\n%s", role, out.String())
 		}
 	}

@@ -48,7 +48,7 @@ func clientCommand(
 	completeChoices(cmd)
 	addJSONFlag(cmd, &o.json, jsonUsage)
 	cmd.Flags().BoolVar(&o.insecure, "insecure", false,
-		"let TREADLE_TOKEN travel without TLS to another machine")
+		"send TREADLE_TOKEN to another machine without TLS")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		c, err := dialFor(cmd, o.insecure)
 		if err != nil {

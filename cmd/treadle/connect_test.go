@@ -63,7 +63,7 @@ func TestWorkersThatCanNeverAttach(t *testing.T) {
 	gone := lis.Addr().String()
 	_ = lis.Close()
 	cmd := process(t, "worker", "--slots", "1", "--no-provision", "--data-dir", t.TempDir(), "--tls-ca", at("others/ca.pem"), "--dispatcher", grpcAddr+","+gone)
-	said := &signalled{mark: "not attached to a dispatcher", seen: make(chan struct{})}
+	said := &signalled{mark: "not connected to a dispatcher", seen: make(chan struct{})}
 	cmd.Stderr = said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -87,16 +87,19 @@ func TestWhyWaits(t *testing.T) {
 	python := treadle.Worker{Queues: []string{"default"}, Runtimes: []string{"python"}, Slots: 2, State: "active"}
 	busy, leaving := python, python
 	busy.Running, leaving.State = 2, "draining"
+	single := busy
+	single.Slots, single.Running = 1, 1
 	for want, test := range map[string]struct {
 		task    treadle.Task
 		workers []treadle.Worker
 	}{
-		"no worker is attached":                       {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{leaving}},
-		`no worker serves the queue "gpu"`:            {treadle.Task{Queue: "gpu", Runtime: "python"}, []treadle.Worker{python}},
-		`no worker of the queue "default" has the Go`: {treadle.Task{Queue: "default", Runtime: "go/add"}, []treadle.Worker{python}},
-		"all 4 slots that could run it are busy":      {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{busy, busy}},
-		"it may start at":                             {treadle.Task{Queue: "default", Runtime: "python", NotBefore: now.Add(time.Minute)}, []treadle.Worker{python}},
-		"":                                            {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{python}},
+		"no worker is attached":                                {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{leaving}},
+		`no worker serves the queue "gpu"`:                     {treadle.Task{Queue: "gpu", Runtime: "python"}, []treadle.Worker{python}},
+		`no worker that serves the queue "default" has the Go`: {treadle.Task{Queue: "default", Runtime: "go/add"}, []treadle.Worker{python}},
+		"the only slot that could run it is busy":              {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{single}},
+		"all 4 slots that could run it are busy":               {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{busy, busy}},
+		"it may not start before":                              {treadle.Task{Queue: "default", Runtime: "python", NotBefore: now.Add(time.Minute)}, []treadle.Worker{python}},
+		"":                                                     {treadle.Task{Queue: "default", Runtime: "python"}, []treadle.Worker{python}},
 	} {
 		got := whyWaits(&test.task, test.workers, now)
 		if !strings.HasPrefix(got, want) || want == "" && got != "" {

@@ -50,17 +50,17 @@ func newMapCommand() *cobra.Command {
 		Short: "Execute a function for each value and print the results in order",
 		Long: `Execute a function once for each value and print the results in the order of the values,
 one line of JSON each. Values are the arguments, else the lines of --file or of standard
-input; blank lines are left out. A JSON array is the positional arguments of one
+input; blank lines are skipped. A JSON array is the positional arguments of one
 execution, any other value its one argument.
 
 A task that fails prints null and its error goes to standard error; the others go on, and
 the exit code is 1. Memory stays bounded however many values there are.
 
-A line of JSON that is broken ends the map once the values before it are done, and the
+A line of malformed JSON ends the map once the values before it are done, and the
 exit code is 2; lines of a --file are all checked before the first one is sent. --text
 takes each line as a string, whatever it looks like.
 
-Ctrl-C cancels what was started and is not finished; a second one leaves at once.
+Ctrl-C cancels the tasks that have not finished; a second Ctrl-C exits at once.
 
 ` + wordsHelp,
 		Example: `  treadle map double 1 2 3
@@ -228,7 +228,7 @@ func (m *mapper) run(parent context.Context, values io.Reader) error {
 		return err
 	}
 	if m.failed > 0 {
-		fmt.Fprintf(m.errOut, "treadle: %s no result\n", counted(m.failed, "task")+map[bool]string{true: " has", false: " have"}[m.failed == 1])
+		fmt.Fprintf(m.errOut, "treadle: %s no result\n", countedTasks(m.failed)+map[bool]string{true: " has", false: " have"}[m.failed == 1])
 	}
 	if m.bad != nil {
 		return m.bad
@@ -369,7 +369,7 @@ func (m *mapper) cancelRest(parent context.Context) {
 		return
 	}
 	find := fmt.Sprintf("treadle tasks --function %s --filter 'create_time > %s'", quoted(m.function), m.began.UTC().Format(time.RFC3339))
-	fmt.Fprintf(m.errOut, "treadle: cancelling %s that were started; Ctrl-C again leaves the rest\n", counted(len(rest), "task"))
+	fmt.Fprintf(m.errOut, "treadle: cancelling %s that were started; Ctrl-C again leaves the rest\n", countedTasks(len(rest)))
 	partingWords(parent, fmt.Sprintf("treadle: left at once; find the rest with\n  %s\n", find))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(parent), cancelTime)
 	defer cancel()
@@ -386,10 +386,10 @@ func (m *mapper) cancelRest(parent context.Context) {
 	}
 	_ = g.Wait() // the errors are counted
 	if n := int(failed.Load()); n > 0 {
-		fmt.Fprintf(m.errOut, "treadle: %s could not be cancelled and may go on: find them with\n  %s\n", counted(n, "task"), find)
+		fmt.Fprintf(m.errOut, "treadle: %s could not be cancelled and may go on: find them with\n  %s\n", countedTasks(n), find)
 		return
 	}
-	fmt.Fprintf(m.errOut, "treadle: cancelled %s\n", counted(len(rest), "task"))
+	fmt.Fprintf(m.errOut, "treadle: cancelled %s\n", countedTasks(len(rest)))
 }
 
 // quoted is a word for a shell.

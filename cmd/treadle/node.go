@@ -193,7 +193,7 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	var pool *worker.Agent
 	if p.slots > 0 {
 		pool, err = n.agent(randomID().String(), link.Local, worker.DialLocal(d, func(err error) {
-			n.Log.Warn("the local pool's link ended", "error", err)
+			n.Log.Warn("the local pool lost its connection to the dispatcher", "error", err)
 		}), nil, func() (worker.API, error) { return n.localAPI(srv, cfg.TLS) })
 		if err != nil {
 			return err
@@ -269,7 +269,7 @@ func watchStore(st store.Store) func(context.Context) error {
 		}
 		select {
 		case <-failing.Failed():
-			return fmt.Errorf("the store failed; restart when its cause is mended: %w", failing.Err())
+			return fmt.Errorf("the store failed; fix the cause and restart: %w", failing.Err())
 		case <-ctx.Done():
 			return nil
 		}

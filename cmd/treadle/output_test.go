@@ -86,9 +86,9 @@ func TestRegisterReadsEncodings(t *testing.T) {
 		t.Errorf("with a byte order mark: %d bytes", fn.PayloadSize)
 	}
 	for text, word := range map[string]string{
-		"# x\n" + f:                   "line 2 is not UTF-8, and no line says",
-		"# coding: koi8-r\n" + f:      `line 2 is not UTF-8; it says that it is "koi8-r"`,
-		"\n\n# coding: latin-1\n" + f: "line 4 is not UTF-8, and no line says",
+		"# x\n" + f:                   "line 2 is not UTF-8, and the file declares no encoding",
+		"# coding: koi8-r\n" + f:      `only Latin-1 is supported (the file declares "koi8-r")`,
+		"\n\n# coding: latin-1\n" + f: "line 4 is not UTF-8, and the file declares no encoding",
 		"\xff\xfed\x00e\x00f\x00":     "UTF-16",
 	} {
 		cli(t, "", "register", write(text)).want(t, exitMisuse, "f.py: ", word)

@@ -21,15 +21,16 @@ func newRegisterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "register FILE.py:NAME",
 		Short: "Register a Python function and print its id",
-		Long: `Register the function NAME that FILE.py defines. The text of the whole file is sent,
-so no Python is needed here; workers run the file once and then call NAME. Files that
-it imports must be where the workers can import them.
+		Long: `Registers the function NAME that FILE.py defines. The command sends the text of the whole
+file, so this machine needs no Python. A worker runs the file once and then calls NAME.
+Modules that the file imports must be installed where the workers run.
 
-With --pickle FILE holds a pickled callable instead (by dill, cloudpickle or pickle). Code
-that is pickled by value runs on the Python version that wrote it alone: say which one
-with --pickled-by, and workers with another refuse it instead of crashing.
-"-" reads standard input. Every registration gives a new id, and the newest one of a
-name is what the name means.`,
+With --pickle, FILE holds a pickled callable instead (by dill, cloudpickle or pickle). Code
+that is pickled by value runs only on the Python version that pickled it: name that version
+with --pickled-by, and workers with another version refuse the function instead of crashing.
+
+"-" reads standard input. Every registration gets a new id; a name stands for its newest
+registration.`,
 		Example: `  treadle register functions.py:double
   treadle register functions.py:double --name double-v2 --queue batch
   treadle register --pickle model.pkl --name predict
@@ -39,14 +40,14 @@ name is what the name means.`,
 	cmd.Flags().StringVar(&name, "name", "", "name of the function (default NAME)")
 	cmd.Flags().StringVar(&queue, "queue", "", `queue of its tasks (default "default")`)
 	cmd.Flags().BoolVar(&pickle, "pickle", false, "FILE is a pickled callable")
-	cmd.Flags().StringVar(&python, "pickled-by", "", "with --pickle: the Python that wrote it, as in 3.12, when it holds code by value")
+	cmd.Flags().StringVar(&python, "pickled-by", "", "with --pickle: version of the Python that pickled code by value, for example 3.12")
 	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the registration idempotent")
 	cmd.Flags().BoolVar(&transient, "transient", false,
-		"one registration for all who register the same; it goes when no task has named it for the retention")
+		"share one registration among all who register the same; it is deleted when no task has used it for the retention")
 	return clientCommand(cmd, "print the registration as one JSON object",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {
 			if python != "" && !pickle {
-				return misuse("--pickled-by is for --pickle: any Python compiles source text")
+				return misuse("--pickled-by needs --pickle: source text runs on any Python")
 			}
 			reg, err := registration(cmd.InOrStdin(), plainArgs(args)[0], name, pickle)
 			if err != nil {
@@ -135,9 +136,9 @@ func pythonText(data []byte) (string, error) {
 		number++
 	}
 	if coding != "" {
-		return "", fmt.Errorf("line %d is not UTF-8; it says that it is %.40q, of which Latin-1 alone is read: save it as UTF-8", number, coding)
+		return "", fmt.Errorf("line %d is not UTF-8, and of other encodings only Latin-1 is supported (the file declares %.40q): save it as UTF-8", number, coding)
 	}
-	return "", fmt.Errorf("line %d is not UTF-8, and no line says what it is: save it as UTF-8", number)
+	return "", fmt.Errorf("line %d is not UTF-8, and the file declares no encoding: save it as UTF-8", number)
 }
 
 func readFile(stdin io.Reader, name string) ([]byte, error) {

@@ -66,7 +66,7 @@ gRPC, at --address.
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	root.PersistentFlags().String(addressFlag, "", "gRPC address of the server (env TREADLE_ADDRESS, default 127.0.0.1:50051)")
-	root.PersistentFlags().String(caFlag, "", "CA of the server's certificate, in PEM, or 'system'; speaks TLS (env TREADLE_TLS_CA, default plain text)")
+	root.PersistentFlags().String(caFlag, "", "CA of the server's certificate, in PEM, or 'system'; enables TLS (env TREADLE_TLS_CA, default plain text)")
 	root.PersistentFlags().String(certFlag, "", "client certificate, in PEM, for a server that requires one (env TREADLE_TLS_CERT)")
 	root.PersistentFlags().String(keyFlag, "", "private key of --tls-cert, in PEM (env TREADLE_TLS_KEY)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {

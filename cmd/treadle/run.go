@@ -25,7 +25,7 @@ func (f *taskFlags) register(cmd *cobra.Command) {
 	fl.IntVar(&f.priority, "priority", 5, "0 to 9, higher first")
 	fl.DurationVar(&f.timeout, "timeout", 0, "limit on one attempt's run time, for example 30s (default: the server's)")
 	fl.DurationVar(&f.within, "deadline", 0, "give up when the task is not finished within this time, waiting included")
-	fl.IntVar(&f.maxRetries, "max-retries", 3, "how many lost workers the task survives (default: the server's)")
+	fl.IntVar(&f.maxRetries, "max-retries", 3, "how often the task is retried after its worker was lost (default: the server's)")
 	fl.IntVar(&f.functionRetries, "function-retries", 0, "how often a raised exception is tried again")
 	fl.Var(&f.memoryLimit, "memory-limit", "memory of one attempt, for example 512MiB (default: the worker's)")
 	fl.Lookup("max-retries").DefValue = "0" // hides it in the help: the default is the server's
@@ -60,7 +60,7 @@ func (f *taskFlags) options(cmd *cobra.Command) (treadle.Options, error) {
 
 const wordsHelp = `An argument that is JSON (21, true, null, [1, 2], {"a": 1}, "text") is that value; any
 other word is a string. To pass the string 21 write '"21"'. What starts with [, { or " and
-is no JSON is an error.`
+is not valid JSON is an error.`
 
 func newRunCommand() *cobra.Command {
 	var kwargs, requestID string

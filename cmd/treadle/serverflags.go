@@ -144,9 +144,9 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.Var(newChoice(&f.Mode, "any", "any", "push", "pull", "local"), "mode",
 			"which workers it takes; local takes none and runs a pool of --slots")
 	}
-	fl.StringVar(&f.DataDir, "data-dir", defaultDataDir(), "where state is kept")
+	fl.StringVar(&f.DataDir, "data-dir", defaultDataDir(), "folder for state")
 	if r == roleUp {
-		fl.BoolVar(&f.OpenDamaged, "open-damaged", false, "open a store whose log is damaged with what is left of it; a copy of the logs is kept")
+		fl.BoolVar(&f.OpenDamaged, "open-damaged", false, "open a store with a damaged log and lose what follows the damage; a copy of the logs is kept")
 	}
 	if r != roleServer {
 		slots := "how many attempts run at once; MIN-MAX for a pool that grows while work waits"
@@ -161,25 +161,25 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.Var((*byteSize)(&f.MemoryLimit), "memory-limit", "memory of one attempt, for example 512MiB (default off)")
 		fl.IntVar(&f.MaxAttemptsPerRunner, "max-attempts-per-runner", 0,
 			"replace a Python runner after that many attempts; 1 gives each a fresh process (0 for no limit)")
-		fl.BoolVar(&f.NoProvision, "no-provision", false, "install nothing where the interpreter lacks dill or cloudpickle")
-		fl.DurationVar(&f.DrainTimeout, "drain-timeout", 25*time.Second, "how long running attempts may go on after SIGTERM")
+		fl.BoolVar(&f.NoProvision, "no-provision", false, "do not install dill and cloudpickle for an interpreter that lacks them")
+		fl.DurationVar(&f.DrainTimeout, "drain-timeout", 25*time.Second, "how long running attempts may continue after SIGTERM")
 	}
 	if r == roleUp || r == roleDispatcher {
-		fl.DurationVar(&f.Heartbeat, "heartbeat", time.Second, "interval at which workers report; one that misses three is silent")
+		fl.DurationVar(&f.Heartbeat, "heartbeat", time.Second, "interval of workers' heartbeats; a worker that misses three gets no new work")
 		fl.DurationVar(&f.Lease, "lease", 10*time.Second, "how long a silent worker keeps its attempts before they run elsewhere")
-		fl.DurationVar(&f.ReconnectGrace, "reconnect-grace", time.Second, "how long a worker whose connection closed may take to come back")
+		fl.DurationVar(&f.ReconnectGrace, "reconnect-grace", time.Second, "how long a disconnected worker may take to reconnect before its attempts are requeued")
 		fl.DurationVar(&f.StreamAge, "stream-age", 30*time.Minute,
-			"age at which a worker reconnects, give or take a tenth, so that balancers spread it; its attempts go on (0 for never)")
+			"age at which a worker reconnects, give or take a tenth, so that load balancers spread workers; its attempts continue (0 for never)")
 	}
 	if r == roleUp || r == roleServer {
-		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "name, beside loopback names, that HTTP requests may be sent to; * admits all")
+		fl.StringSliceVar(&f.AllowedHosts, "allowed-host", nil, "host name, besides loopback names, that HTTP requests may use; * allows all")
 		fl.Var(newChoice(&f.RESTCompat, "course", "course", "seed"), "rest-compat", "how the REST routes at the root wrap results")
 		fl.IntVar(&f.RESTCreatedStatus, "rest-created-status", 200, "HTTP status of accepted registrations and executions at the root, 200 or 201")
 	}
 	if r != roleWorker {
 		// Dispatchers let in what running tasks submit: give them what the servers have.
-		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how many lost workers a task survives, unless it says otherwise")
-		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task says otherwise (default none)")
+		fl.IntVar(&f.MaxRetries, "max-retries", 3, "how often a task is retried after its worker was lost, unless the task sets max_retries")
+		fl.DurationVar(&f.TaskTimeout, "task-timeout", 0, "limit on one attempt's run time, unless the task sets a timeout (default none)")
 	}
 	retention := "how long finished tasks are kept"
 	switch r {
@@ -192,11 +192,11 @@ func (f *serverFlags) register(cmd *cobra.Command, r role) {
 		fl.DurationVar(&f.Retention, "retention", 24*time.Hour, retention)
 	}
 	f.MaxPayload = 64 << 20
-	fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result")
+	fl.Var((*byteSize)(&f.MaxPayload), "max-payload", "largest payload or result, 1KiB to 900MiB")
 	f.registerSecurity(cmd, r)
-	fl.StringVar(&f.Name, "name", "", "name shown to people (default the host's)")
+	fl.StringVar(&f.Name, "name", "", "name in lists and logs (default the host's)")
 	fl.StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
-	fl.Var(newChoice(&f.LogFormat, "text", "text", "json"), "log-format", "form of the log on standard error")
+	fl.Var(newChoice(&f.LogFormat, "text", "text", "json"), "log-format", "format of the log on standard error")
 	fl.BoolVar(&f.JSON, "json", false, "print one JSON line when ready")
 	bindEnv(cmd)
 }
@@ -338,13 +338,13 @@ func (f *serverFlags) validatePool(r role) error {
 	case r == roleServer:
 		return nil
 	case f.MaxSlots != f.Slots && f.Slots < 1:
-		return fmt.Errorf("--slots %d-%d: a pool that grows has at least one slot", f.Slots, f.MaxSlots)
+		return fmt.Errorf("--slots %d-%d: a pool that grows needs at least one slot", f.Slots, f.MaxSlots)
 	case f.Slots < least || f.MaxSlots > task.MaxSlots:
 		return fmt.Errorf("--slots %s: want %d to %d", slotRange{f}, least, task.MaxSlots)
 	case f.MaxSlots < f.Slots:
-		return fmt.Errorf("--slots %d-%d: the least comes first, as in %[2]d-%[1]d", f.Slots, f.MaxSlots)
+		return fmt.Errorf("--slots %d-%d: the minimum comes first, as in %[2]d-%[1]d", f.Slots, f.MaxSlots)
 	case f.IdleAfter < time.Second:
-		return fmt.Errorf("--idle-after %s: want at least 1s, or runners are started and ended all the time", f.IdleAfter)
+		return fmt.Errorf("--idle-after %s: want at least 1s, or runners would start and stop all the time", f.IdleAfter)
 	case f.Python == "":
 		return fmt.Errorf("--python is empty: want an interpreter, for example python3")
 	case f.MemoryLimit != 0 && f.MemoryLimit < minMemoryLimit:
@@ -366,7 +366,7 @@ func (f *serverFlags) validateTimes(r role) error {
 	case f.Heartbeat < minHeartbeat:
 		return fmt.Errorf("--heartbeat %s: want at least %s", f.Heartbeat, minHeartbeat)
 	case f.Lease <= missedBeats*f.Heartbeat:
-		return fmt.Errorf("--lease %s with --heartbeat %s: %d missed heartbeats must end before the lease does; want more than %s",
+		return fmt.Errorf("--lease %s with --heartbeat %s: the lease must outlast %d missed heartbeats; want more than %s",
 			f.Lease, f.Heartbeat, missedBeats, missedBeats*f.Heartbeat)
 	case f.StreamAge != 0 && f.StreamAge < f.Lease:
 		return fmt.Errorf("--stream-age %s: want 0 (never), or at least --lease (%s)", f.StreamAge, f.Lease)

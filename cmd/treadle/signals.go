@@ -54,18 +54,18 @@ func (n *node) hearHangups(parent context.Context) (ctx context.Context, stop fu
 
 func (n *node) hangUp(end context.CancelCauseFunc) {
 	if n.terminal {
-		n.Log.Info("the terminal was closed: stopping as after SIGTERM")
+		n.Log.Info("the terminal was closed: shutting down as on SIGTERM")
 		end(errHangup)
 		return
 	}
 	reload := n.reload.Load()
 	if reload == nil {
-		n.Log.Info("SIGHUP: there are no files to read again")
+		n.Log.Info("SIGHUP: no token or certificate files to reload")
 		return
 	}
 	if err := (*reload)(); err != nil {
-		n.Log.Error("not everything could be read again: what was known stays in force", "error", err)
+		n.Log.Error("reload failed; the previous tokens or certificates stay in use", "error", err)
 		return
 	}
-	n.Log.Info("SIGHUP: tokens and certificates were read again")
+	n.Log.Info("SIGHUP: tokens and certificates reloaded")
 }

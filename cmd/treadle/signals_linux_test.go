@@ -119,7 +119,7 @@ func pty(t *testing.T) (master, slave *os.File) {
 func TestHangupWithoutATerminal(t *testing.T) {
 	tokens := t.TempDir() + "/tokens.json"
 	cli(t, "", "token", "create", "--role", "client", "--file", tokens).wantOK(t)
-	for said, args := range map[string][]string{"no files to read again": nil, "were read again": {"--token-file", tokens}} {
+	for said, args := range map[string][]string{"no token or certificate files to reload": nil, "tokens and certificates reloaded": {"--token-file", tokens}} {
 		cmd, log := startUp(t, nil, args...)
 		_ = cmd.Process.Signal(syscall.SIGHUP)
 		waitFor(t, func() bool { return strings.Contains(log.String(), said) })

@@ -26,14 +26,14 @@ const networkRate = 20_000
 func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 	fl := cmd.Flags()
 	if r == roleWorker {
-		fl.StringVar(&f.TLSCA, "tls-ca", "", "CA of the dispatchers' certificates, in PEM, or 'system'; speaks TLS (default plain text)")
+		fl.StringVar(&f.TLSCA, "tls-ca", "", "CA of the dispatchers' certificates, in PEM, or 'system'; enables TLS (default plain text)")
 		fl.StringVar(&f.TLSCert, "tls-cert", "", "client certificate of the worker, in PEM")
 		fl.StringVar(&f.TLSKey, "tls-key", "", "private key of --tls-cert, in PEM")
-		fl.BoolVar(&f.Insecure, "insecure", false, "let the token travel to, and --http-addr be reached from, other machines without TLS")
+		fl.BoolVar(&f.Insecure, "insecure", false, "send the token to other machines, and serve --http-addr to them, without TLS")
 		return
 	}
-	fl.StringVar(&f.TokenFile, "token-file", "", "tokens that callers must have, as 'treadle token' writes them (default: none are asked for)")
-	fl.StringVar(&f.TLSCert, "tls-cert", "", "certificate of all listeners, in PEM; speaks TLS (default plain text)")
+	fl.StringVar(&f.TokenFile, "token-file", "", "file of the tokens that callers need, managed by 'treadle token' (default: no token needed)")
+	fl.StringVar(&f.TLSCert, "tls-cert", "", "certificate of all listeners, in PEM; enables TLS (default plain text)")
 	fl.StringVar(&f.TLSKey, "tls-key", "", "private key of --tls-cert, in PEM")
 	if r != roleServer {
 		fl.StringVar(&f.TLSClientCA, "tls-client-ca", "", "CA of workers' certificates, in PEM; workers must then show one")
@@ -45,7 +45,7 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 	fl.IntVar(&f.QuotaWaited, "quota-waited", server.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
 	// At a dispatcher they are for what running tasks submit, for the token of each.
 	f.registerQuotas(cmd)
-	fl.BoolVar(&f.Insecure, "insecure", false, "listen on addresses that other machines reach without TLS or tokens")
+	fl.BoolVar(&f.Insecure, "insecure", false, "allow addresses that other machines can reach without TLS or tokens")
 }
 
 // registerQuotas adds what one token may have in the store.
@@ -101,14 +101,14 @@ func (f *serverFlags) validateSecurity(r role) error {
 	if addr == "" || len(missing) == 0 || f.Insecure {
 		return nil
 	}
-	return fmt.Errorf("%s %s is not loopback: other machines would reach it without %s, and whoever reaches it runs code here; "+
-		"give %s, or use 127.0.0.1, or say --insecure when that is meant", flag, addr, strings.Join(missing, " and "), strings.Join(fix, " and "))
+	return fmt.Errorf("%s %s is not loopback: other machines could reach it without %s, and anyone who reaches it can run code here; "+
+		"give %s, or use 127.0.0.1, or set --insecure to allow it", flag, addr, strings.Join(missing, " and "), strings.Join(fix, " and "))
 }
 
 func (f *serverFlags) validateWorkerSecurity() error {
 	if flag, addr := f.outward(); addr != "" && !f.Insecure {
 		return fmt.Errorf("%s %s is not loopback: health and metrics of a worker have neither TLS nor tokens; "+
-			"use 127.0.0.1, or say --insecure when that is meant", flag, addr)
+			"use 127.0.0.1, or set --insecure to allow it", flag, addr)
 	}
 	return nil
 }
@@ -142,7 +142,7 @@ func (n *node) secure(cfg *server.Config) (err error) {
 	}
 	flag, addr := n.outward()
 	if cfg.Insecure = addr != "" && (cfg.TLS == nil || cfg.Tokens == nil); cfg.Insecure {
-		n.Log.Warn("INSECURE: other machines reach this process and whoever reaches it runs code here",
+		n.Log.Warn("INSECURE: other machines can reach this process, and anyone who reaches it can run code here",
 			"flag", flag, "address", addr, "tls", cfg.TLS != nil, "tokens", cfg.Tokens != nil)
 	}
 	cfg.MaxConnections, cfg.RateLimit, cfg.QuotaWaited = n.MaxConnections, n.RateLimit, orNone(n.QuotaWaited)

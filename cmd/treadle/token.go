@@ -21,13 +21,13 @@ const envTokenFile = "TREADLE_TOKEN_FILE"
 func newTokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make, list and revoke the tokens that a server asks for",
-		Long: `Manages the file of tokens that servers and dispatchers are given (--token-file). It
-holds no secrets, only hashes: a token is shown once, when it is made. Servers take
-changes over within about a second, without a restart.
+		Short: "Create, list and revoke the tokens that callers of a server need",
+		Long: `Manages the file of tokens that servers and dispatchers read (--token-file). The file
+holds hashes, not secrets: a token is shown once, when it is created. Servers apply
+changes within about a second, without a restart.
 
-To replace a token: make a new one, hand it out, then revoke the old one. Both work
-meanwhile.`,
+To replace a token, create a new one, hand it out, then revoke the old one. Both are
+accepted until then.`,
 		Example: `  treadle token create --role client --file tokens.json
   treadle token create --role worker --name gpu-hosts --expires 90d --file tokens.json
   treadle token list --file tokens.json
@@ -58,12 +58,12 @@ func newTokenCreateCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "create --role ROLE --file FILE",
-		Short: "Make a token and print it, once",
-		Long: `Makes a token, notes its hash in the file (which is made when there is none) and prints
-the token on standard output. It cannot be shown again.
+		Short: "Create a token and print it once",
+		Long: `Creates a token, stores its hash in the file (created if it does not exist) and prints the
+token on standard output. The token cannot be shown again.
 
-Roles: client registers functions, executes tasks and reads everything about them;
-worker attaches as a worker; admin may do both.`,
+Roles: a client registers functions, executes tasks and reads everything about them; a
+worker attaches to dispatchers and runs tasks; an admin may do both.`,
 		Example: `  export TREADLE_TOKEN=$(treadle token create --role client --expires 90d --file tokens.json)`,
 		Args:    arguments(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -92,13 +92,13 @@ worker attaches as a worker; admin may do both.`,
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(out)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), secret)
-			fmt.Fprintf(cmd.ErrOrStderr(), "Token %s of the role %s, %s. It is not shown again.\n", rec.ID, rec.Role, untilText(rec))
+			fmt.Fprintf(cmd.ErrOrStderr(), "Created token %s, role %s, %s. It cannot be shown again.\n", rec.ID, rec.Role, untilText(rec))
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&roleName, "role", "", "client, worker or admin")
-	cmd.Flags().StringVar(&name, "name", "", "whose it is, for people")
-	cmd.Flags().StringVar(&expires, "expires", "", "how long it is accepted, for example 90d or 12h (default for ever)")
+	cmd.Flags().StringVar(&name, "name", "", "label for people, for example the team that uses it")
+	cmd.Flags().StringVar(&expires, "expires", "", "how long the token is valid, for example 90d or 12h (default forever)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	fileFlag(cmd, &file)
 	return cmd
@@ -145,14 +145,15 @@ func newTokenRevokeCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "revoke ID --file FILE",
-		Short: "Revoke a token: servers refuse it, and end the streams that it opened",
-		Long: `Takes a token out of the file, by its id. Servers that use the file refuse it within a
-few seconds and end the streams of workers that it opened; their tasks go to others.`,
+		Short: "Revoke a token: servers refuse it and close the streams that it opened",
+		Long: `Removes a token from the file by its id. Servers that read the file refuse the token
+within a few seconds and close the streams of workers that use it; the tasks of those
+workers run elsewhere.`,
 		Example: `  treadle token revoke 0123456789abcdef --file tokens.json`,
 		Args:    arguments(1, 1, "one token id, as 'treadle token list' shows it"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if strings.HasPrefix(args[0], auth.Prefix) {
-				return misuse("that is a token, which is no word for a command line: others can read it; name its id alone")
+				return misuse("that is the token itself, and other users can read command lines: give its id instead, as 'treadle token list' shows it")
 			}
 			if err := auth.Remove(file, args[0]); err != nil {
 				return err

@@ -68,8 +68,9 @@ func newDispatcherCommand() *cobra.Command {
 		Short: "Run a dispatcher on a store that servers share",
 		Long: `Runs a dispatcher on a Redis that any number of servers and dispatchers share: for
 the streams of workers (--mode any, push or pull), or with a pool of Python runners of
-its own (--mode local). When a dispatcher ends its workers dial another one and keep
-what they run; when one joins, the others ask some of their workers to go there.`,
+its own (--mode local). When a dispatcher stops, its workers connect to another one and
+keep the tasks that they run; when one joins, the others ask some of their workers to
+move there.`,
 		Example: `  treadle dispatcher --store redis://127.0.0.1:6379
   treadle dispatcher --store redis://127.0.0.1:6379 --grpc-addr 127.0.0.1:50052 --mode pull
   treadle dispatcher --store redis://127.0.0.1:6379 --mode local --slots 8`,
@@ -106,9 +107,9 @@ func newWorkerCommand() *cobra.Command {
 connection and reconnects by itself, keeps results that it could not deliver, and needs no
 open port.
 
-Of several dispatchers it takes one by chance, so that workers spread; names are looked up
-at each connection. It moves when a dispatcher leaves, or asks it to as another one has fewer
-workers, and takes along what it runs.
+With several dispatchers, each worker picks one at random. DNS names are resolved at every
+connection. When its dispatcher leaves, or asks it to move because another one has fewer
+workers, the worker connects elsewhere and keeps the tasks that it runs.
 
 SIGTERM or Ctrl-C drains: running tasks get --drain-timeout, then they are handed back.`,
 		Example: `  treadle worker --slots 8
@@ -180,7 +181,7 @@ func (n *node) announce(w io.Writer, grpcAddr, httpAddr string) {
 	if n.TokenFile != "" {
 		curl += ` -H "Authorization: Bearer $TREADLE_TOKEN"`
 	}
-	fmt.Fprintf(w, `Treadle is up: gRPC on %[1]s, REST on %[2]s. Paste these:
+	fmt.Fprintf(w, `Treadle is up: gRPC on %[1]s, REST on %[2]s. Try it in another terminal:
 
 %[3]s %[2]s/v1/functions -d '{"name": "double", "source": "def double(x): return 2 * x"}'
 %[3]s %[2]s/v1/functions/double:call -d '{"args": [21]}'

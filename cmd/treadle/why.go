@@ -63,7 +63,7 @@ func whyQueued(ctx context.Context, c *treadle.Client, id string) string {
 // whyWaits judges a QUEUED task by the workers that are attached.
 func whyWaits(t *treadle.Task, workers []treadle.Worker, now time.Time) string {
 	if t.NotBefore.After(now) {
-		return "it may start at " + stamp(t.NotBefore)
+		return "it may not start before " + stamp(t.NotBefore)
 	}
 	able := slices.DeleteFunc(slices.Clone(workers), func(w treadle.Worker) bool { return w.State == "draining" || w.State == "lost" })
 	if len(able) == 0 {
@@ -75,25 +75,33 @@ func whyWaits(t *treadle.Task, workers []treadle.Worker, now time.Time) string {
 	}
 	able = slices.DeleteFunc(able, func(w treadle.Worker) bool { return !slices.Contains(w.Runtimes, t.Runtime) })
 	if name, isHandler := strings.CutPrefix(t.Runtime, "go/"); len(able) == 0 && isHandler {
-		return fmt.Sprintf("no worker of the queue %q has the Go handler %q", printable(t.Queue), printable(name))
+		return fmt.Sprintf("no worker that serves the queue %q has the Go handler %q", printable(t.Queue), printable(name))
 	}
 	if len(able) == 0 {
-		return fmt.Sprintf("no worker of the queue %q runs %s", printable(t.Queue), printable(t.Runtime))
+		return fmt.Sprintf("no worker that serves the queue %q has the runtime %s", printable(t.Queue), printable(t.Runtime))
 	}
 	slots, busy := 0, 0
 	for _, w := range able {
 		slots, busy = slots+w.Slots, busy+w.Running
 	}
 	if busy >= slots {
-		return fmt.Sprintf("all %s that could run it are busy", counted(slots, "slot"))
+		return busySlots(slots)
 	}
 	return ""
 }
 
-// counted writes a number with its noun.
-func counted(n int, noun string) string {
+// busySlots says that every slot that could run a task runs another one.
+func busySlots(n int) string {
 	if n == 1 {
-		return "1 " + noun
+		return "the only slot that could run it is busy"
 	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return fmt.Sprintf("all %d slots that could run it are busy", n)
+}
+
+// countedTasks writes a number of tasks.
+func countedTasks(n int) string {
+	if n == 1 {
+		return "1 task"
+	}
+	return fmt.Sprintf("%d tasks", n)
 }

@@ -73,13 +73,13 @@ func (s *Server) load() error {
 		}
 	}
 	if info := seen[1]; info != nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o007 != 0 {
-		s.log.Warn("everybody on this machine can read the key (chmod 600)", "file", s.keyFile, "mode", info.Mode().Perm())
+		s.log.Warn("other users of this machine can read the key: chmod 600 it", "file", s.keyFile, "mode", info.Mode().Perm())
 	}
 	if time.Now().After(cert.Leaf.NotAfter) {
-		s.log.Warn("the certificate has expired: nobody will accept it", "file", s.certFile, "expired", cert.Leaf.NotAfter)
+		s.log.Warn("the certificate has expired: peers will reject it", "file", s.certFile, "expired", cert.Leaf.NotAfter)
 	}
 	s.loaded, s.seen, s.broken, s.looked = next, seen, "", time.Now()
-	s.log.Info("certificate read", "file", s.certFile, "names", cert.Leaf.DNSNames, "expires", cert.Leaf.NotAfter)
+	s.log.Info("certificate loaded", "file", s.certFile, "names", cert.Leaf.DNSNames, "expires", cert.Leaf.NotAfter)
 	return nil
 }
 
@@ -115,7 +115,7 @@ func (s *Server) refresh() {
 	}
 	if err := s.load(); err != nil && err.Error() != s.broken {
 		s.broken = err.Error()
-		s.log.Error("the certificate cannot be read: the one known before stays in force", "error", err)
+		s.log.Error("cannot read the certificate: the previous one stays in use", "error", err)
 	}
 }
 

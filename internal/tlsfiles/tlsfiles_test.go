@@ -228,7 +228,7 @@ func TestWarnings(t *testing.T) {
 	if _, err := OpenServer(cert, key, "", slog.New(slog.NewTextHandler(&log, nil))); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"everybody on this machine can read the key", "the certificate has expired"} {
+	for _, want := range []string{"other users of this machine can read the key", "the certificate has expired"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log does not say %q:\n%s", want, log.String())
 		}

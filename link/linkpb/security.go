@@ -24,7 +24,7 @@ func Security(cfg *tls.Config, token string, insecureToo bool, addresses []strin
 	for _, a := range addresses {
 		if token != "" && cfg == nil && !insecureToo && !loopback(a) {
 			return nil, fmt.Errorf("the token would travel to %s without TLS, where others can read it: "+
-				"name the dispatchers' CA (--tls-ca, TREADLE_TLS_CA), or say --insecure when that is meant", a)
+				"name the dispatchers' CA (--tls-ca, TREADLE_TLS_CA), or set --insecure to allow it", a)
 		}
 	}
 	creds := insecure.NewCredentials()

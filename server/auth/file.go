@@ -193,7 +193,7 @@ func (f *File) load() error {
 	f.records.Store(&byID)
 	f.seen, f.broken = info, ""
 	f.looked.Store(f.now().UnixNano())
-	f.log.Info("tokens read", "file", f.path, "tokens", len(byID))
+	f.log.Info("tokens loaded", "file", f.path, "tokens", len(byID))
 	return nil
 }
 
@@ -213,7 +213,7 @@ func (f *File) refresh() {
 	}
 	if err := f.load(); err != nil && err.Error() != f.broken {
 		f.broken = err.Error()
-		f.log.Error("the token file cannot be read: the tokens known before stay in force", "error", err)
+		f.log.Error("cannot read the token file: the previous tokens stay in use", "error", err)
 	}
 }
 

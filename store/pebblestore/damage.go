@@ -115,7 +115,7 @@ func (s *Store) salvage(cause error) error {
 		}
 		break
 	}
-	s.log.Error("a damaged store is opened on request: what was acknowledged after the damage is lost",
+	s.log.Error("opening a damaged store on request: tasks acknowledged after the damage are lost",
 		"dir", s.opts.Dir, "damage", cause, "logs", cut, "copy", aside)
 	return nil
 }

@@ -182,7 +182,7 @@ func openDamaged(t *testing.T, what string, disk *vfs.MemFS, opts Options, ids [
 		t.Errorf("%s: not to be opened on request: %v", what, err)
 		return
 	}
-	if log.count("a damaged store is opened on request") != 1 {
+	if log.count("opening a damaged store on request") != 1 {
 		t.Errorf("%s: the log does not tell of the request", what)
 	}
 	n := thereOf(t, s, ids)

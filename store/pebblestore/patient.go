@@ -60,7 +60,7 @@ func (s *Store) insist(name string, op func() error) error {
 	for isFull(err) {
 		if told.IsZero() || time.Since(told) >= fullTellEvery {
 			told = time.Now()
-			s.log.Error("the disk is full: what has to be written waits for space, nothing is lost", "file", name,
+			s.log.Error("the disk is full: writes wait for space, and nothing is lost", "file", name,
 				"waited", time.Since(began).Round(time.Second).String())
 		}
 		select {

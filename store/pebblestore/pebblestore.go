@@ -319,7 +319,7 @@ func (s *Store) Err() error {
 func (s *Store) fail(cause error) *task.Error {
 	err := task.Errorf(task.CodeUnavailable, "store", "the store in %s is broken, restart the process: %w", s.opts.Dir, cause)
 	if s.broken.CompareAndSwap(nil, err) {
-		s.log.Error("the store broke", "dir", s.opts.Dir, "error", cause)
+		s.log.Error("the store failed", "dir", s.opts.Dir, "error", cause)
 		close(s.failed)
 	}
 	return s.broken.Load()

@@ -71,7 +71,7 @@ func (s *Store) layBallast() {
 	}
 	s.space.spent.Store(err != nil)
 	if err != nil {
-		s.log.Warn("no ballast file: a full disk has no second chance", "dir", s.opts.Dir, "error", err)
+		s.log.Warn("cannot create the ballast file: no space is reserved for a full disk", "dir", s.opts.Dir, "error", err)
 	}
 }
 
@@ -81,7 +81,7 @@ func (s *Store) giveBallast() bool {
 		return false
 	}
 	err := s.opts.FS.Remove(s.ballastPath())
-	s.log.Error("the disk is full: the ballast was given up, new work is refused until there is space", "dir", s.opts.Dir, "error", err)
+	s.log.Error("the disk is full: the ballast file was removed, and new tasks are refused until there is space", "dir", s.opts.Dir, "error", err)
 	return err == nil
 }
 
@@ -137,7 +137,7 @@ func (f *freeSpace) askFlush(s *Store) {
 	f.flush.Go(func() {
 		defer f.flushAsks.Store(false)
 		if err := s.db.Flush(); err != nil {
-			s.log.Warn("the logs could not be made smaller", "dir", s.opts.Dir, "error", err)
+			s.log.Warn("could not shrink the logs", "dir", s.opts.Dir, "error", err)
 		}
 	})
 }
@@ -159,7 +159,7 @@ func (f *freeSpace) look(s *Store) {
 func (s *Store) tellSpace() {
 	written, err := s.space.admit(s, "open store", 0)
 	if err != nil {
-		s.log.Warn("new work is refused until there is space", "error", err)
+		s.log.Warn("new tasks are refused until there is space", "error", err)
 		return
 	}
 	written()

@@ -77,7 +77,7 @@ func TestWaitsForSpace(t *testing.T) {
 			if err := f.s.Err(); err != nil {
 				t.Fatal(err)
 			}
-			if n := log.count("waits for space"); n < 1 || n > 2 {
+			if n := log.count("writes wait for space"); n < 1 || n > 2 {
 				t.Errorf("the log tells of the wait %d times, want once for each writer", n)
 			}
 			f.opts.FS = disk.CrashClone(vfs.CrashCloneCfg{})

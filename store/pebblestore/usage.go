@@ -160,7 +160,7 @@ func (s *Store) recoverOwners(ctx context.Context, x *txn) error {
 // recountResults reads every finished task, after a build that does not count them has
 // worked on the store.
 func (s *Store) recountResults(ctx context.Context, x *txn) error {
-	s.log.Info("another build wrote to the store: what owners have is counted anew")
+	s.log.Info("another build wrote to the store: recounting the usage of each owner")
 	if x.owners == nil {
 		x.owners = make(map[string]struct{})
 	}

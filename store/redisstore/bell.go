@@ -80,7 +80,7 @@ func (b *bell) tell(signals []store.Signal) {
 		b.pending = append(b.pending, signals...)
 	} else if !b.dropped {
 		b.dropped = true
-		b.s.log.Warn("other processes are not told of everything: Redis takes messages too slowly")
+		b.s.log.Warn("Redis accepts notifications too slowly: other processes may learn of changes late")
 	}
 	b.mu.Unlock()
 	select {
@@ -114,7 +114,7 @@ func (b *bell) publish(ctx context.Context, signals []store.Signal) {
 	defer cancel()
 	// A message that is lost costs others the wait until they look for themselves.
 	if err := b.s.reads.Publish(ctx, b.s.any.named(keyBell), encodeSignals(b.from, signals)).Err(); err != nil {
-		b.s.log.Debug("a ring was lost", "error", err)
+		b.s.log.Debug("a notification was lost", "error", err)
 	}
 }
 
@@ -138,7 +138,7 @@ func (b *bell) hear(ctx context.Context) {
 			}
 			from, signals, err := decodeSignals(m.Payload)
 			if err != nil {
-				b.s.log.Warn("a ring was not understood", "error", err)
+				b.s.log.Warn("a malformed notification was ignored", "error", err)
 				continue
 			}
 			if from != b.from {

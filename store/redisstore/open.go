@@ -141,7 +141,7 @@ func final(err error) error {
 	case notPermitted(err):
 		return fmt.Errorf("the user of the store URL lacks a permission, see the list in docs/security.md: %w", err)
 	case strings.Contains(err.Error(), "unknown command"):
-		return fmt.Errorf("the server does not know a command that is needed, or has renamed it: %w", err)
+		return fmt.Errorf("the server lacks a required command, or has renamed it: %w", err)
 	}
 	return nil
 }
@@ -215,7 +215,7 @@ func (s *Store) keepReserve(used int) {
 	var now *task.Error
 	if used >= reserveFrom {
 		now = task.Errorf(task.CodeExhausted, "store",
-			"Redis uses %d %% of its maxmemory, and what is above %d %% is kept for the results of running tasks: raise maxmemory or shorten --retention",
+			"Redis uses %d %% of its maxmemory, and memory above %d %% is reserved for the results of running tasks: raise maxmemory or shorten --retention",
 			used, reserveFrom)
 	}
 	was := s.crowded.Swap(now)
@@ -223,7 +223,7 @@ func (s *Store) keepReserve(used int) {
 	case was == nil && now != nil:
 		s.log.LogAttrs(context.Background(), slog.LevelWarn, "nothing new is taken", slog.Any("error", now))
 	case was != nil && now == nil:
-		s.log.Info("new tasks are taken again", "memory_used_percent", used)
+		s.log.Info("new tasks are accepted again", "memory_used_percent", used)
 	}
 }
 
@@ -389,7 +389,7 @@ func (s *Store) watch(ctx context.Context, a *address) {
 
 func (s *Store) report(refused *task.Error) {
 	if refused == nil {
-		s.log.Info("the store is served again", "store", s.cfg.location)
+		s.log.Info("the store answers again", "store", s.cfg.location)
 		return
 	}
 	s.log.LogAttrs(context.Background(), slog.LevelError, "the store is not served", slog.Any("error", refused))

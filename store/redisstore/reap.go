@@ -135,7 +135,7 @@ func (s *Store) findDue(ctx context.Context, now time.Time, shard, limit int) (d
 		return d, s.failure(op, err)
 	}
 	if absent, _ := values[0].(int64); absent == 1 {
-		s.log.Warn("nobody watched the store for a while; every lease gets one more lease length before it is reaped",
+		s.log.Warn("no dispatcher was running for a while: every lease is extended by one lease length",
 			"shard", shard, "lease", s.opts.Lease)
 	}
 	generation, _ := values[1].(int64)

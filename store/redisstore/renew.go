@@ -178,7 +178,7 @@ func disowned(r *store.Resumption) func(*record, *task.Task, time.Time) bool {
 		if !held || t.Lease.Worker != r.Worker || t.Lease.Session == r.Session {
 			return false
 		}
-		return t.Settle(at, tok, task.Fail(task.EndReturned, "the worker came back without it"), jitterOf(t)) == task.VerdictRecorded
+		return t.Settle(at, tok, task.Fail(task.EndReturned, "the worker reconnected without it"), jitterOf(t)) == task.VerdictRecorded
 	}
 }
 

@@ -65,7 +65,7 @@ const (
 
 // errJunk is returned for bytes that are no frame: a function wrote on descriptors
 // that are not its own.
-var errJunk = errors.New("what came from the runner is no frame")
+var errJunk = errors.New("the runner sent data that is not a frame")
 
 // call is one attempt on the wire.
 type call struct {

@@ -127,7 +127,7 @@ func (e *Executor) workingDir() string {
 		return ""
 	}
 	e.homeless.Do(func() {
-		e.log.Warn("the working directory was removed: runners start in the data folder, and modules of the former are no longer found",
+		e.log.Warn("the working directory no longer exists: runners start in the data folder and cannot import modules from the old one",
 			"folder", e.dir, "fix", "start the worker again in a folder that stays")
 	})
 	return e.dir
@@ -249,7 +249,7 @@ func (r *runner) reap() {
 	}
 	r.state = state
 	if left > 0 {
-		r.log.Warn("processes that a function left behind do not end", "count", left)
+		r.log.Warn("processes that a function left behind could not be killed", "count", left)
 	}
 	r.out.finish()
 	r.exec.limits.release(r)
