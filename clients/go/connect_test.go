@@ -162,7 +162,7 @@ func TestTextThatIsNotUTF8(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	for _, token := range []string{"caf\xe9", "a b", "a\nb"} {
+	for _, token := range []string{"caf\xe9", "a\nb"} {
 		_, err := treadle.Dial("127.0.0.1:1", treadle.WithToken(token))
 		if !errors.Is(err, treadle.ErrInvalid) || !strings.Contains(err.Error(), "the token has a character at byte") {
 			t.Errorf("token %q: %v", token, err)

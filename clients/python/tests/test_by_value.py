@@ -482,10 +482,16 @@ def test_registered_functions_call_themselves_and_each_other() -> None:
     def total(n: int) -> int:
         return sum(fact(k) for k in range(n))
 
+    @client.register
+    @functools.lru_cache(maxsize=8)
+    def fib(n: int) -> int:
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    assert fib(10) == 55
     assert fact(5) == 120 and total(5) == 34
     assert (total.name, total.queue) == ("sum of factorials", "gpu")
     assert client.submit(lambda f: f(4), fact).result() == 24
-    assert len(list(client.tasks())) == 3, "on the worker they are plain functions"
+    assert len(list(client.tasks())) == 4, "on the worker they are plain functions"
 
 
 def test_registered_functions_of_a_script() -> None:
@@ -498,6 +504,12 @@ def test_registered_functions_of_a_script() -> None:
             @client.register
             def fact(n):
                 return {factor} if n < 2 else n * fact(n - 1)
+            import functools
+            @client.register
+            @functools.cache
+            def cached(n):
+                return {factor} if n < 2 else n * cached(n - 1)
+            assert cached(3) == 6 * {factor}
             @client.register
             def other(n):
                 return [fact(k) for k in range(n)]

@@ -219,3 +219,16 @@ def test_a_bad_option_is_named(client: treadle.Client, option: str, value: objec
     with pytest.raises(treadle.InvalidRequest) as info:
         client.options(**{"priority": 3, "timeout": 1, option: value}).submit(operator.neg, 1)
     assert str(info.value).startswith(f"options.{option} = {value!r}: want ")
+
+
+@pytest.mark.parametrize("token", ["caf\xe9", "a\nb", "\ud800"])
+def test_a_token_that_no_header_can_carry(token: str) -> None:
+    with pytest.raises(ValueError, match="the token .* has a character at index") as refused:
+        treadle.Client("127.0.0.1:1", token=token)
+    assert token not in str(refused.value), "a token is shown to nobody"
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "30"])
+def test_a_timeout_that_is_none(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout=.*: want seconds, 0 or more"):
+        treadle.Client("127.0.0.1:1", timeout=timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import logging
+import math
 import os
 import threading
 import time
@@ -62,6 +63,14 @@ class Connection:
             # The worker talks to it in plain text itself where it does.
             address, token, insecure = self._endpoint.address, self._endpoint.token, True
         address = _address.checked(address)
+        if not (isinstance(timeout, (int, float)) and 0 <= timeout < math.inf):
+            raise ValueError(f"timeout={timeout!r}: want seconds, 0 or more")
+        for index, character in enumerate(token or ""):
+            if not " " <= character <= "~":  # gRPC says "Invalid metadata", at the first call
+                raise ValueError(
+                    f"the token (token=, TREADLE_TOKEN) has a character at index {index} that no token has: "
+                    "want it as 'treadle token create' printed it"
+                )
         if token and tls is False and not insecure and not _address.is_loopback(address):
             raise ValueError(
                 f"a token would travel to {address} without TLS, where others can read it: "

@@ -196,21 +196,31 @@ def with_own_name(fn: Callable[..., Any], is_outdated: Callable[[Any], bool]) ->
     While a decorator runs, that name means nothing yet, or what an earlier run of the same cell
     has left there (is_outdated tells). The copy has the name; fn and its globals are left alone.
     """
+    if type(fn) is _CACHE_TYPE:
+        # The name will mean the function with its cache.
+        own = _with_name(fn.__wrapped__, is_outdated, functools.lru_cache(**fn.cache_parameters()))
+        return fn if own is None else own
+    own = _with_name(fn, is_outdated, lambda copy: copy)
+    return fn if own is None else own
+
+
+def _with_name(fn: Any, is_outdated: Callable[[Any], bool], made: Callable[[Any], Any]) -> Any:
+    """What is made of a copy of fn that finds it under its name; None where that name is not to be bound."""
     if not isinstance(fn, types.FunctionType) or fn.__name__ not in _names(fn.__code__):
-        return fn
+        return None
     name, missing = fn.__name__, object()
     cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or ()))
     closure, namespace = fn.__closure__, fn.__globals__
     own = None
     if name in cells:
         if not _is_open(cells[name], is_outdated):
-            return fn
+            return None
         own = types.CellType()
         closure = tuple(own if key == name else cell for key, cell in cells.items())
     else:
         now = namespace.get(name, missing)
         if now is not missing and not is_outdated(now):
-            return fn
+            return None
         namespace = dict(namespace)
     copy = types.FunctionType(fn.__code__, namespace, name, fn.__defaults__, closure)
     copy.__kwdefaults__ = fn.__kwdefaults__
@@ -220,11 +230,12 @@ def with_own_name(fn: Callable[..., Any], is_outdated: Callable[[Any], bool]) ->
         except Exception:  # annotations that name what is not there yet
             continue
     copy.__dict__.update(fn.__dict__)
+    named = made(copy)
     if own is None:
-        namespace[name] = copy
+        namespace[name] = named
     else:
-        own.cell_contents = copy
-    return copy
+        own.cell_contents = named
+    return named
 
 
 def _is_open(cell: Any, is_outdated: Callable[[Any], bool]) -> bool:
