@@ -147,6 +147,10 @@ func TestFinds(t *testing.T) {
 				t.run(key, key+"1", history.Started)
 			}
 		}},
+		{name: "an extra run before an outcome was lost", want: "I11", spoil: func(t *tape) {
+			t.e.MayLose = true
+			t.e.Runs = append(t.e.Runs, history.Run{At: 1, Key: "k", Run: "r0", What: history.Started})
+		}},
 		{name: "claimed after its end", want: "I4", spoil: func(t *tape) {
 			t.store("claim", storetap.Item{Task: "t", Epoch: 5, Claim: "c", Status: "QUEUED", Retries: 3})
 		}},
@@ -241,6 +245,10 @@ func TestReasons(t *testing.T) {
 		}},
 		{"its worker was struck and it ran again", func(t *tape) {
 			t.e.Faults = []Fault{{At: 1, Agents: []int{0}}}
+			t.run("k", "r0", history.Started)
+		}},
+		{"its outcome was lost and it ran again", func(t *tape) {
+			t.e.MayLose, t.e.Faults = true, []Fault{{At: 1}}
 			t.run("k", "r0", history.Started)
 		}},
 		{"a dispatcher was struck and it ran again", func(t *tape) {

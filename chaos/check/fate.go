@@ -155,9 +155,33 @@ func (in *intent) wrongClass(r *Record, key string, raised map[string]string) st
 	return ""
 }
 
+// outcomesThatWereLost says of each key when the first outcome of its task was recorded, where
+// the store may lose it: the task runs again then.
+func outcomesThatWereLost(e *Evidence) map[string]int64 {
+	first := map[string]int64{}
+	if !e.MayLose {
+		return first
+	}
+	keyOf := keys(e)
+	for i := range e.Store {
+		s := &e.Store[i]
+		for _, it := range s.Items {
+			if s.Op != "settle" || it.Verdict != "recorded" {
+				continue
+			}
+			key := keyOf[it.Task]
+			if at, ok := first[key]; !ok || s.End < at {
+				first[key] = s.End
+			}
+		}
+	}
+	return first
+}
+
 // extras bounds the executions beyond the first of each task by the faults: I11. One that
 // follows an execution on a worker that was struck in between is explained by that; of the
-// others each fault explains a worker's load, and one of each task.
+// others each fault explains a worker's load, and one of each task. Where the store may lose
+// an outcome, that explains those that follow it.
 func extras(e *Evidence, f *Findings) {
 	type start struct {
 		at    int64
@@ -176,6 +200,7 @@ func extras(e *Evidence, f *Findings) {
 		}
 	}
 	f.Allowed = len(general) * e.Capacity
+	forgotten := outcomesThatWereLost(e)
 	loose, example := 0, ""
 	for key, list := range byKey {
 		slices.SortFunc(list, func(a, b start) int { return int(a.at - b.at) })
@@ -192,6 +217,9 @@ func extras(e *Evidence, f *Findings) {
 			if struck >= 0 {
 				used[struck] = true
 				f.Struck++
+				continue
+			}
+			if at, ok := forgotten[key]; ok && at < list[i].at {
 				continue
 			}
 			unexplained++

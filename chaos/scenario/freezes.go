@@ -209,7 +209,31 @@ var lateRenewal = Condition{"a lease was renewed that was overdue", func(e *Env,
 			if last := heard[it.Claim+it.Task]; last != 0 && s.Start-last > e.Lease.Nanoseconds() {
 				return true
 			}
-			heard[it.Claim+it.Task] = s.End
+			heard[it.Claim+it.Task] = s.Start // the lease is counted from when its worker was heard
+		}
+	}
+	return false
+}}
+
+// resumedElsewhere is met when a worker went on with a task at another dispatcher than the
+// one that had claimed it, which was frozen; where there is one process, it had nowhere to go.
+var resumedElsewhere = Condition{"a worker took a task along to another dispatcher", func(e *Env, _ *check.Findings) bool {
+	faults := e.Faults()
+	if e.Embedded() || len(faults) == 0 {
+		return e.Embedded()
+	}
+	claimed := map[string]int{} // claim to the process that made it
+	entries := e.storeHistory()
+	slices.SortFunc(entries, func(a, b storetap.Entry) int { return int(a.Start - b.Start) })
+	for i := range entries {
+		s := &entries[i]
+		for _, it := range s.Items {
+			switch by, known := claimed[it.Claim]; {
+			case s.Op == "claim":
+				claimed[it.Claim] = s.Process
+			case s.Op == "resume" && it.Verdict == "recorded" && known && by != s.Process && s.Start > faults[0].At && s.Start < e.loadEnd:
+				return true
+			}
 		}
 	}
 	return false
@@ -264,7 +288,7 @@ func freezeScenarios() []Scenario {
 		{
 			Row: 8, Name: "dispatcher-freeze", Fault: "dispatcher SIGSTOP past its sessions, then SIGCONT",
 			Expect: "its late reaps and claims are refused by epoch", Stores: []string{"redis", "replicated", "embedded"},
-			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck}, Strands: true,
+			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck, resumedElsewhere}, Strands: true,
 			// The others go on; where there is one process, it is frozen for as long as it is.
 			BoundOf: func(e *Env) time.Duration {
 				if e.Embedded() {
@@ -348,8 +372,7 @@ func freezeScenarios() []Scenario {
 				}
 				return wait(ctx, 6*time.Second) // until both reapers have gone on
 			},
-			// A long task would be handed back by a restart.
-			After: chargedOnce, NoRestart: true,
+			After: chargedOnce,
 		},
 		{
 			Row: 20, Name: "worker-blackhole", Fault: "worker and dispatchers do not hear each other (no reset)",

@@ -206,6 +206,13 @@ func finish(ctx context.Context, e *Env, r *Report) error {
 	if err := e.StopClients(e.Shape.Patience + 10*time.Second); err != nil {
 		return err
 	}
+	if e.Shape.Longs > 0 {
+		// Workers that drain hand back what lasts longer than they wait: an execution more that
+		// no fault explains.
+		if err := e.drain(ctx); err != nil {
+			return fmt.Errorf("before the last restart: %w", err)
+		}
+	}
 	if !s.NoRestart {
 		if err := e.restartAll(ctx); err != nil {
 			return err
