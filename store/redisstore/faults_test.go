@@ -250,7 +250,10 @@ func TestIdentityChanged(t *testing.T) {
 					_, err := s.Settle(ctx, now, []store.Settlement{{Token: task.Token{Task: it.Task.ID}}})
 					return err
 				},
-				"Reap":    func() error { _, err := s.Reap(ctx, now, 1); return err },
+				"Reap": func() error { _, err := s.Reap(ctx, now, 1); return err },
+				"Announce": func() error {
+					return s.Announce(ctx, now.Add(time.Minute), []store.Presence{{Worker: "w"}, {Worker: "left", Gone: true}})
+				},
 				"Workers": func() error { _, err := s.Workers(ctx, now); return err },
 				"List":    func() error { _, _, err := s.ListTasks(ctx, store.ListQuery{Limit: 1}); return err },
 			}
@@ -260,6 +263,14 @@ func TestIdentityChanged(t *testing.T) {
 				if task.CodeOf(err) != task.CodeUnavailable || !strings.Contains(err.Error(), "identity changed") {
 					t.Errorf("%s: %v, want that the store identity changed", what, err)
 				}
+			}
+			if name == "another store in its place" {
+				return
+			}
+			c := srv.Client()
+			defer c.Close()
+			if keys, err := c.Keys(ctx, "*").Result(); err != nil || len(keys) > 0 {
+				t.Errorf("the server has got the keys %v, %v: want none", keys, err)
 			}
 		})
 	}

@@ -16,7 +16,8 @@ type present struct {
 	until time.Time
 }
 
-// Announce implements [store.Fleet].
+// Announce implements [store.Fleet]. No replica is waited for. It is a script, as those look
+// at the store's identity before they write: a Redis that was flushed gets no workers.
 func (s *Store) Announce(ctx context.Context, until time.Time, workers []store.Presence) error {
 	const op = "announce"
 	if err := s.enter(ctx, op); err != nil {
@@ -27,22 +28,21 @@ func (s *Store) Announce(ctx context.Context, until time.Time, workers []store.P
 		// In store time, as the readers' clocks may differ.
 		until = s.clock.now(until).Add(time.Until(until))
 	}
-	set := []any{"HSET", s.any.named(keyFleet)}
-	gone := []any{"HDEL", s.any.named(keyFleet)}
-	for i := range workers {
-		if p := &workers[i]; p.Gone {
-			gone = append(gone, p.Worker)
-		} else {
-			set = append(set, p.Worker, encodePresence(p, until))
+	for part := range slices.Chunk(workers, maxItems) {
+		var shown, gone []any
+		for i := range part {
+			if p := &part[i]; p.Gone {
+				gone = append(gone, p.Worker)
+			} else {
+				shown = append(shown, p.Worker, encodePresence(p, until))
+			}
+		}
+		c := s.scriptCall(common, scriptAnnounce, until, slices.Concat([]any{len(shown) / 2}, shown, gone)...)
+		if err := s.pipeline(ctx, op, s.reads, false, []*call{c}); err != nil {
+			return err
 		}
 	}
-	var calls []*call
-	for _, args := range [][]any{set, gone} {
-		if len(args) > 2 {
-			calls = append(calls, &call{shard: common, args: args})
-		}
-	}
-	return s.read(ctx, op, calls...)
+	return nil
 }
 
 // Workers implements [store.Fleet].

@@ -136,7 +136,7 @@ var luaNames = map[string]string{
 	"K.ready": keyReady, "K.delayed": keyDelayed, "K.deadlines": keyDeadlines, "K.leases": keyLeases, "K.done": keyDone,
 	"K.held": keyHeld, "K.ids": keyIDs, "K.stats": keyStats, "K.functions": keyFunctions, "K.names": keyNames,
 	"K.functionrequests": keyFunctionRequests, "K.functionids": keyFunctionIDs, "K.blob": keyBlob,
-	"K.dispatchers": keyDispatchers, "K.usage": keyUsage, "K.recount": keyRecount, "K.owners": keyOwners, "K.functionindex": keyFunctionIndex,
+	"K.dispatchers": keyDispatchers, "K.fleet": keyFleet, "K.usage": keyUsage, "K.recount": keyRecount, "K.owners": keyOwners, "K.functionindex": keyFunctionIndex,
 	"K.transients": keyTransients, "K.twins": keyTwins,
 	"M.identity": metaIdentity, "M.format": metaFormat, "M.shards": metaShards, "M.complete": metaComplete, "M.seq": metaSeq,
 	"M.beat": metaBeat, "M.calm": metaCalm, "M.generation": metaGeneration,

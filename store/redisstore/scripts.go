@@ -32,6 +32,7 @@ var (
 	scriptIndex      = loadScript("index")
 	scriptRecount    = loadScript("recount")
 	scriptRefers     = loadScript("refers")
+	scriptAnnounce   = loadScript("announce")
 )
 
 func loadScript(name string) *script {
