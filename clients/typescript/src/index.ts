@@ -15,6 +15,7 @@ import { FabricService, Task_Status, type TaskError, type TaskResult } from "./g
 
 export * from "./gen/treadle/v1/fabric_pb.js";
 export { Code, ConnectError } from "@connectrpc/connect";
+export { errorInfoOf, reasonOf, type ErrorInfo, type KnownReason, type Reason } from "./reason.js";
 
 /** Where a client looks for a server unless told otherwise. */
 export const DEFAULT_ADDRESS = "127.0.0.1:50051";
@@ -42,8 +43,8 @@ export interface ClientOptions {
 
 /**
  * Every method of FabricService, and the end of the connection. Methods reject with a
- * ConnectError, whose code is the gRPC status; after UNAVAILABLE a call that carries a
- * requestId may be repeated safely.
+ * ConnectError, whose code is the gRPC status, and {@link reasonOf} tells the server's reason; after
+ * UNAVAILABLE a call that carries a requestId may be repeated safely.
  */
 export type FabricClient = Client<typeof FabricService> & Disposable & {
   /** Closes the connection; calls under way end as CANCELLED. Calling it twice is fine. */
@@ -54,8 +55,8 @@ export type FabricClient = Client<typeof FabricService> & Disposable & {
  * Makes a client of the server at `address` ("host:port"; default: the environment's
  * TREADLE_ADDRESS, then {@link DEFAULT_ADDRESS}). It throws when the CA cannot be read, and
  * when a token would travel to another machine in plain text. It connects with the first call, again
- * after a lost connection, and carries any number of calls at once. An open connection
- * keeps the Node process alive: call `close` when done.
+ * after a lost connection, and carries any number of calls at once. Calls under way keep the Node
+ * process alive, an idle connection does not: `close` ends both at once.
  */
 export function createClient(address?: string, options: ClientOptions = {}): FabricClient {
   const target = address ?? process.env["TREADLE_ADDRESS"] ?? DEFAULT_ADDRESS;

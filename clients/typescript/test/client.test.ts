@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { Code, ConnectError, createClient, encodeJson, resultOf, Task_Status, TaskFailedError, type FabricClient } from "../src/index.js";
+import { Code, ConnectError, createClient, encodeJson, errorInfoOf, reasonOf, resultOf, Task_Status, TaskFailedError, type FabricClient } from "../src/index.js";
 import { startServer, type Server } from "./server.js";
 
 describe("a client of a real server", { timeout: 120_000 }, () => {
@@ -71,5 +71,23 @@ describe("a client of a real server", { timeout: 120_000 }, () => {
       assert.equal(ConnectError.from(error).code, Code.NotFound);
       return true;
     });
+  });
+
+  test("tells the reason of an error, with its metadata", async () => {
+    await assert.rejects(client.getTask({ taskId: "00000000-0000-7000-8000-000000000000" }), (error: unknown) => {
+      assert.equal(reasonOf(error), "NOT_FOUND");
+      return true;
+    });
+    await client.registerFunction({ name: "one", source: "def one():\n    return 1\n" });
+    await assert.rejects(client.execute({ function: "one", args: encodeJson([]), options: { priority: 99 } }), (error: unknown) => {
+      const info = errorInfoOf(error);
+      assert.equal(info?.reason, "INVALID_REQUEST");
+      assert.equal(info.domain, "treadle.dev");
+      assert.equal(info.metadata["field"], "options.priority");
+      return true;
+    });
+    for (const none of [undefined, new Error("x"), new ConnectError("x", Code.Unavailable)]) {
+      assert.equal(reasonOf(none), undefined);
+    }
   });
 });
