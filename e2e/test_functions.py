@@ -34,7 +34,7 @@ def test_deleted_functions(up: Process, tmp_path: Path) -> None:
     refused = v1.request("DELETE", f"/v1/functions/{waiting}")
     assert refused.status_code == 409, refused.text
     error = refused.json()["error"]
-    assert error["reason"] == "FUNCTION_IN_USE" and "1 unfinished" in error["message"], error
+    assert error["reason"] == "FUNCTION_IN_USE" and "an unfinished task" in error["message"], error
 
     assert v1.post(f"/v1/functions/{third}:call", {"args": [21]})["result"] == 42
     done = v1.request("DELETE", f"/v1/functions/{third}")
