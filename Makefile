@@ -53,7 +53,7 @@ test-go: ## Go tests, under the race detector, in random order
 
 .PHONY: test-python
 test-python: build ## the Python client: format, lint, types, tests
-	tools/install.sh python
+	tools/install.sh python node
 	tools/test-python.sh
 
 .PHONY: test-typescript

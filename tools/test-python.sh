@@ -4,7 +4,7 @@
 # would install is whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PWD/.tools/python/bin:$PATH"
+export PATH="$PWD/.tools/python/bin:$PWD/.tools/node/node_modules/.bin:$PWD/.tools/bin:$PATH"
 export TREADLE_BIN="${TREADLE_BIN:-$PWD/bin/treadle}"
 export PYTHONDONTWRITEBYTECODE=1
 
@@ -13,6 +13,10 @@ cmp LICENSE clients/python/LICENSE
 
 ruff format --check .
 ruff check .
+
+# Tests skip what is not installed; here everything is.
+command -v pyright >/dev/null || { echo "test-python: pyright is missing: tools/install.sh node" >&2; exit 1; }
+python -c 'import joblib, numpy, sklearn'
 
 # Tests see the client as it stands here, not as it may be installed.
 (

@@ -6,6 +6,7 @@ import datetime
 import http.server
 import operator
 import pickle
+import re
 import socket
 import threading
 
@@ -200,6 +201,50 @@ def test_the_rest_port_is_told_at_once() -> None:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def unused_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    "form", ["127.0.0.1:{}", "localhost:{}", "dns:///127.0.0.1:{}", "ipv4:127.0.0.1:{}", "unix:/no/such.sock"]
+)
+def test_a_refused_connection_is_told_at_once(form: str) -> None:
+    address = form.format(unused_port())
+    # A wait for the timeout would end the test.
+    with treadle.Client(address, timeout=1000) as client:
+        with pytest.raises(
+            treadle.Unavailable, match=f"GetServerInfo: nothing listens at {re.escape(address)} .*: start a server"
+        ):
+            client.info()
+        with pytest.raises(treadle.Unavailable, match="nothing listens at"):
+            client.submit(operator.neg, 1).result(60)
+
+
+@pytest.mark.parametrize("answer", ["a result", "a refusal"])
+def test_a_server_that_restarts_in_a_session_is_waited_for(answer: str) -> None:
+    fake = FakeFabric()  # type: ignore[abstract]
+    address = fake.start()
+    with treadle.Client(address, timeout=60) as client:
+        if answer == "a result":
+            client.submit(operator.neg, 1).result(60)
+        else:
+            with pytest.raises(treadle.NotFound):
+                client.task("00000000-0000-4000-8000-000000000000")
+        fake.stop()
+        future = client.submit(operator.neg, 2)
+        with pytest.raises(TimeoutError):
+            future.result(0.3)
+        fake.start(address)
+        try:
+            assert future.result(60) == -2
+        finally:
+            fake.stop()
 
 
 @pytest.mark.parametrize(

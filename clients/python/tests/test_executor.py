@@ -118,6 +118,42 @@ def test_shutdown(fabric: FakeFabric, client: treadle.Client) -> None:
     assert client.submit(operator.neg, 1).task_id, "the client is the caller's"
 
 
+@pytest.mark.parametrize("how", ["result", "cancel"])
+def test_shutdown_waits_for_callbacks(fabric: FakeFabric, client: treadle.Client, how: str) -> None:
+    fabric.auto = False
+    pool = treadle.Executor(2, client=client)
+    future = pool.submit(operator.neg, 1)
+    entered, leave = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def callback(_: Any) -> None:
+        entered.set()
+        assert leave.wait(20)
+        seen.append("called")
+
+    future.add_done_callback(callback)
+    threads = [threading.Thread(target=lambda: (pool.shutdown(), seen.append("shut")))]
+    if how == "result":
+        fabric.finish(future.task_id, -1)
+    else:
+        threads.append(threading.Thread(target=future.cancel))
+        threads[1].start()
+    assert entered.wait(20)
+    threads[0].start()
+    threads[0].join(0.2)
+    leave.set()
+    for thread in threads:
+        thread.join(20)
+    assert seen == ["called", "shut"]
+
+
+def test_shutdown_in_a_callback(pool: treadle.Executor) -> None:
+    done = threading.Event()
+    future = pool.submit(operator.neg, 1)
+    future.add_done_callback(lambda _: (pool.shutdown(), done.set()))
+    assert done.wait(20)
+
+
 def test_shutdown_ends_a_client_of_its_own(fabric: FakeFabric, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREADLE_ADDRESS", fabric.address)
     with treadle.Executor() as pool:

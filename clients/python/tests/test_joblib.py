@@ -54,3 +54,31 @@ def test_jobs(client: treadle.Client) -> None:
     assert [backend.effective_n_jobs(n) for n in (None, 3, -1, -2, -9)] == [1, 3, 4, 3, 2]
     with pytest.raises(ValueError):
         backend.effective_n_jobs(0)
+
+
+def test_a_grid_search(client: treadle.Client) -> None:
+    """scikit-learn finds the same as it does in one process, and its fits were tasks."""
+    numpy = pytest.importorskip("numpy", reason="NOT TRIED: numpy is not installed")
+    pytest.importorskip("sklearn", reason="NOT TRIED: scikit-learn is not installed")
+    from sklearn.datasets import make_classification
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = make_classification(n_samples=200, n_features=8, random_state=1)
+
+    def search(n_jobs: int) -> Any:
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+        grid = {"logisticregression__C": [0.01, 0.1, 1.0, 10.0], "logisticregression__tol": [1e-4, 1e-2]}
+        return GridSearchCV(model, grid, cv=3, n_jobs=n_jobs).fit(x, y)
+
+    before = sum(1 for _ in client.tasks())
+    found = search(-1)
+    assert sum(1 for _ in client.tasks()) > before, "it ran elsewhere"
+    with joblib.parallel_config(backend="sequential"):
+        alone = search(1)
+    assert found.best_params_ == alone.best_params_
+    for key in ("mean_test_score", "std_test_score", "rank_test_score"):
+        assert numpy.array_equal(found.cv_results_[key], alone.cv_results_[key]), key
+    assert numpy.array_equal(found.predict(x), alone.predict(x))

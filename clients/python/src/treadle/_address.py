@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import ssl
-from typing import Optional
+from typing import Any, Optional
 
 DEFAULT_PORT = 50051
 _WANT = f'want "host:port", for example "127.0.0.1:{DEFAULT_PORT}"'
@@ -49,10 +50,15 @@ def diagnose(address: str, ca: Optional[str], told: str) -> str:
     """
     if "http1.x" in told or "Failed parsing HTTP/2" in told or "HTTP/1.1 400" in told:
         return f"at {address} answers a server of HTTP/1: 8000 is the REST port; gRPC is {DEFAULT_PORT} ({told})"
-    if address.startswith(_SCHEMES):
-        return ""
-    host, _, port = address.rpartition(":")
+    if address.startswith(("unix:", "unix-abstract:")):
+        return _no_socket(address)
+    text = address.rpartition("/")[2]  # dns:///host:port
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        text = text[len(scheme) :] if text.startswith(scheme) else text
+    host, _, port = text.rpartition(":")
     host = host.strip("[]")
+    if not host or not port.isdigit() or "," in text:
+        return ""  # a form of gRPC's own
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
@@ -60,7 +66,45 @@ def diagnose(address: str, ca: Optional[str], told: str) -> str:
         return f"there is no host {host!r} ({exc})" if exc.errno == socket.EAI_NONAME else ""
     except (OSError, UnicodeError):
         return ""
+    # gRPC names the last address that it tried; another one may be the server's.
+    if "refused" in told and _all_refuse([(family, where) for family, _, _, _, where in found]):
+        return (
+            f"nothing listens at {address} (connection refused): start a server there, for example with 'treadle up', "
+            "or name another address (address=, TREADLE_ADDRESS)"
+        )
     return _wrong_certificate(host, found[0][4][1], ca) if ca else ""
+
+
+def _all_refuse(addresses: list[tuple[int, Any]]) -> bool:
+    """Whether machines answer that nothing listens there; silence may be a slow network, and is no answer."""
+    refused = False
+    for family, where in addresses:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.settimeout(_PROBE_TIMEOUT)
+                probe.connect(where)
+                return False
+        except ConnectionRefusedError:
+            refused = True
+        except OSError as exc:
+            # "localhost" is an IPv6 address, too, on machines without IPv6.
+            if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH):
+                return False
+    return refused
+
+
+def _no_socket(address: str) -> str:
+    scheme, _, path = address.partition(":")
+    path = path[2:] if path.startswith("//") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PROBE_TIMEOUT)
+            probe.connect("\0" + path if scheme == "unix-abstract" else path)
+            return ""
+    except (ConnectionRefusedError, FileNotFoundError) as exc:
+        return f"nothing listens at {address} ({exc.strerror}): start a server there, or name another address"
+    except (OSError, AttributeError):  # Windows has no such sockets
+        return ""
 
 
 def _wrong_certificate(host: str, port: object, ca: str) -> str:

@@ -192,6 +192,8 @@ class Connection:
                 raise ClientClosed(f"{op}: the client is closed") from err
             if self._ended.is_set():
                 raise ClientClosed(f"{op}: the client was closed")
+            if not isinstance(exc, Unavailable):
+                self._met = True  # a refusal is an answer
             if not self._passes(exc):
                 raise exc
             self._look_again()

@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
 
 from . import _mapping
 from ._typing import ParamSpec
@@ -71,6 +71,8 @@ class Executor(concurrent.futures.Executor):
         self._changed = threading.Condition(threading.RLock())
         self._held: deque[tuple[Call, TaskFuture[Any]]] = deque()
         self._sent: set[TaskFuture[Any]] = set()
+        # Futures that are done and whose callbacks run, and the threads that they run on.
+        self._calling: dict[TaskFuture[Any], int] = {}
         self._is_shut = False
         _executors.add(self)
 
@@ -134,7 +136,7 @@ class Executor(concurrent.futures.Executor):
         return results() if chunksize == 1 else _mapping.flat(results())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. With wait, return when all futures are done.
+        """Take no more calls. With wait, return when all futures are done and their callbacks have run.
 
         cancel_futures cancels what has not started; what runs on a worker goes on.
         """
@@ -145,7 +147,9 @@ class Executor(concurrent.futures.Executor):
         for future in (*held, *sent):
             self._abandon(future, True)
         with self._changed:
-            while wait and (self._held or self._sent):
+            # In a callback itself nobody's callbacks can be waited for.
+            own = threading.get_ident() in self._calling.values()
+            while wait and (self._held or self._sent or (self._calling and not own)):
                 self._changed.wait()
             done = not self._held and not self._sent
         if done and self._owns_client:
@@ -168,6 +172,7 @@ class Executor(concurrent.futures.Executor):
             else:
                 future._hold = self._withdraw
                 self._held.append((call, future))
+        future._called = self._called
         future.add_done_callback(self._ended)
         if free:
             self._send(call, future)
@@ -203,7 +208,9 @@ class Executor(concurrent.futures.Executor):
 
     def _ended(self, future: concurrent.futures.Future[Any]) -> None:
         with self._changed:
-            self._sent.discard(future)
+            # The first of its callbacks is this one.
+            self._calling[cast("TaskFuture[Any]", future)] = threading.get_ident()
+            self._sent.discard(cast("TaskFuture[Any]", future))
             following = []
             while self._held and len(self._sent) < self._max_workers:
                 call, held = self._held.popleft()
@@ -221,6 +228,13 @@ class Executor(concurrent.futures.Executor):
                 close.start()
             except RuntimeError:  # the interpreter ends, and closes it
                 log.debug("no thread can start; the client is closed at the end")
+
+    def _called(self, future: TaskFuture[Any]) -> None:
+        with self._changed:
+            # Others may find it settled while its callbacks still run.
+            if self._calling.get(future) == threading.get_ident():
+                del self._calling[future]
+                self._changed.notify_all()
 
 
 # Executors that the end of the interpreter waits for.

@@ -46,6 +46,8 @@ class TaskFuture(concurrent.futures.Future[T]):
         self._unwanted: Optional[bool] = None
         # Takes it back from an executor that has not sent it yet.
         self._hold: Optional[Callable[[TaskFuture[Any]], bool]] = None
+        # Told, by whoever settles it, that its callbacks have run.
+        self._called: Optional[Callable[[TaskFuture[Any]], object]] = None
         self._notified = False
         self.function = function
         """Id or name of the function. The name, until a callable's first submission has registered it."""
@@ -175,21 +177,25 @@ class TaskFuture(concurrent.futures.Future[T]):
         return self._task_id
 
     def _mark_ended(self) -> None:
+        if self._called is not None:
+            self._called(self)
         if self._task_id is None:
             # Without having been recorded.
             with _recording:
                 _recording.notify_all()
 
     def _mark_cancelled(self) -> bool:
-        if not super().cancel():
-            return False
-        # Announced once, whoever was first to see it.
-        with _recording:
-            first, self._notified = not self._notified, True
-        if first:
-            # From here on wait and as_completed count it as done.
-            self.set_running_or_notify_cancel()
-        self._mark_ended()
+        try:
+            if not super().cancel():
+                return False
+            # Announced once, whoever was first to see it.
+            with _recording:
+                first, self._notified = not self._notified, True
+            if first:
+                # From here on wait and as_completed count it as done.
+                self.set_running_or_notify_cancel()
+        finally:  # a signal may interrupt a callback
+            self._mark_ended()
         return True
 
     def _settle(self, outcome: Outcome) -> None:
