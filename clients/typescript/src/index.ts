@@ -11,6 +11,7 @@
 import { readFileSync } from "node:fs";
 import { createClient as createConnectClient, type Client, type Interceptor } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { retrying } from "./retry.js";
 import { FabricService, Task_Status, type TaskError, type TaskResult } from "./gen/treadle/v1/fabric_pb.js";
 
 export * from "./gen/treadle/v1/fabric_pb.js";
@@ -39,12 +40,17 @@ export interface ClientOptions {
    * Default: none; a watch may last as long as its task.
    */
   timeoutMs?: number;
+  /**
+   * Milliseconds for which a call that is no stream is made again while no server answers. Each
+   * has a request id, made where it has none, so nothing is recorded twice. Default: 30,000; 0 never.
+   */
+  retryMs?: number;
 }
 
 /**
  * Every method of FabricService, and the end of the connection. Methods reject with a
- * ConnectError, whose code is the gRPC status, and {@link reasonOf} tells the server's reason; after
- * UNAVAILABLE a call that carries a requestId may be repeated safely.
+ * ConnectError, whose code is the gRPC status, and {@link reasonOf} tells the server's reason. While
+ * no server answers they are made again, see retryMs; streams are not.
  */
 export type FabricClient = Client<typeof FabricService> & Disposable & {
   /** Closes the connection; calls under way end as CANCELLED. Calling it twice is fine. */
@@ -65,6 +71,7 @@ export function createClient(address?: string, options: ClientOptions = {}): Fab
   const tls = options.tls ?? ca !== "";
   const baseUrl = `${tls ? "https" : "http"}://${target}`;
 
+  let closed = false;
   const interceptors: Interceptor[] = [];
   if (token !== undefined && token !== "") {
     if (!tls && options.insecure !== true && !isLoopback(baseUrl)) {
@@ -80,6 +87,8 @@ export function createClient(address?: string, options: ClientOptions = {}): Fab
   }
   const trusted = tls && ca !== "" && ca !== "system" ? { ca: readFileSync(ca) } : {};
   const sessionManager = new Http2SessionManager(baseUrl, { pingIntervalMs: 10_000, pingTimeoutMs: 5_000 }, { minVersion: "TLSv1.3", ...trusted });
+  const isOpen = () => sessionManager.state() === "open" || sessionManager.state() === "idle";
+  interceptors.unshift(retrying(target, options.retryMs ?? 30_000, () => closed, isOpen));
   const transport = createGrpcTransport({
     baseUrl,
     interceptors,
@@ -87,6 +96,7 @@ export function createClient(address?: string, options: ClientOptions = {}): Fab
     ...(options.timeoutMs === undefined ? {} : { defaultTimeoutMs: options.timeoutMs }),
   });
   const close = () => {
+    closed = true;
     sessionManager.abort();
   };
   return Object.assign(createConnectClient(FabricService, transport), { close, [Symbol.dispose]: close });

@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 /** A real `treadle up`, with its data in a directory of its own. */
 export interface Server {
   grpcAddress: string;
+  httpAddress: string;
   /** Stops the process, waits for its end and removes its data. */
   stop(): Promise<void>;
 }
@@ -45,8 +46,8 @@ export async function startServer(...flags: string[]): Promise<Server> {
   };
   try {
     const line = await firstLine(child, ended);
-    const ready = JSON.parse(line) as { grpc_addr: string };
-    return { grpcAddress: ready.grpc_addr, stop };
+    const ready = JSON.parse(line) as { grpc_addr: string; http_addr: string };
+    return { grpcAddress: ready.grpc_addr, httpAddress: ready.http_addr, stop };
   } catch (error) {
     await stop();
     throw new Error(`${binary} did not get ready; it said:\n${log}`, { cause: error });

@@ -1,0 +1,94 @@
+import assert from "node:assert/strict";
+import { createServer, connect as dial, type Server as Proxy, type Socket } from "node:net";
+import { once } from "node:events";
+import { after, before, describe, test } from "node:test";
+import { Code, ConnectError, createClient, encodeJson, resultOf } from "../src/index.js";
+import { startServer, type Server } from "./server.js";
+
+/** Hands a port's connections on to `target`, and cuts the first `cuts` of them once the server has answered. */
+async function cuttingProxy(target: string, cuts: number): Promise<{ proxy: Proxy; address: string; cut: () => number }> {
+  let cut = 0;
+  const [host, port] = target.split(":") as [string, string];
+  const proxy = createServer((near: Socket) => {
+    const far = dial(Number(port), host);
+    near.on("error", () => far.destroy()).on("close", () => far.destroy());
+    far.on("error", () => near.destroy()).on("close", () => near.destroy());
+    near.pipe(far);
+    far.on("data", (data: Buffer) => {
+      // The answer to a call is known by its headers frame (type 1), which is withheld.
+      if (cut < cuts && hasHeaders(data)) {
+        cut++;
+        near.destroy();
+        return;
+      }
+      near.write(data);
+    });
+  });
+  proxy.listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  const { port: own } = proxy.address() as { port: number };
+  return { proxy, address: `127.0.0.1:${String(own)}`, cut: () => cut };
+}
+
+function hasHeaders(data: Buffer): boolean {
+  for (let at = 0; at + 9 <= data.length; at += 9 + data.readUIntBE(at, 3)) {
+    if (data[at + 3] === 1) return true;
+  }
+  return false;
+}
+
+describe("calls while no server answers", { timeout: 120_000 }, () => {
+  let server: Server;
+  before(async () => {
+    server = await startServer();
+  });
+  after(async () => {
+    await server?.stop();
+  });
+
+  test("an answer that was lost is found, and nothing is recorded twice", async () => {
+    const { proxy, address, cut } = await cuttingProxy(server.grpcAddress, 2);
+    const client = createClient(address);
+    try {
+      await client.registerFunction({ name: "once", source: "def once():\n    return 1\n" });
+      const result = await client.call({ function: "once", input: { args: encodeJson([]) } });
+      assert.equal(resultOf(result), 1);
+      const { functions } = await client.listFunctions({});
+      assert.equal(functions.filter((f) => f.name === "once").length, 1);
+      assert.equal(cut(), 2);
+    } finally {
+      client.close();
+      proxy.close();
+    }
+  });
+
+  test("without retries the first failure is told", async () => {
+    const client = createClient("127.0.0.1:1", { retryMs: 0 });
+    await assert.rejects(client.getServerInfo({}), (error: unknown) => ConnectError.from(error).code === Code.Unavailable);
+    client.close();
+  });
+
+  test("a call's own deadline ends its retries", async () => {
+    const client = createClient("127.0.0.1:1");
+    await assert.rejects(client.getServerInfo({}, { timeoutMs: 200 }), (error: unknown) => {
+      assert.equal(ConnectError.from(error).code, Code.DeadlineExceeded);
+      return true;
+    });
+    client.close();
+  });
+
+  test("the REST port, and a host that does not exist, are told at once", async () => {
+    for (const [address, why] of [
+      [server.httpAddress, /REST port/],
+      ["no-such-host.invalid:50051", /no host of that name/],
+    ] as const) {
+      const client = createClient(address);
+      await assert.rejects(client.getServerInfo({}), (error: unknown) => {
+        assert.equal(ConnectError.from(error).code, Code.Unavailable);
+        assert.match(String(error), why);
+        return true;
+      });
+      client.close();
+    }
+  });
+});
