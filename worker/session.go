@@ -252,7 +252,7 @@ func (s *session) serve(ctx context.Context) error {
 		select {
 		case f, ok := <-s.frames:
 			if !ok {
-				return fmt.Errorf("the dispatcher's link ended: %w", s.readErr)
+				return fmt.Errorf("the connection to the dispatcher ended: %w", s.readErr)
 			}
 			if err := s.frame(ctx, f); err != nil {
 				return err

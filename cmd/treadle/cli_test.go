@@ -374,8 +374,8 @@ func TestRunIsInterrupted(t *testing.T) {
 		cancel(errInterrupted)
 	}()
 	got := cliContext(ctx, "", "run", "hang")
-	got.want(t, exitInterrupted, "goes on", "treadle result")
-	id := regexp.MustCompile(`Task (\S+) goes on`).FindStringSubmatch(got.errOut)
+	got.want(t, exitInterrupted, "continues", "treadle result")
+	id := regexp.MustCompile(`The task (\S+) continues`).FindStringSubmatch(got.errOut)
 	if id == nil {
 		t.Fatal(got.errOut)
 	}

@@ -120,7 +120,7 @@ error says why.
 			}
 			result, err := awaitTold(cmd.Context(), c, id, cmd.ErrOrStderr())
 			if err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "treadle: %s\nTask %s goes on: see 'treadle result %s --wait 30s', or 'treadle cancel %s'\n",
+				fmt.Fprintf(cmd.ErrOrStderr(), "treadle: %s\nThe task %s continues: see 'treadle result %s --wait 30s', or 'treadle cancel %s'\n",
 					explain(cmd.Context(), atAddress(c.Address(), err)), id, id, id)
 				return &silentError{exitCode(cmd.Context(), err)}
 			}

@@ -75,7 +75,7 @@ func Hopeless(text string) string {
 	switch {
 	case strings.Contains(text, "looked like an HTTP/1.1 header"),
 		strings.Contains(text, "unexpected HTTP status code received from server: 4") && strings.Contains(text, "application/json"):
-		return "an HTTP server answers there, and no gRPC one: 8000 is the REST port; gRPC is " + DefaultPort
+		return "an HTTP server answers there, not a gRPC server: 8000 is the REST port; gRPC is " + DefaultPort
 	case strings.Contains(text, "speaks plain text and this"):
 		return tail(text, "the server speaks", "the dispatcher speaks")
 	case strings.Contains(text, "this listener speaks TLS and the client plain text"):

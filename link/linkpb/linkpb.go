@@ -12,6 +12,7 @@ package linkpb
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -244,8 +245,22 @@ func (c *conn[S, R]) ended(err error) error {
 		// A dispatcher without a word of its own for it.
 		return task.Errorf(task.CodeInvalid, "", "the dispatcher refused a frame: %w", err)
 	}
+	if s, ok := status.FromError(err); ok && s.Message() != "" {
+		return plainError{err}
+	}
 	return err
 }
+
+// plainError is what ended a stream, for people: the message of its status, then the code.
+// The status itself is within.
+type plainError struct{ error }
+
+func (e plainError) Error() string {
+	s := status.Convert(e.error)
+	return fmt.Sprintf("%s (%s)", s.Message(), s.Code())
+}
+
+func (e plainError) Unwrap() error { return e.error }
 
 // unsendable tells an error of a message from one of the stream: the same message would
 // fail on the next stream too. It returns nil for the latter.

@@ -5,13 +5,16 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
@@ -326,4 +329,16 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("%d bytes of input, %d held", len(b), a.size)
 		}
 	})
+}
+
+// What ended a stream is told without gRPC's words around it, and keeps its code.
+func TestErrorsOfStreamsArePlain(t *testing.T) {
+	c := &conn[treadlev1.WorkerFrame, treadlev1.DispatcherFrame]{}
+	err := fmt.Errorf("ended: %w", c.ended(status.Error(codes.Unauthenticated, "the token was revoked")))
+	if err.Error() != "ended: the token was revoked (Unauthenticated)" || status.Code(err) != codes.Unauthenticated {
+		t.Errorf("%v with the code %s", err, status.Code(err))
+	}
+	if err := c.ended(context.Canceled); err != context.Canceled {
+		t.Error(err)
+	}
 }

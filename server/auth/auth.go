@@ -98,7 +98,7 @@ func Bearer(header string) (string, error) {
 	}
 	scheme, token, _ := strings.Cut(header, " ")
 	if !strings.EqualFold(scheme, "bearer") || token == "" {
-		return "", task.Errorf(task.CodeUnauthenticated, "", "the Authorization header has another form than 'Bearer tdl_...'")
+		return "", task.Errorf(task.CodeUnauthenticated, "", "the Authorization header is malformed: want 'Bearer tdl_...'")
 	}
 	return strings.TrimSpace(token), nil
 }

@@ -85,7 +85,7 @@ func TestTokenLife(t *testing.T) {
 		"long": client + "a",
 	} {
 		_, err := f.Verify(token)
-		refused(t, err, "another form")
+		refused(t, err, "malformed")
 		if token != "" && err != nil && strings.Contains(err.Error(), token) {
 			t.Errorf("%s: the error repeats the token: %v", name, err)
 		}

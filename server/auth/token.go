@@ -110,7 +110,7 @@ func errExpired(id string, at time.Time) error {
 func verify(records map[string]Record, token string, now time.Time) (Principal, error) {
 	id, key, ok := split(token)
 	if !ok {
-		return Principal{}, task.Errorf(task.CodeUnauthenticated, "", "the token has another form than tdl_ID_SECRET")
+		return Principal{}, task.Errorf(task.CodeUnauthenticated, "", "the token is malformed: want tdl_ID_SECRET")
 	}
 	rec, known := records[id]
 	if subtle.ConstantTimeCompare([]byte(hash(id, key)), []byte(rec.Hash)) != 1 || !known {
