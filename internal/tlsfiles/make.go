@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -86,10 +87,12 @@ func Make(dir string, hosts []string, life time.Duration, now time.Time) (made b
 			leaf.DNSNames = []string{"localhost"}
 			leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 			for _, h := range hosts {
-				if ip := net.ParseIP(h); ip != nil {
+				if ip := net.ParseIP(h); ip == nil {
+					if !slices.Contains(leaf.DNSNames, h) {
+						leaf.DNSNames = append(leaf.DNSNames, h)
+					}
+				} else if !slices.ContainsFunc(leaf.IPAddresses, ip.Equal) {
 					leaf.IPAddresses = append(leaf.IPAddresses, ip)
-				} else {
-					leaf.DNSNames = append(leaf.DNSNames, h)
 				}
 			}
 		}

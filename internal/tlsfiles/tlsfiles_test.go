@@ -3,12 +3,14 @@ package tlsfiles
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +93,18 @@ func files(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	return all
+}
+
+func TestMakeNamesEachHostOnce(t *testing.T) {
+	dir := t.TempDir()
+	makePairs(t, dir, "localhost", "a.test", "127.0.0.1", "::1", "a.test", "::ffff:127.0.0.1", "0:0::1", "10.0.0.1", "10.0.0.1")
+	server := leaf(t, dir, "server")
+	if want := []string{"localhost", "a.test"}; !slices.Equal(server.DNSNames, want) {
+		t.Errorf("names %q, want %q", server.DNSNames, want)
+	}
+	if got, want := fmt.Sprint(server.IPAddresses), "[127.0.0.1 ::1 10.0.0.1]"; got != want {
+		t.Errorf("addresses %s, want %s", got, want)
+	}
 }
 
 func TestMakeOverwritesNothing(t *testing.T) {
