@@ -215,24 +215,31 @@ var lateRenewal = Condition{"a lease was renewed that was overdue", func(e *Env,
 	return false
 }}
 
-// resumedElsewhere is met when a worker went on with a task at another dispatcher than the
-// one that had claimed it, which was frozen; where there is one process, it had nowhere to go.
-var resumedElsewhere = Condition{"a worker took a task along to another dispatcher", func(e *Env, _ *check.Findings) bool {
+// takenOver is met when a dispatcher saw to a task that another one, which was frozen, had
+// handed out; where there is one process, nobody can.
+var takenOver = Condition{"another dispatcher took over what the frozen one had handed out", func(e *Env, _ *check.Findings) bool {
 	faults := e.Faults()
 	if e.Embedded() || len(faults) == 0 {
 		return e.Embedded()
 	}
-	claimed := map[string]int{} // claim to the process that made it
+	claimed := map[string]int{} // task to the process that claimed it last
 	entries := e.storeHistory()
 	slices.SortFunc(entries, func(a, b storetap.Entry) int { return int(a.Start - b.Start) })
 	for i := range entries {
 		s := &entries[i]
+		if s.Start > e.loadEnd {
+			break
+		}
 		for _, it := range s.Items {
-			switch by, known := claimed[it.Claim]; {
-			case s.Op == "claim":
-				claimed[it.Claim] = s.Process
-			case s.Op == "resume" && it.Verdict == "recorded" && known && by != s.Process && s.Start > faults[0].At && s.Start < e.loadEnd:
+			by, held := claimed[it.Task]
+			if held && by != s.Process && s.Start > faults[0].At && (s.Op == "claim" || it.Verdict == "recorded") {
 				return true
+			}
+			switch {
+			case s.Op == "claim":
+				claimed[it.Task] = s.Process
+			case s.Op == "settle" && it.Verdict == "recorded":
+				delete(claimed, it.Task)
 			}
 		}
 	}
@@ -288,7 +295,7 @@ func freezeScenarios() []Scenario {
 		{
 			Row: 8, Name: "dispatcher-freeze", Fault: "dispatcher SIGSTOP past its sessions, then SIGCONT",
 			Expect: "its late reaps and claims are refused by epoch", Stores: []string{"redis", "replicated", "embedded"},
-			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck, resumedElsewhere}, Strands: true,
+			Shape: longRuns, Recovery: Gap, Sometimes: []Condition{Struck, takenOver}, Strands: true,
 			// The others go on; where there is one process, it is frozen for as long as it is.
 			BoundOf: func(e *Env) time.Duration {
 				if e.Embedded() {
