@@ -247,6 +247,10 @@ func TestReasons(t *testing.T) {
 			t.e.Faults = []Fault{{At: 1, Agents: []int{0}}}
 			t.run("k", "r0", history.Started)
 		}},
+		{"its cancel was lost", func(t *tape) {
+			t.e.MayLose = true
+			t.op(history.Cancel, "k", "t", history.OK, history.Event{Status: cancelled})
+		}},
 		{"its outcome was lost and it ran again", func(t *tape) {
 			t.e.MayLose, t.e.Faults = true, []Fault{{At: 1}}
 			t.run("k", "r0", history.Started)
