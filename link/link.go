@@ -144,9 +144,11 @@ type Offer struct {
 	Args         []byte
 	Timeout      time.Duration
 	MemoryLimit  int64
-	// Deadline, zero for none, and MaxRetries are for the function to know.
-	Deadline   time.Time
-	MaxRetries int
+	// Deadline, zero for none, MaxRetries and RetriesLeft, what is left of function_retries,
+	// are for the function to know.
+	Deadline    time.Time
+	MaxRetries  int
+	RetriesLeft int
 	// Parent is the task that submitted this one, zero for a client's.
 	Parent task.ID
 }

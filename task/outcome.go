@@ -80,6 +80,11 @@ type Outcome struct {
 	Failure *Failure
 	// RunTime is measured by the worker from start to end.
 	RunTime time.Duration
+	// NoRetry and RetryAfter are the function's word on an EndRaised, and mean nothing with
+	// other ends: it is not tried again whatever is left of function_retries, or after that
+	// time, at most [MaxRetryAfter], in place of [RetryDelay]; 0 for no word.
+	NoRetry    bool
+	RetryAfter time.Duration
 	// Unasked is the dispatcher's word on an EndReturned: it neither recalled the offer nor
 	// knows of a reason why it came back. No frame carries it.
 	Unasked bool
@@ -98,6 +103,8 @@ func (o *Outcome) Check(maxResult int) error {
 	case o.Encoding != EncodingPickle && o.Encoding != EncodingJSON && (o.Encoding != "" || len(o.Result) > 0):
 		return Errorf(CodeInvalid, op, "a result is encoded as %q: want %q or %q",
 			ClipText(string(o.Encoding), 64), EncodingPickle, EncodingJSON)
+	case o.RetryAfter < 0 || o.RetryAfter > MaxRetryAfter:
+		return Errorf(CodeInvalid, op, "the next attempt is to wait %s: want 0 to %s", o.RetryAfter, MaxRetryAfter)
 	case o.End != EndSucceeded && len(o.Result) > 0:
 		return Errorf(CodeInvalid, op, "an attempt that ended as %q has a result of %d bytes", o.End, len(o.Result))
 	case maxResult > 0 && len(o.Result) > maxResult:
@@ -153,8 +160,10 @@ func (f *Failure) Bound() {
 	}
 }
 
-// Bound cuts the texts of an outcome to what a record keeps. The failure is changed in place.
+// Bound cuts the texts of an outcome to what a record keeps, and RetryAfter to its limit. The
+// failure is changed in place.
 func (o *Outcome) Bound() {
+	o.RetryAfter = min(max(o.RetryAfter, 0), MaxRetryAfter)
 	o.Repr = plainText(o.Repr, MaxRepr)
 	if o.Failure != nil {
 		o.Failure.Bound()

@@ -21,6 +21,9 @@ func TestOutcomesThatNoWorkerMayReport(t *testing.T) {
 		"unknown coding":  {Outcome{End: EndSucceeded, Result: []byte("1"), Encoding: "marshal"}, CodeInvalid},
 		"no coding":       {Outcome{End: EndSucceeded, Result: []byte("1")}, CodeInvalid},
 		"failed, result":  {Outcome{End: EndRaised, Result: []byte("1"), Encoding: EncodingJSON}, CodeInvalid},
+		"a day's delay":   {Outcome{End: EndRaised, RetryAfter: 24 * time.Hour}, CodeUnknown},
+		"more than a day": {Outcome{End: EndRaised, RetryAfter: 24*time.Hour + 1}, CodeInvalid},
+		"into the past":   {Outcome{End: EndRaised, RetryAfter: -1}, CodeInvalid},
 		"failed, unknown": {Outcome{End: EndRaised, Encoding: "marshal"}, CodeInvalid},
 	} {
 		err := c.out.Check(4)

@@ -259,11 +259,15 @@ func (t *Task) Settle(now time.Time, tok Token, out Outcome, jitter float64) Ver
 		t.finish(now, Completed, nil)
 	case EndRaised:
 		t.Failures++
-		if t.Failures > t.FunctionRetries {
+		if out.NoRetry || t.Failures > t.FunctionRetries {
 			t.finish(now, Failed, failure)
 			break
 		}
-		t.requeue(now.Add(RetryDelay(t.Failures, jitter)))
+		delay := min(out.RetryAfter, MaxRetryAfter)
+		if delay <= 0 {
+			delay = RetryDelay(t.Failures, jitter)
+		}
+		t.requeue(now.Add(delay))
 	case EndLost:
 		t.lose(now, failure, jitter)
 	case EndLapsed:

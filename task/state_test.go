@@ -199,6 +199,40 @@ func TestRaisedSpendsItsOwnBudget(t *testing.T) {
 	}
 }
 
+// The function's word on its next attempt goes before the delay that grows, and neither adds to
+// function_retries nor leaves some unspent.
+func TestRaisedWithAWordOnTheRetry(t *testing.T) {
+	never := Fail(EndRaised, "it makes no sense")
+	never.NoRetry, never.RetryAfter = true, time.Minute
+	tk := submitted(func(t *Task) { t.FunctionRetries = 5 })
+	tk.Settle(t0, claim(t, tk, t0), never, 0.5)
+	if tk.Status != Failed || tk.Failure.Class != ClassFunction || tk.Failures != 1 || tk.RetriesLeft() != 4 {
+		t.Fatalf("no_retry: %s after %d failures, %+v", tk.Status, tk.Failures, tk.Failure)
+	}
+	for after, want := range map[time.Duration]time.Duration{
+		time.Millisecond: time.Millisecond, time.Hour: time.Hour, MaxRetryAfter: MaxRetryAfter, MaxRetryAfter + 1: MaxRetryAfter,
+		0: RetryDelay(1, 0.5), -time.Hour: RetryDelay(1, 0.5),
+	} {
+		out := Fail(EndRaised, "busy")
+		out.RetryAfter = after
+		tk := submitted(func(t *Task) { t.FunctionRetries = 1 })
+		tk.Settle(t0, claim(t, tk, t0), out, 0.5)
+		if tk.Status != Queued || !tk.NotBefore.Equal(t0.Add(want)) || tk.RetriesLeft() != 0 {
+			t.Errorf("retry_after %s: %s until %s, want %s", after, tk.Status, tk.NotBefore.Sub(t0), want)
+		}
+		tk.Settle(tk.NotBefore, claim(t, tk, tk.NotBefore), out, 0.5)
+		if tk.Status != Failed || tk.RetriesLeft() != 0 {
+			t.Errorf("retry_after %s with no retry left: %s", after, tk.Status)
+		}
+	}
+	lost := Fail(EndLost, "gone")
+	lost.NoRetry = true
+	tk = submitted(func(t *Task) { t.MaxRetries = 1 })
+	if tk.Settle(t0, claim(t, tk, t0), lost, 0); tk.Status != Queued {
+		t.Errorf("a lost attempt with no_retry: %s", tk.Status)
+	}
+}
+
 // Five offers in a row may lapse; the sixth counts as a loss.
 func TestLapsesAreBounded(t *testing.T) {
 	tk := submitted(nil)

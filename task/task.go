@@ -18,6 +18,8 @@ const (
 	// MaxLapses is how many offers in a row may lapse before a lapse is counted
 	// as a loss, so that a task no worker ever accepts cannot circulate for ever.
 	MaxLapses = 5
+	// MaxRetryAfter bounds how long a function may have its next attempt wait.
+	MaxRetryAfter = 24 * time.Hour
 	// MaxReturns is how many of the attempts in a record may have been handed back by their
 	// workers, at a drain or by one that came back without it; each one more is a loss. A
 	// loss ends the task sooner or later, so it runs max_retries + 1 + MaxReturns times at most
@@ -185,6 +187,9 @@ func (t *Task) attemptNumber() int {
 	}
 	return t.AttemptCount + 1
 }
+
+// RetriesLeft is how often the task runs again if its function raises.
+func (t *Task) RetriesLeft() int { return max(t.FunctionRetries-t.Failures, 0) }
 
 // Clone returns a deep copy, for those who hand a record out of a shared index.
 func (t *Task) Clone() *Task {

@@ -278,21 +278,23 @@ func (a *Agent) attemptLocked(c *claim) *Attempt {
 			return forPython(o.Python, code), err
 		},
 		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
-		Deadline: o.Deadline, MaxRetries: o.MaxRetries, Parent: o.Parent, API: a.callAPI, MaxResult: a.terms.MaxPayload, Output: c.output.add,
+		Deadline: o.Deadline, MaxRetries: o.MaxRetries, RetriesLeft: o.RetriesLeft, Parent: o.Parent, API: a.callAPI, MaxResult: a.terms.MaxPayload, Output: c.output.add,
 	}
 }
 
 func (a *Agent) finish(c *claim, out task.Outcome) {
 	failpoint.Hit(failpoint.AfterRun)
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	c.stop()
 	out.RunTime = time.Since(c.startedAt)
-	a.finishLocked(c, out)
+	f := a.finishLocked(c, out)
 	a.nudge()
+	a.mu.Unlock()
+	a.tell(f)
 }
 
-func (a *Agent) finishLocked(c *claim, out task.Outcome) {
+// finishLocked ends a claim that an executor had. It returns what the log is to be told.
+func (a *Agent) finishLocked(c *claim, out task.Outcome) *failed {
 	if out.End == task.EndCancelled && c.stopped != notStopped {
 		out = c.stopped.end()
 	}
@@ -303,17 +305,15 @@ func (a *Agent) finishLocked(c *claim, out task.Outcome) {
 	default:
 		a.window.Close()
 	}
+	f := failedOf(c.offer, out)
 	a.reportLocked(c, out)
+	return f
 }
 
 // reportLocked ends a claim: its report waits in the outbox, and is kept after it
 // was sent until the dispatcher acknowledges it.
 func (a *Agent) reportLocked(c *claim, out task.Outcome) {
 	out = bounded(out, a.terms.MaxPayload)
-	if out.Failure != nil && out.End != task.EndReturned && out.End != task.EndCancelled && a.log.Enabled(context.Background(), slog.LevelDebug) {
-		a.log.Debug("an attempt failed", "function", c.offer.FunctionName, "task", c.token.Task, "attempt", c.token.Attempt,
-			"end", out.End, "type", out.Failure.Type, "message", task.ClipText(out.Failure.Message, 300))
-	}
 	c.phase, c.offer = ended, nil
 	a.active--
 	c.report = &link.Report{Token: c.token, Outcome: out, Log: c.output.take()}

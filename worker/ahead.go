@@ -93,12 +93,18 @@ func (f *feed) Stopped(at *Attempt) bool {
 func (f *feed) Ended(done []Done) {
 	failpoint.Hit(failpoint.AfterRun)
 	a := f.agent
+	var tell []*failed
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	for _, d := range done {
-		a.finishLocked(a.claims[d.Attempt.Token], d.Outcome)
+		if f := a.finishLocked(a.claims[d.Attempt.Token], d.Outcome); f != nil {
+			tell = append(tell, f)
+		}
 	}
 	a.nudge()
+	a.mu.Unlock()
+	for _, f := range tell {
+		a.tell(f)
+	}
 }
 
 // Back puts claims where they came from: to the head of the queue. Those that a recall

@@ -26,10 +26,11 @@ type Attempt struct {
 	Timeout time.Duration
 	// MemoryLimit is in bytes; 0 means the executor's default.
 	MemoryLimit int64
-	// Deadline of the task, zero for none, and MaxRetries are for the function to know; nobody
-	// here acts on them.
-	Deadline   time.Time
-	MaxRetries int
+	// Deadline of the task, zero for none, MaxRetries, and RetriesLeft of function_retries are
+	// for the function to know; nobody here acts on them.
+	Deadline    time.Time
+	MaxRetries  int
+	RetriesLeft int
 	// Parent is the task that submitted this one, zero for a client's.
 	Parent task.ID
 	// API returns how the attempt of that token submits tasks itself, at any time while it

@@ -20,8 +20,47 @@ import (
 // of its name, with JSON arguments and results. The zero value is ready to use;
 // register everything before the agent starts.
 type Handlers struct {
-	mu    sync.Mutex
-	funcs map[string]func(context.Context, json.RawMessage) (any, error)
+	mu         sync.Mutex
+	funcs      map[string]HandlerFunc
+	middleware []func(HandlerFunc) HandlerFunc
+	// wrapped are funcs in their middleware; nil until it is asked for.
+	wrapped map[string]HandlerFunc
+}
+
+// HandlerFunc is a handler in the form that all have in common: it takes its argument as JSON,
+// nil for a call without one, and returns what encoding/json can write.
+type HandlerFunc func(ctx context.Context, arg json.RawMessage) (any, error)
+
+// Use adds middleware to [Default], see [Handlers.Use].
+func Use(middleware ...func(next HandlerFunc) HandlerFunc) { Default.Use(middleware...) }
+
+// Use adds middleware around every handler, also around those that are registered already: for
+// traces, metrics, timeouts or a word on errors. The first that was added is the outermost.
+// Like the handler it may ask [TaskFrom], and what it returns is the outcome: an error, a
+// panic, [NoRetry] and [RetryAfter] count as a handler's own. What does not fit the handler's
+// argument passes through it as an error too, and stays one that is not retried as long as it
+// is wrapped by %w. Each piece is called once for each handler, before the first call;
+// what it returns is called from many goroutines. Add it before the agent starts.
+func (h *Handlers) Use(middleware ...func(next HandlerFunc) HandlerFunc) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.middleware, h.wrapped = append(h.middleware, middleware...), nil
+}
+
+// handler returns the handler of that name with the middleware around it, nil where there is none.
+func (h *Handlers) handler(name string) HandlerFunc {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.wrapped == nil {
+		h.wrapped = make(map[string]HandlerFunc, len(h.funcs))
+		for name, f := range h.funcs {
+			for _, m := range slices.Backward(h.middleware) {
+				f = m(f)
+			}
+			h.wrapped[name] = f
+		}
+	}
+	return h.wrapped[name]
 }
 
 // Default is the registry of [Handle] and [Serve].
@@ -53,8 +92,9 @@ func HandleIn[In, Out any](h *Handlers, name string, f func(ctx context.Context,
 		panic(fmt.Sprintf("worker: two handlers named %q", name))
 	}
 	if h.funcs == nil {
-		h.funcs = map[string]func(context.Context, json.RawMessage) (any, error){}
+		h.funcs = map[string]HandlerFunc{}
 	}
+	h.wrapped = nil
 	h.funcs[name] = func(ctx context.Context, raw json.RawMessage) (any, error) {
 		var in In
 		if len(raw) > 0 {
@@ -90,9 +130,7 @@ func (h *Handlers) Close() error { return nil }
 // Run implements [Executor].
 func (h *Handlers) Run(ctx context.Context, _ int, a *Attempt) task.Outcome {
 	name, _ := task.GoHandler(a.Runtime)
-	h.mu.Lock()
-	f := h.funcs[name]
-	h.mu.Unlock()
+	f := h.handler(name)
 	if f == nil {
 		return task.Fail(task.EndUnreadable, fmt.Sprintf("this worker has no handler named %q", name))
 	}
@@ -125,7 +163,7 @@ func (h *Handlers) Run(ctx context.Context, _ int, a *Attempt) task.Outcome {
 //
 // The handler has a goroutine of its own, which costs about a microsecond, since runtime.Goexit
 // ends the one that it is called on: a test helper's FailNow does, and would take the slot along.
-func call(ctx context.Context, f func(context.Context, json.RawMessage) (any, error), in json.RawMessage) (result []byte, failed *task.Outcome) {
+func call(ctx context.Context, f HandlerFunc, in json.RawMessage) (result []byte, failed *task.Outcome) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -150,7 +188,7 @@ func call(ctx context.Context, f func(context.Context, json.RawMessage) (any, er
 }
 
 // returnOf is what a handler returns, its result as JSON.
-func returnOf(ctx context.Context, f func(context.Context, json.RawMessage) (any, error), in json.RawMessage) ([]byte, *task.Outcome) {
+func returnOf(ctx context.Context, f HandlerFunc, in json.RawMessage) ([]byte, *task.Outcome) {
 	value, err := f(ctx, in)
 	var bad badArguments
 	switch {
@@ -159,6 +197,13 @@ func returnOf(ctx context.Context, f func(context.Context, json.RawMessage) (any
 		return nil, &out
 	case err != nil:
 		out := task.Fail(task.EndRaised, err.Error())
+		var word *retryError
+		if errors.As(err, &word) {
+			out.NoRetry, out.RetryAfter = word.never, word.after
+		}
+		if word != nil && err == error(word) { //nolint:errorlint // the wrapper itself, whose type says nothing
+			err = word.err
+		}
 		out.Failure.Type, out.Failure.Traceback = fmt.Sprintf("%T", err), err.Error()
 		return nil, &out
 	}
@@ -210,8 +255,10 @@ type TaskInfo struct {
 	// Timeout of one attempt; 0 for none. Deadline of the task, by the store's clock; zero for none.
 	Timeout  time.Duration
 	Deadline time.Time
-	// MaxRetries is how many lost workers the task survives.
-	MaxRetries int
+	// MaxRetries is how many lost workers the task survives. RetriesLeft is how often it runs
+	// again if the handler fails: what is left of function_retries.
+	MaxRetries  int
+	RetriesLeft int
 	// Parent is the task that submitted this one, zero for a client's.
 	Parent task.ID
 }
@@ -224,7 +271,7 @@ func TaskFrom(ctx context.Context) (TaskInfo, bool) {
 	}
 	return TaskInfo{
 		ID: a.Token.Task, Attempt: a.Token.Attempt, Function: a.Function, FunctionName: a.FunctionName,
-		Timeout: a.Timeout, Deadline: a.Deadline, MaxRetries: a.MaxRetries, Parent: a.Parent,
+		Timeout: a.Timeout, Deadline: a.Deadline, MaxRetries: a.MaxRetries, RetriesLeft: a.RetriesLeft, Parent: a.Parent,
 	}, true
 }
 

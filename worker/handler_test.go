@@ -75,12 +75,91 @@ func TestHandlers(t *testing.T) {
 	}
 }
 
+// Handlers decide on the next attempt, also through wrapping; a nil error stays a success.
+func TestHandlersDecideOnTheRetry(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("cause")
+	for name, c := range map[string]struct {
+		err   error
+		never bool
+		after time.Duration
+		kind  string
+	}{
+		"plain":           {cause, false, 0, "*errors.errorString"},
+		"no retry":        {worker.NoRetry(cause), true, 0, "*errors.errorString"},
+		"wrapped":         {fmt.Errorf("outside: %w", worker.NoRetry(cause)), true, 0, "*fmt.wrapError"},
+		"later":           {worker.RetryAfter(cause, 5*time.Minute), false, 5 * time.Minute, "*errors.errorString"},
+		"at once":         {worker.RetryAfter(cause, -1), false, time.Millisecond, "*errors.errorString"},
+		"a day":           {worker.RetryAfter(cause, 24*time.Hour), false, 24 * time.Hour, "*errors.errorString"},
+		"cut to a day":    {worker.RetryAfter(cause, 24*time.Hour+1), false, 24 * time.Hour, "*errors.errorString"},
+		"outermost words": {worker.NoRetry(worker.RetryAfter(cause, time.Hour)), true, 0, "*worker.retryError"},
+	} {
+		var h worker.Handlers
+		worker.HandleIn(&h, "f", func(context.Context, int) (int, error) { return 1, c.err })
+		out := h.Run(t.Context(), 0, attempt("f", "{}"))
+		if out.End != task.EndRaised || out.NoRetry != c.never || out.RetryAfter != c.after || out.Failure.Type != c.kind || !errors.Is(c.err, cause) {
+			t.Errorf("%s: %s, no retry %t, after %s, %+v", name, out.End, out.NoRetry, out.RetryAfter, out.Failure)
+		}
+	}
+	if worker.NoRetry(nil) != nil || worker.RetryAfter(nil, time.Hour) != nil {
+		t.Error("no error became one")
+	}
+}
+
+func TestMiddleware(t *testing.T) {
+	t.Parallel()
+	var h worker.Handlers
+	var order []string
+	mark := func(name string) func(worker.HandlerFunc) worker.HandlerFunc {
+		return func(next worker.HandlerFunc) worker.HandlerFunc {
+			return func(ctx context.Context, arg json.RawMessage) (any, error) {
+				info, ok := worker.TaskFrom(ctx)
+				order = append(order, fmt.Sprintf("%s %s %t", name, info.FunctionName, ok))
+				return next(ctx, arg)
+			}
+		}
+	}
+	worker.HandleIn(&h, "double", func(_ context.Context, x int) (int, error) { order = append(order, "handler"); return 2 * x, nil })
+	h.Use(mark("first"), mark("second"))
+	a := attempt("double", `{"args":[21]}`)
+	a.FunctionName = "double"
+	if out := h.Run(t.Context(), 0, a); string(out.Result) != "42" {
+		t.Fatalf("result %s, %+v", out.Result, out.Failure)
+	}
+	if got := strings.Join(order, ", "); got != "first double true, second double true, handler" {
+		t.Fatalf("called %s", got)
+	}
+	// What middleware returns is the outcome, also for handlers and middleware that come later.
+	h.Use(func(next worker.HandlerFunc) worker.HandlerFunc {
+		return func(ctx context.Context, arg json.RawMessage) (any, error) {
+			v, err := next(ctx, arg)
+			if string(arg) == "13" {
+				panic("unlucky")
+			}
+			if err != nil {
+				return nil, worker.NoRetry(fmt.Errorf("innermost: %w", err))
+			}
+			return v, nil
+		}
+	})
+	worker.HandleIn(&h, "late", func(_ context.Context, x int) (int, error) { return x, errors.New("no") })
+	if out := h.Run(t.Context(), 0, attempt("late", `{"args":[1]}`)); !out.NoRetry || out.Failure.Message != "innermost: no" {
+		t.Errorf("late: %+v, %+v", out, out.Failure)
+	}
+	if out := h.Run(t.Context(), 0, attempt("double", `{"args":[13]}`)); out.End != task.EndRaised || out.Failure.Type != "panic" {
+		t.Errorf("a panic of middleware: %+v", out.Failure)
+	}
+	if out := h.Run(t.Context(), 0, attempt("double", `{"args":["x"]}`)); out.End != task.EndUnreadable || !strings.Contains(out.Failure.Message, "does not fit int") {
+		t.Errorf("an argument that does not fit: %s, %+v", out.End, out.Failure)
+	}
+}
+
 func TestHandlerNames(t *testing.T) {
 	t.Parallel()
 	var h worker.Handlers
 	f := func(context.Context, int) (int, error) { return 0, nil }
 	worker.HandleIn(&h, "taken", f)
-	for _, name := range []string{"", "taken", strings.Repeat("x", task.MaxNameLength+1)} {
+	for _, name := range []string{"", "taken", "caf\xe9", strings.Repeat("x", task.MaxNameLength+1)} {
 		func() {
 			defer func() {
 				if recover() == nil {
@@ -118,11 +197,11 @@ func TestHandlersKnowTheirTask(t *testing.T) {
 	})
 	want := worker.TaskInfo{
 		ID: task.ID{1}, Attempt: 2, Function: task.ID{3}, FunctionName: "who", Timeout: time.Minute,
-		Deadline: time.Date(2030, 1, 2, 3, 4, 5, 6, time.UTC), MaxRetries: 7,
+		Deadline: time.Date(2030, 1, 2, 3, 4, 5, 6, time.UTC), MaxRetries: 7, RetriesLeft: 3,
 	}
 	a := &worker.Attempt{
 		Token: task.Token{Task: want.ID, Attempt: 2}, Function: want.Function, FunctionName: "who", Runtime: task.GoRuntime("who"),
-		ArgsEncoding: task.EncodingJSON, Args: []byte(`{"args":[1]}`), Timeout: want.Timeout, Deadline: want.Deadline, MaxRetries: 7,
+		ArgsEncoding: task.EncodingJSON, Args: []byte(`{"args":[1]}`), Timeout: want.Timeout, Deadline: want.Deadline, MaxRetries: 7, RetriesLeft: 3,
 	}
 	out := h.Run(t.Context(), 0, a)
 	var got worker.TaskInfo

@@ -130,6 +130,7 @@ var table = map[string]map[string]Limit{
 	"treadle.v1.Failure": {
 		"exception_type": text(2 * task.MaxTypeText), "message": text(maxErrorText), "traceback": text(maxErrorText),
 		"exception_pickle": text(task.MaxErrorText), "foreign_pickle": text(task.MaxErrorText),
+		"no_retry": anything, "retry_after": anything, // the dispatcher refuses what is too long: task.Outcome.Check
 	},
 	"treadle.v1.Beat":         {"seq": anything, "held": many(MaxHeld, anything), "slots": anything, "unfit": anything},
 	"treadle.v1.Want":         {"n": anything},
@@ -152,7 +153,7 @@ var table = map[string]map[string]Limit{
 		"token": anything, "function_id": text(16), "function_name": text(maxName), "runtime": text(maxName + len("go/")), "form": forms,
 		"hash": text(32), "args_encoding": encodings, "returns": encodings, "args": anything, "timeout": anything,
 		"memory_limit": anything, "python": text(maxWorkerText), "deadline": anything, "max_retries": anything,
-		"parent_id": text(16),
+		"parent_id": text(16), "retries_left": anything,
 	},
 	"treadle.v1.Acks":          {"items": many(MaxItems, anything)},
 	"treadle.v1.Ack":           {"token": anything, "verdict": verdicts},

@@ -111,7 +111,7 @@ func (c *chunker) offerOut(o link.Offer) *treadlev1.Offer {
 		Token: tokenOut(o.Token), FunctionId: o.Function[:], FunctionName: o.FunctionName, Runtime: o.Runtime,
 		Form: string(o.Form), Hash: o.Hash[:], ArgsEncoding: string(o.ArgsEncoding), Returns: string(o.Returns),
 		Args: c.value(o.Args), Timeout: durationOut(o.Timeout), MemoryLimit: o.MemoryLimit, Python: o.Python,
-		MaxRetries: int32(min(o.MaxRetries, task.MaxRetriesLimit)),
+		MaxRetries: int32(min(o.MaxRetries, task.MaxRetriesLimit)), RetriesLeft: int32(min(o.RetriesLeft, task.MaxRetriesLimit)),
 	}
 	if !o.Parent.IsZero() {
 		out.ParentId = o.Parent[:]
@@ -143,7 +143,7 @@ func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
 		Token: tok, Function: fn, FunctionName: o.GetFunctionName(), Runtime: o.GetRuntime(), Form: task.Form(o.GetForm()),
 		Hash: hash, ArgsEncoding: task.Encoding(o.GetArgsEncoding()), Returns: task.Encoding(o.GetReturns()), Args: args,
 		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(), Python: o.GetPython(),
-		MaxRetries: int(o.GetMaxRetries()),
+		MaxRetries: int(o.GetMaxRetries()), RetriesLeft: int(o.GetRetriesLeft()),
 	}
 	if len(o.GetParentId()) > 0 {
 		if out.Parent, err = task.IDFromBytes(o.GetParentId()); err != nil {
@@ -176,6 +176,7 @@ func (c *chunker) reportOut(r link.Report) *treadlev1.Report {
 		out.Failure = &treadlev1.Failure{
 			ExceptionType: f.Type, Message: f.Message, Traceback: f.Traceback,
 			ExceptionPickle: f.Pickle, ForeignPickle: f.ForeignPickle,
+			NoRetry: r.Outcome.NoRetry, RetryAfter: durationOut(r.Outcome.RetryAfter),
 		}
 	}
 	return out
@@ -229,6 +230,7 @@ func (a *assembler) reportIn(r *treadlev1.Report) (link.Report, error) {
 			Class: task.ClassOf(end), Type: f.GetExceptionType(), Message: f.GetMessage(), Traceback: f.GetTraceback(),
 			Pickle: f.GetExceptionPickle(), ForeignPickle: f.GetForeignPickle(),
 		}
+		out.Outcome.NoRetry, out.Outcome.RetryAfter = f.GetNoRetry(), f.GetRetryAfter().AsDuration()
 	}
 	return out, nil
 }

@@ -105,7 +105,7 @@ func TestFramesRoundTrip(t *testing.T) {
 		&link.Offers{Items: []link.Offer{{
 			Token: token(2), Function: task.ID{3}, FunctionName: "λ", Runtime: "python", Form: task.FormPickle, Hash: [32]byte{4},
 			ArgsEncoding: task.EncodingPickle, Returns: task.EncodingJSON, Args: edge, Timeout: time.Minute, MemoryLimit: 1 << 40, Python: "3.12",
-			Deadline: time.Date(2030, 1, 2, 3, 4, 5, 678, time.UTC), MaxRetries: 7, Parent: task.ID{5},
+			Deadline: time.Date(2030, 1, 2, 3, 4, 5, 678, time.UTC), MaxRetries: 7, RetriesLeft: 4, Parent: task.ID{5},
 		}}},
 		&link.Acks{Items: []link.Ack{{Token: token(3), Verdict: task.VerdictStale}, {Token: token(4), Verdict: task.VerdictRecorded}}},
 		&link.BeatAck{Seq: 7, Stale: []task.Token{token(5)}},
@@ -125,7 +125,7 @@ func TestFramesRoundTrip(t *testing.T) {
 			}, Log: []byte("log")},
 			{Token: token(3), Outcome: task.Outcome{End: task.EndRaised, Failure: &task.Failure{
 				Class: task.ClassFunction, Type: "ValueError", Message: "m", Traceback: "t", Pickle: []byte("p"), ForeignPickle: []byte("f"),
-			}}},
+			}, NoRetry: true, RetryAfter: 5 * time.Minute}},
 		}},
 		&link.Beat{Seq: 8, Held: []link.Holding{{Token: token(4)}}, Slots: 3},
 		&link.Want{N: 5},

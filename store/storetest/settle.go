@@ -18,6 +18,8 @@ var settleTests = []test{
 	{"StaleTokens", testSettleStale},
 	{"TerminalEnds", testSettleTerminalEnds},
 	{"FunctionRetries", testSettleFunctionRetries},
+	{"NoRetry", testSettleNoRetry},
+	{"RetryAfter", testSettleRetryAfter},
 	{"FourthLossFails", testSettleLosses},
 	{"LossBackoff", testSettleLossBackoff},
 	{"LapsesAreUncountedUpToFive", testSettleLapses},
@@ -200,6 +202,41 @@ func testSettleFunctionRetries(e *env) {
 	}
 	if t := e.wantFailure(id, task.ClassFunction); t.Failures != 3 || t.AttemptCount != 3 || t.Losses != 0 {
 		e.Fatalf("failures %d, attempts %d, losses %d; want 3, 3, 0", t.Failures, t.AttemptCount, t.Losses)
+	}
+}
+
+func testSettleNoRetry(e *env) {
+	id := e.submit(func(t *task.Task) { t.FunctionRetries = 5 })
+	c := e.claimOne()
+	e.start(c.Token)
+	out := task.Fail(task.EndRaised, "never again")
+	out.NoRetry = true
+	e.settle(c.Token, out, task.VerdictRecorded)
+	if t := e.wantFailure(id, task.ClassFunction); t.Failures != 1 || t.AttemptCount != 1 || t.Failure.Message != "never again" {
+		e.Fatalf("failures %d, attempts %d, %+v; want 1, 1", t.Failures, t.AttemptCount, t.Failure)
+	}
+	e.settle(c.Token, out, task.VerdictDuplicate)
+}
+
+func testSettleRetryAfter(e *env) {
+	const day = 24 * time.Hour
+	id := e.submit(func(t *task.Task) { t.FunctionRetries = 2 })
+	for _, after := range []time.Duration{5 * time.Minute, day} {
+		c := e.claimOne()
+		e.start(c.Token)
+		out := task.Fail(task.EndRaised, "busy")
+		out.RetryAfter = after
+		e.settleItem(store.Settlement{Token: c.Token, Outcome: out, Jitter: 0.5}, task.VerdictRecorded)
+		e.wantStatus(id, task.Queued)
+		e.Advance(after - time.Second)
+		if got := e.claim(1); len(got) != 0 {
+			e.Fatalf("claimed before %s were over", after)
+		}
+		e.Advance(time.Second + time.Millisecond)
+	}
+	c := e.claimOne()
+	if c.Token.Task != id || c.Token.Attempt != 3 || c.Task.RetriesLeft() != 0 {
+		e.Fatalf("claimed %+v with %d retries left", c.Token, c.Task.RetriesLeft())
 	}
 }
 

@@ -1129,7 +1129,9 @@ type Offer struct {
 	// How many lost workers the task survives.
 	MaxRetries int32 `protobuf:"varint,14,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
 	// 16 bytes: the task that submitted this one; absent for a client's.
-	ParentId      []byte `protobuf:"bytes,15,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	ParentId []byte `protobuf:"bytes,15,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// How often the task runs again if it raises: what is left of function_retries.
+	RetriesLeft   int32 `protobuf:"varint,16,opt,name=retries_left,json=retriesLeft,proto3" json:"retries_left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1267,6 +1269,13 @@ func (x *Offer) GetParentId() []byte {
 		return x.ParentId
 	}
 	return nil
+}
+
+func (x *Offer) GetRetriesLeft() int32 {
+	if x != nil {
+		return x.RetriesLeft
+	}
+	return 0
 }
 
 // Accepts says that attempts were started.
@@ -1554,6 +1563,11 @@ type Failure struct {
 	ExceptionPickle []byte `protobuf:"bytes,4,opt,name=exception_pickle,json=exceptionPickle,proto3" json:"exception_pickle,omitempty"`
 	// See exception_pickle.
 	ForeignPickle []byte `protobuf:"bytes,5,opt,name=foreign_pickle,json=foreignPickle,proto3" json:"foreign_pickle,omitempty"`
+	// Only of an attempt that raised: the task fails, however many function_retries are left.
+	NoRetry bool `protobuf:"varint,6,opt,name=no_retry,json=noRetry,proto3" json:"no_retry,omitempty"`
+	// Only of an attempt that raised: how long the next one waits, in place of the delay that
+	// grows. At most 24 h; absent for none. It spends function_retries as any other failure does.
+	RetryAfter    *durationpb.Duration `protobuf:"bytes,7,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1619,6 +1633,20 @@ func (x *Failure) GetExceptionPickle() []byte {
 func (x *Failure) GetForeignPickle() []byte {
 	if x != nil {
 		return x.ForeignPickle
+	}
+	return nil
+}
+
+func (x *Failure) GetNoRetry() bool {
+	if x != nil {
+		return x.NoRetry
+	}
+	return false
+}
+
+func (x *Failure) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
 	}
 	return nil
 }
@@ -2408,7 +2436,7 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x05stale\x18\x06 \x03(\v2\x11.treadle.v1.TokenR\x05stale\x12\x19\n" +
 	"\btask_key\x18\a \x01(\fR\ataskKey\"1\n" +
 	"\x06Offers\x12'\n" +
-	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\x84\x04\n" +
+	"\x05items\x18\x01 \x03(\v2\x11.treadle.v1.OfferR\x05items\"\xa7\x04\n" +
 	"\x05Offer\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.treadle.v1.TokenR\x05token\x12\x1f\n" +
 	"\vfunction_id\x18\x02 \x01(\fR\n" +
@@ -2427,7 +2455,8 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1f\n" +
 	"\vmax_retries\x18\x0e \x01(\x05R\n" +
 	"maxRetries\x12\x1b\n" +
-	"\tparent_id\x18\x0f \x01(\fR\bparentId\"3\n" +
+	"\tparent_id\x18\x0f \x01(\fR\bparentId\x12!\n" +
+	"\fretries_left\x18\x10 \x01(\x05R\vretriesLeft\"3\n" +
 	"\aAccepts\x12(\n" +
 	"\x05items\x18\x01 \x03(\v2\x12.treadle.v1.AcceptR\x05items\"^\n" +
 	"\x06Accept\x12'\n" +
@@ -2443,13 +2472,16 @@ const file_treadle_v1_worker_proto_rawDesc = "" +
 	"\x04repr\x18\x05 \x01(\tR\x04repr\x12-\n" +
 	"\afailure\x18\x06 \x01(\v2\x13.treadle.v1.FailureR\afailure\x124\n" +
 	"\brun_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\arunTime\x12\x10\n" +
-	"\x03log\x18\b \x01(\fR\x03log\"\xba\x01\n" +
+	"\x03log\x18\b \x01(\fR\x03log\"\x91\x02\n" +
 	"\aFailure\x12%\n" +
 	"\x0eexception_type\x18\x01 \x01(\tR\rexceptionType\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1c\n" +
 	"\ttraceback\x18\x03 \x01(\tR\ttraceback\x12)\n" +
 	"\x10exception_pickle\x18\x04 \x01(\fR\x0fexceptionPickle\x12%\n" +
-	"\x0eforeign_pickle\x18\x05 \x01(\fR\rforeignPickle\"-\n" +
+	"\x0eforeign_pickle\x18\x05 \x01(\fR\rforeignPickle\x12\x19\n" +
+	"\bno_retry\x18\x06 \x01(\bR\anoRetry\x12:\n" +
+	"\vretry_after\x18\a \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\"-\n" +
 	"\x04Acks\x12%\n" +
 	"\x05items\x18\x01 \x03(\v2\x0f.treadle.v1.AckR\x05items\"H\n" +
 	"\x03Ack\x12'\n" +
@@ -2578,22 +2610,23 @@ var file_treadle_v1_worker_proto_depIdxs = []int32{
 	3,  // 38: treadle.v1.Report.result:type_name -> treadle.v1.Value
 	14, // 39: treadle.v1.Report.failure:type_name -> treadle.v1.Failure
 	28, // 40: treadle.v1.Report.run_time:type_name -> google.protobuf.Duration
-	16, // 41: treadle.v1.Acks.items:type_name -> treadle.v1.Ack
-	2,  // 42: treadle.v1.Ack.token:type_name -> treadle.v1.Token
-	6,  // 43: treadle.v1.Beat.held:type_name -> treadle.v1.Holding
-	2,  // 44: treadle.v1.BeatAck.stale:type_name -> treadle.v1.Token
-	2,  // 45: treadle.v1.Revoke.tokens:type_name -> treadle.v1.Token
-	3,  // 46: treadle.v1.FunctionBytes.bytes:type_name -> treadle.v1.Value
-	2,  // 47: treadle.v1.Output.token:type_name -> treadle.v1.Token
-	0,  // 48: treadle.v1.WorkerService.Push:input_type -> treadle.v1.WorkerFrame
-	0,  // 49: treadle.v1.WorkerService.Pull:input_type -> treadle.v1.WorkerFrame
-	1,  // 50: treadle.v1.WorkerService.Push:output_type -> treadle.v1.DispatcherFrame
-	1,  // 51: treadle.v1.WorkerService.Pull:output_type -> treadle.v1.DispatcherFrame
-	50, // [50:52] is the sub-list for method output_type
-	48, // [48:50] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	28, // 41: treadle.v1.Failure.retry_after:type_name -> google.protobuf.Duration
+	16, // 42: treadle.v1.Acks.items:type_name -> treadle.v1.Ack
+	2,  // 43: treadle.v1.Ack.token:type_name -> treadle.v1.Token
+	6,  // 44: treadle.v1.Beat.held:type_name -> treadle.v1.Holding
+	2,  // 45: treadle.v1.BeatAck.stale:type_name -> treadle.v1.Token
+	2,  // 46: treadle.v1.Revoke.tokens:type_name -> treadle.v1.Token
+	3,  // 47: treadle.v1.FunctionBytes.bytes:type_name -> treadle.v1.Value
+	2,  // 48: treadle.v1.Output.token:type_name -> treadle.v1.Token
+	0,  // 49: treadle.v1.WorkerService.Push:input_type -> treadle.v1.WorkerFrame
+	0,  // 50: treadle.v1.WorkerService.Pull:input_type -> treadle.v1.WorkerFrame
+	1,  // 51: treadle.v1.WorkerService.Push:output_type -> treadle.v1.DispatcherFrame
+	1,  // 52: treadle.v1.WorkerService.Pull:output_type -> treadle.v1.DispatcherFrame
+	51, // [51:53] is the sub-list for method output_type
+	49, // [49:51] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_treadle_v1_worker_proto_init() }

@@ -538,6 +538,7 @@ class Offer(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
+    RETRIES_LEFT_FIELD_NUMBER: _builtins.int
     function_id: _builtins.bytes
     """16 bytes."""
     function_name: _builtins.str
@@ -562,6 +563,8 @@ class Offer(_message.Message):
     """How many lost workers the task survives."""
     parent_id: _builtins.bytes
     """16 bytes: the task that submitted this one; absent for a client's."""
+    retries_left: _builtins.int
+    """How often the task runs again if it raises: what is left of function_retries."""
     @_builtins.property
     def token(self) -> Global___Token:
         """The claim."""
@@ -600,10 +603,11 @@ class Offer(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         max_retries: _builtins.int = ...,
         parent_id: _builtins.bytes = ...,
+        retries_left: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "deadline", b"deadline", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "deadline", b"deadline", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "max_retries", b"max_retries", "memory_limit", b"memory_limit", "parent_id", b"parent_id", "python", b"python", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "args_encoding", b"args_encoding", "deadline", b"deadline", "form", b"form", "function_id", b"function_id", "function_name", b"function_name", "hash", b"hash", "max_retries", b"max_retries", "memory_limit", b"memory_limit", "parent_id", b"parent_id", "python", b"python", "retries_left", b"retries_left", "returns", b"returns", "runtime", b"runtime", "timeout", b"timeout", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -767,6 +771,8 @@ class Failure(_message.Message):
     TRACEBACK_FIELD_NUMBER: _builtins.int
     EXCEPTION_PICKLE_FIELD_NUMBER: _builtins.int
     FOREIGN_PICKLE_FIELD_NUMBER: _builtins.int
+    NO_RETRY_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     exception_type: _builtins.str
     """At most 2 KiB, of which 1 KiB is kept."""
     message: _builtins.str
@@ -782,6 +788,14 @@ class Failure(_message.Message):
     """
     foreign_pickle: _builtins.bytes
     """See exception_pickle."""
+    no_retry: _builtins.bool
+    """Only of an attempt that raised: the task fails, however many function_retries are left."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """Only of an attempt that raised: how long the next one waits, in place of the delay that
+        grows. At most 24 h; absent for none. It spends function_retries as any other failure does.
+        """
+
     def __init__(
         self,
         *,
@@ -790,10 +804,12 @@ class Failure(_message.Message):
         traceback: _builtins.str = ...,
         exception_pickle: _builtins.bytes = ...,
         foreign_pickle: _builtins.bytes = ...,
+        no_retry: _builtins.bool = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exception_pickle", b"exception_pickle", "exception_type", b"exception_type", "foreign_pickle", b"foreign_pickle", "message", b"message", "traceback", b"traceback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exception_pickle", b"exception_pickle", "exception_type", b"exception_type", "foreign_pickle", b"foreign_pickle", "message", b"message", "no_retry", b"no_retry", "retry_after", b"retry_after", "traceback", b"traceback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
