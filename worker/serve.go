@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 
+	"github.com/treadle-dev/treadle/internal/logfold"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/link/linkpb"
@@ -29,6 +30,9 @@ type Options struct {
 	Mode link.Mode
 	// Slots is how many handlers run at once. Default four for each processor.
 	Slots int
+	// MaxSlots lets that number grow to this one while tasks wait at the worker, as --slots
+	// MIN-MAX does; what is idle for half a minute shuts again. Default Slots. At most 4,096.
+	MaxSlots int
 	// Queues default to "default".
 	Queues []string
 	// Handlers default to [Default].
@@ -46,7 +50,8 @@ type Options struct {
 	Insecure bool
 	// DialOptions replace what Token, TLS and Insecure say.
 	DialOptions []grpc.DialOption
-	// Logger defaults to slog.Default().
+	// Logger defaults to slog.Default(). It gets a line at INFO for each failed attempt. Of
+	// many lines of one kind 50 pass in 10 s, and one says how many more there were.
 	Logger *slog.Logger
 }
 
@@ -77,6 +82,9 @@ func Serve(ctx context.Context, o Options) error {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	fold := logfold.New(o.Logger.Handler(), logfold.Options{})
+	defer fold.Close()
+	o.Logger = slog.New(fold)
 	api := func() (API, error) {
 		return API{}, errors.New("this worker has dial options of its own: it cannot tell handlers how to call its dispatcher")
 	}
@@ -89,7 +97,7 @@ func Serve(ctx context.Context, o Options) error {
 	if len(o.Handlers.Runtimes()) == 0 {
 		return fmt.Errorf("serve: no handler is registered: call worker.Handle first")
 	}
-	dialer, err := linkpb.NewDialer(o.Dispatchers, o.Mode, task.DefaultMaxPayload, o.DialOptions...)
+	dialer, err := linkpb.NewDialer(o.Dispatchers, o.Mode, task.MaxPayloadLimit, o.DialOptions...)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
@@ -99,7 +107,7 @@ func Serve(ctx context.Context, o Options) error {
 	}
 	agent, err := New(Config{
 		ID: id.String(), Name: o.Name, Software: "go-handlers", Mode: o.Mode, Dial: dialer.Dial, Move: dialer.Move, API: api,
-		Slots: o.Slots, Queues: o.Queues,
+		Slots: o.Slots, MaxSlots: o.MaxSlots, Queues: o.Queues,
 		Executors: []Executor{o.Handlers}, DrainTimeout: o.DrainTimeout, Logger: o.Logger,
 	})
 	if err != nil {

@@ -35,9 +35,10 @@ const (
 const DefaultAddress = "127.0.0.1:50051"
 
 const (
-	// maxMessage is the limit on every gRPC message of Treadle: twice the limit on a
-	// payload, as some messages carry text forms of it, and room for the rest.
-	maxMessage = 2*(64<<20) + 1<<20
+	// maxMessage is the largest message that a server can be set to (--max-payload 900MiB):
+	// twice the payload, as some messages carry text forms of it, and room for the rest. The
+	// client asked for what the server sends, so the limit is the server's alone.
+	maxMessage = 2*(900<<20) + 1<<20
 
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second

@@ -10,14 +10,15 @@
 //	if err != nil {
 //		return err
 //	}
-//	var answer int
-//	err = client.Call(ctx, fn.ID, &answer, 21) // 42
+//	answer, err := treadle.Call[int](ctx, client, fn.ID, 21) // 42
 //
 // # Values
 //
 // Arguments and results of this client are JSON, through encoding/json. A result
 // that JSON cannot hold is still a success: it comes as a Python pickle with a short
 // text, see [Result]. The package never unpickles anything, as unpickling runs code.
+// A client receives messages of any size that a server can be set to send, up to two
+// times 900 MiB: it asked for them, and the limit is the server's (--max-payload).
 //
 // # Retries
 //

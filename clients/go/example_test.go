@@ -48,6 +48,44 @@ func ExampleClient_Call() {
 	// Output: TREADLE
 }
 
+func ExampleCall() {
+	address, stop := exampleServer()
+	defer stop()
+	client, err := treadle.Dial(address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	text, err := treadle.Call[string](context.Background(), client, "upper", "treadle")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(text)
+	// Output: TREADLE
+}
+
+func ExampleMap() {
+	address, stop := exampleServer()
+	defer stop()
+	client, err := treadle.Dial(address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	for m, err := range treadle.Map[string](context.Background(), client, "upper", []string{"warp", "", "weft"}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(m.Index, m.Value, errors.Is(m.Err, treadle.ErrTaskFailed))
+	}
+	// Unordered output:
+	// 0 WARP false
+	// 1  true
+	// 2 WEFT false
+}
+
 func ExampleTaskError() {
 	address, stop := exampleServer()
 	defer stop()

@@ -3,8 +3,11 @@
 // gives it in Go, in goroutines of the test's own process.
 //
 //	srv := treadletest.Start(t)
-//	srv.Handle("double", func(_ context.Context, args []json.RawMessage) (any, error) { ... })
+//	treadletest.Handle(srv, "double", func(_ context.Context, x int) (int, error) { return 2 * x, nil })
 //	client, err := treadle.Dial(srv.Addr())
+//
+// [Handle] takes the typed functions that worker.Handle takes, so that a test runs the very
+// handlers of a worker.
 //
 // It keeps the contract that a client can see: ids, statuses, request ids, waits,
 // batches answered item by item, paging, filters, and errors with their reasons. It
@@ -30,11 +33,30 @@ import (
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 )
 
-const maxMessage = 2*(64<<20) + 1<<20
+// maxMessage is that of clients/go.
+const maxMessage = 2*(900<<20) + 1<<20
 
 // Handler runs one task. Its arguments are the positional ones; a value is encoded
 // by encoding/json, and an error fails the task as FunctionExecutionFailure.
 type Handler func(ctx context.Context, args []json.RawMessage) (any, error)
+
+// Handle makes s run f for the functions named name, with the rules of worker.Handle: a call
+// with one positional argument passes it as In, one with keyword arguments only passes them as
+// one object, and one without arguments passes the zero value. It returns the function's id.
+func Handle[In, Out any](s *Server, name string, f func(ctx context.Context, in In) (Out, error)) string {
+	return s.Handle(name, func(ctx context.Context, args []json.RawMessage) (any, error) {
+		var in In
+		switch {
+		case len(args) > 1:
+			return nil, fmt.Errorf("a Go handler takes one positional argument or keyword arguments; this call has %d", len(args))
+		case len(args) == 1:
+			if err := json.Unmarshal(args[0], &in); err != nil {
+				return nil, fmt.Errorf("the argument does not fit %T: %w", in, err)
+			}
+		}
+		return f(ctx, in)
+	})
+}
 
 // Server is the server. All methods may be called by any goroutine.
 type Server struct {

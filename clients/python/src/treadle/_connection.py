@@ -26,8 +26,9 @@ from .future import TaskFuture, mark_recorded, mark_unwanted
 
 log = logging.getLogger("treadle")
 
-# Twice the limit on a payload, as some messages carry text forms of it, and room for the rest.
-_MAX_MESSAGE = 2 * (64 << 20) + (1 << 20)
+# The largest message that a server can be set to (--max-payload 900MiB): twice the payload, as some
+# messages carry text forms of it, and room for the rest. The limit is the server's alone.
+_MAX_MESSAGE = 2 * (900 << 20) + (1 << 20)
 # How long one GetResult waits; the server's limit is 5 min.
 _MAX_WAIT = 60.0
 # A slow line gets this long for a mebibyte, beyond the client's timeout.
