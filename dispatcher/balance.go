@@ -81,7 +81,7 @@ func (e *Engine) level() {
 		}
 	}
 	for _, mode := range e.cfg.Modes {
-		n := e.workers(mode)
+		n := e.attached[mode]
 		e.out.rings = append(e.out.rings, e.attendingHere(mode, n))
 		surplus := e.tooMany(mode, n)
 		if surplus == 0 {
@@ -97,16 +97,6 @@ func (e *Engine) level() {
 
 func (e *Engine) attendingHere(mode link.Mode, n int) store.Signal {
 	return store.Signal{Kind: store.Attending, Runtime: string(mode), From: e.cfg.ID, Count: n}
-}
-
-// workers counts the sessions of a mode that are here to stay.
-func (e *Engine) workers(mode link.Mode) (n int) {
-	for _, s := range e.sessions {
-		if s.mode == mode && s.hello != nil && (s.state == active || s.state == silent) {
-			n++
-		}
-	}
-	return n
 }
 
 // tooMany is how many of n workers should go now. What is above a fair share goes by
@@ -139,8 +129,7 @@ func (e *Engine) tooMany(mode link.Mode, n int) int {
 // these the ones that came last.
 func (e *Engine) sendAway(mode link.Mode, n int) {
 	var able []*session
-	for _, id := range e.order {
-		s := e.sessions[id]
+	for s := e.oldest; s != nil; s = s.newer {
 		if s.mode != mode || s.state != active || !s.hello.Moves {
 			continue
 		}

@@ -29,7 +29,7 @@ const (
 	stopFlush  = 2 * time.Second
 )
 
-// announceEvery is how often the store hears of the sessions; an entry lives three times as long.
+// announceEvery is how often the store hears of each session; an entry lives three times as long.
 const announceEvery = 2 * time.Second
 
 // Dispatcher drives an [Engine]: one goroutine owns it, a few others carry its
@@ -255,8 +255,6 @@ func (d *Dispatcher) loop(ctx context.Context) {
 	e.standing = d.standing != nil
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	announce := time.NewTicker(announceEvery)
-	defer announce.Stop()
 	for {
 		select {
 		case ev := <-d.urgent:
@@ -265,9 +263,6 @@ func (d *Dispatcher) loop(ctx context.Context) {
 			d.step(e, ev)
 		case <-timer.C:
 			e.step(time.Now(), ticked{})
-		case <-announce.C:
-			d.shows.add(e.presence()...)
-			continue
 		case <-ctx.Done():
 			e.step(time.Now(), stopping{reason: "this dispatcher stops"})
 			d.perform(e.take(time.Now()), e)
@@ -278,7 +273,7 @@ func (d *Dispatcher) loop(ctx context.Context) {
 		failpoint.Lag()
 		for d.perform(e.take(time.Now()), e) {
 		}
-		d.sessions.Store(int64(len(e.order)))
+		d.sessions.Store(int64(len(e.sessions)))
 		if at := e.next(); !at.IsZero() {
 			timer.Reset(max(time.Until(at), 0))
 		} else {

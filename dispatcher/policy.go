@@ -26,15 +26,16 @@ func (e *Engine) plan() []store.ClaimRequest {
 		load  float64
 	}
 	var wants []want
+	blocked := e.blocked[:0]
 	filling := e.filling()
-	for _, id := range e.order {
-		s := e.sessions[id]
+	for _, s := range e.touched {
 		if s.idle {
 			continue
 		}
 		c := s.credit()
-		if c.grow > 0 && slices.ContainsFunc(filling, func(o *session) bool { return o != s && o.shares(s) }) {
+		if c.grow > 0 && filling.beside(s) {
 			c.grow = 0 // first see what is left when the free slots are filled
+			blocked = append(blocked, s)
 		}
 		for class, n := range []int{free: c.free, grow: c.grow, ahead: c.ahead} {
 			if n > 0 {
@@ -43,6 +44,7 @@ func (e *Engine) plan() []store.ClaimRequest {
 			}
 		}
 	}
+	e.blocked = blocked
 	sort.SliceStable(wants, func(i, j int) bool {
 		if wants[i].class != wants[j].class {
 			return wants[i].class < wants[j].class
@@ -57,21 +59,48 @@ func (e *Engine) plan() []store.ClaimRequest {
 			// everything. Who got all that it asked for claims again at once.
 			w.n = (w.n + 1) / 2
 		}
-		w.s.claiming, w.s.again = true, false
+		e.asks(w.s)
 		reqs[i] = e.request(w.s, w.n)
 	}
 	return reqs
 }
 
-// filling lists the sessions whose free slots are about to be claimed for.
-func (e *Engine) filling() (out []*session) {
-	for _, id := range e.order {
-		s := e.sessions[id]
-		if !s.idle && (s.credit().free > 0 || s.claiming && s.state == active && len(s.held) < s.slots) {
-			out = append(out, s)
+// filling counts, by crew, the sessions whose free slots are about to be claimed for. It is nil
+// when nobody asks: only workers that may open more slots do.
+type filling map[*crew][]*session
+
+func (e *Engine) filling() filling {
+	if !slices.ContainsFunc(e.touched, func(s *session) bool { return !s.idle && s.credit().grow > 0 }) {
+		return nil
+	}
+	f := filling{}
+	add := func(s *session) {
+		// Two are as good as many.
+		if len(f[s.crew]) < 2 {
+			f[s.crew] = append(f[s.crew], s)
 		}
 	}
-	return out
+	for _, s := range e.touched {
+		if !s.idle && s.credit().free > 0 {
+			add(s)
+		}
+	}
+	for s := range e.claimers {
+		if !s.idle && s.state == active && len(s.held) < s.slots {
+			add(s)
+		}
+	}
+	return f
+}
+
+// beside reports whether another session than s fills slots with what s could take.
+func (f filling) beside(s *session) bool {
+	for c, sessions := range f {
+		if c.shares(s.crew) && (len(sessions) > 1 || sessions[0] != s) {
+			return true
+		}
+	}
+	return false
 }
 
 func (e *Engine) request(s *session, n int) store.ClaimRequest {
@@ -86,10 +115,9 @@ func (e *Engine) request(s *session, n int) store.ClaimRequest {
 // and forget those of sessions that get no work any more. A standing request counts as
 // credit in use: it is served as soon as there is anything to be had.
 func (e *Engine) stand() {
-	for _, id := range e.order {
-		s := e.sessions[id]
+	for _, s := range e.touched {
 		switch {
-		case !s.standing.IsZero() && (s.state != active || s.paused || s.behind):
+		case !s.standing.IsZero() && s.gated():
 			e.out.withdraws = append(e.out.withdraws, s.standing)
 			s.standing = task.ID{}
 		case s.standing.IsZero() && s.idle && !e.stopping:

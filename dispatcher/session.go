@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/treadle-dev/treadle/internal/window"
@@ -38,10 +37,12 @@ type session struct {
 	mode     link.Mode
 	openedAt time.Time
 
-	// Fixed by Hello.
-	hello    *link.Hello
-	queues   map[string]bool
-	runtimes map[string]bool
+	// older and newer are its neighbours in the list of all sessions.
+	older, newer *session
+
+	// Fixed by Hello; crew is the sessions that serve the same.
+	hello *link.Hello
+	crew  *crew
 	// slots is how many the worker has now, maxSlots how many it may come to have.
 	slots, maxSlots int
 	// unfit: the worker said that none of its slots can run anything at present.
@@ -64,11 +65,17 @@ type session struct {
 	// asked is the credit that a pull worker has asked for and not got.
 	asked int
 
-	// claiming is set while a claim is under way; again says that the bell rang
-	// meanwhile, idle that the last claim found less than it asked for.
+	// claiming is set while a claim is under way, made when the bell had rung askedAt times; again says
+	// that a standing request was answered with nothing meanwhile.
 	claiming bool
+	askedAt  uint64
 	again    bool
-	idle     bool
+	// idle: the last claim found less than it asked for, when the crew had been called dozedAt
+	// times. idlers is the list of idle sessions that it is in, between idlePrev and idleNext.
+	idle               bool
+	dozedAt            uint64
+	idlers             *idlers
+	idlePrev, idleNext *session
 	// standing is the claim id of the request that the store holds for one free slot.
 	standing task.ID
 	// wantedAt is when the session last said that it has an idle slot; wanting, that
@@ -96,74 +103,14 @@ type session struct {
 	pause       time.Duration
 	returned    int
 	notedAt     time.Time
-}
 
-// credit is how many tasks may be claimed for a session now.
-type credit struct {
-	// free slots are filled first everywhere, then come tasks for slots that a worker opens
-	// when something waits there, and at last what is claimed ahead.
-	free, grow, ahead int
-}
-
-// room is how many tasks may be at the worker that are not ahead: one for each slot, and
-// as many again while it may open more. A worker that is growing gets no more before it
-// has said so.
-func (s *session) room() int {
-	if s.hello.MaxSlots == 0 {
-		return s.slots // what is less than Hello said is out of order
-	}
-	return min(s.maxSlots, 2*s.slots)
-}
-
-// credit returns what may be claimed for the session. The window is refilled by halves:
-// one claim for many tasks costs the store what one task costs.
-func (s *session) credit() (c credit) {
-	if s.state != active || s.claiming || s.paused || s.unfit || s.behind {
-		return c
-	}
-	taken, room := len(s.held), s.room()
-	asked := s.asked
-	if !s.standing.IsZero() {
-		taken++
-		asked--
-	}
-	c.free = max(s.slots-taken, 0)
-	c.grow = max(room-max(taken, s.slots), 0)
-	size := s.window.Size()
-	if s.mode == link.Pull {
-		c.free = min(c.free, max(asked, 0))
-		c.grow = min(c.grow, max(asked-c.free, 0))
-		if size > 0 {
-			// What was asked for while tasks were short is not used after they were found not to be.
-			c.ahead = asked - c.free - c.grow
-			if s.maxSlots > s.hello.Slots {
-				// Nor what was asked for while there were more slots.
-				c.ahead = min(c.ahead, max(room+size-taken, 0))
-			}
-		}
-		return c
-	}
-	if size > 0 {
-		c.ahead = min(size, room+size-taken)
-		if 2*c.ahead < size {
-			c.ahead = 0
-		}
-	}
-	return c
-}
-
-// serves reports whether the session takes tasks of that queue and runtime.
-func (s *session) serves(queue, runtime string) bool {
-	return s.queues[queue] && s.runtimes[runtime]
-}
-
-// shares reports whether there may be tasks that both could take.
-func (s *session) shares(o *session) bool {
-	if len(s.hello.Queues)+len(s.hello.Runtimes) > len(o.hello.Queues)+len(o.hello.Runtimes) {
-		s, o = o, s
-	}
-	return slices.ContainsFunc(s.hello.Queues, func(q string) bool { return o.queues[q] }) &&
-		slices.ContainsFunc(s.hello.Runtimes, func(r string) bool { return o.runtimes[r] })
+	// showAt is when people are told of it again though nothing changed.
+	showAt time.Time
+	// touched: the next batch of effects looks at it; gone: it was forgotten.
+	touched, gone bool
+	// dueAt is not later than its next deadline, place where it is in the heap of them, from 1 on.
+	dueAt time.Time
+	place int
 }
 
 func (s *session) waiting() int { return len(s.held) - s.started }
@@ -200,6 +147,9 @@ func (s *session) release(tok task.Token) bool {
 	}
 	return true
 }
+
+// shown reports whether people are told of the session from time to time.
+func (s *session) shown() bool { return !s.showAt.IsZero() && !s.moved && s.state != leaving }
 
 func (s *session) presence() store.Presence {
 	slots := s.slots

@@ -613,8 +613,7 @@ func (s *sim) check() {
 		}
 	}
 	for _, e := range s.engines {
-		for _, id := range e.order {
-			x := e.sessions[id]
+		for x := e.oldest; x != nil; x = x.newer {
 			if x.state == active && len(x.held) != 0 {
 				s.t.Errorf("I16: a session holds %d claims after everything has ended", len(x.held))
 			}

@@ -38,9 +38,10 @@ type wants struct {
 	words map[wantKey]*wanted
 	// queue lists them in the order in which they are looked at.
 	queue []wantKey
-	// crowded lists the sessions that have more claims than slots, in the order in which
-	// they opened: only those have something to give.
-	crowded []*session
+	// crowded lists the crews with sessions that have more claims than slots: only those have
+	// something to give. changed says that one of them has had another claim since the words were looked at.
+	crowded []*crew
+	changed bool
 	// spent is the work since the last batch of effects, total that of all time.
 	spent, total int
 	// next is when to look again though nothing happens, zero for never.
@@ -78,25 +79,47 @@ func (w *wants) later(at time.Time) {
 	}
 }
 
-// follow keeps the list of crowded sessions after a change of claims or slots.
+// follow keeps the lists of crowded sessions after a change of claims or slots.
 func (w *wants) follow(s *session) {
-	if crowded := len(s.held) > s.slots; crowded == s.crowded {
+	crowded := len(s.held) > s.slots
+	w.changed = w.changed || crowded
+	if crowded == s.crowded {
 		return
 	}
-	i, _ := slices.BinarySearchFunc(w.crowded, s, func(a, b *session) int { return cmp.Compare(a.seq, b.seq) })
-	if s.crowded {
-		w.crowded = slices.Delete(w.crowded, i, i+1)
-	} else {
-		w.crowded = slices.Insert(w.crowded, i, s)
+	c := s.crew
+	i, _ := slices.BinarySearchFunc(c.crowded, s, func(a, b *session) int { return cmp.Compare(a.seq, b.seq) })
+	if s.crowded = crowded; !crowded {
+		w.uncrowd(c, i)
+		return
 	}
-	s.crowded = !s.crowded
+	if len(c.crowded) == 0 {
+		w.crowded = append(w.crowded, c)
+	}
+	c.crowded = slices.Insert(c.crowded, i, s)
+}
+
+// uncrowd takes the session at place i off the crowded ones of a crew.
+func (w *wants) uncrowd(c *crew, i int) {
+	if c.crowded = slices.Delete(c.crowded, i, i+1); len(c.crowded) == 0 {
+		w.crowded = slices.DeleteFunc(w.crowded, func(o *crew) bool { return o == c })
+	}
 }
 
 // drop forgets a session that ends.
 func (w *wants) drop(s *session) {
 	if s.crowded {
-		w.crowded = slices.DeleteFunc(w.crowded, func(o *session) bool { return o == s })
+		w.uncrowd(s.crew, slices.Index(s.crew.crowded, s))
 		s.crowded = false
+	}
+}
+
+// unsay takes the word of a session back that asks the store again.
+func (w *wants) unsay(s *session) {
+	if s.idle || len(w.words) == 0 {
+		return
+	}
+	if word := w.words[wantKey{from: s.id}]; word != nil {
+		word.n = 0 // remember forgets it
 	}
 }
 
@@ -144,56 +167,73 @@ func (e *Engine) recall(key wantKey, n int) {
 	}
 	ws.words[key] = w
 	ws.queue = append(ws.queue, key)
+	ws.later(w.until.Add(1))
 }
 
 // ask sends recalls for w and takes what they ask for off it.
 func (e *Engine) ask(key wantKey, w *wanted) {
-	for _, s := range e.wants.crowded {
-		if w.n <= 0 {
+	ws := &e.wants
+	from := e.sessions[key.from]
+	for _, c := range ws.crowded {
+		if !ws.spend(1) {
+			ws.later(e.now.Add(lookAgain))
 			return
 		}
-		if !e.wants.spend(1) {
-			e.wants.later(e.now.Add(lookAgain))
-			return
-		}
-		k := min(w.n, e.surplus(s, key))
-		if k == 0 {
+		if !e.concerns(c, from, key) {
 			continue
 		}
-		if again := s.recalledAt.Add(wantEvery); again.After(e.now) {
-			e.wants.later(again)
-			continue
+		for _, s := range c.crowded {
+			if w.n <= 0 {
+				return
+			}
+			if !ws.spend(1) {
+				ws.later(e.now.Add(lookAgain))
+				return
+			}
+			e.askBack(s, key, w)
 		}
-		w.n -= k
-		s.recalledAt = e.now
-		s.owe(k)
-		s.window.Close()
-		e.send(s, &link.Recall{N: k})
 	}
 }
 
-// surplus is how many offers of s may be asked back for a word. What waits for a slot that
-// is about to be filled is none.
-func (e *Engine) surplus(s *session, key wantKey) int {
-	if s.id == key.from || s.hello == nil || s.state == lost {
-		return 0
+// concerns reports whether sessions of a crew may hold what a word is about.
+func (e *Engine) concerns(c *crew, from *session, key wantKey) bool {
+	if from == nil || from.crew == nil {
+		return c.serves(key.queue, key.runtime)
 	}
-	if o := e.sessions[key.from]; o != nil && o.hello != nil {
-		e.wants.spend(min(len(s.hello.Queues)+len(s.hello.Runtimes), len(o.hello.Queues)+len(o.hello.Runtimes)))
-		if !s.shares(o) {
-			return 0
-		}
-	} else if !s.serves(key.queue, key.runtime) {
-		return 0
+	o := from.crew
+	if c != o {
+		e.wants.spend(min(len(c.queues)+len(c.runtimes), len(o.queues)+len(o.runtimes)))
 	}
-	return max(len(s.held)-s.slots, 0)
+	return c.shares(o)
+}
+
+// askBack sends one session a recall for w, if it has something to give and was not asked just now.
+// What waits for a slot that is about to be filled is not asked back.
+func (e *Engine) askBack(s *session, key wantKey, w *wanted) {
+	k := min(w.n, len(s.held)-s.slots)
+	if k <= 0 || s.id == key.from || s.state == lost {
+		return
+	}
+	if again := s.recalledAt.Add(wantEvery); again.After(e.now) {
+		e.wants.later(again)
+		return
+	}
+	w.n -= k
+	s.recalledAt = e.now
+	s.owe(k)
+	s.window.Close()
+	e.touch(s)
+	e.send(s, &link.Recall{N: k})
 }
 
 // remember follows words of idle slots that could not be followed before, and forgets
 // those that are old, or of sessions that have no use for them any more.
 func (e *Engine) remember() {
 	ws := &e.wants
-	ws.next = time.Time{}
+	if len(ws.queue) > 0 && !ws.changed && ws.next.After(e.now) {
+		return // there is nothing more to be had than before
+	}
+	ws.next, ws.changed = time.Time{}, false
 	for range len(ws.queue) {
 		if !ws.spend(1) {
 			ws.later(e.now.Add(lookAgain))
@@ -207,6 +247,7 @@ func (e *Engine) remember() {
 		if w.n > 0 && !w.until.Before(e.now) && (s == nil || s.idle) && (s != nil || !here) {
 			if e.ask(key, w); w.n > 0 {
 				ws.queue = append(ws.queue, key)
+				ws.later(w.until.Add(1))
 				continue
 			}
 		}
