@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import treadle
 from fake_fabric import FakeFabric
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Tell of a failure at once: a later test that hangs would keep it from the summary."""
+    if report.failed and sys.__stderr__ is not None:
+        print(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(autouse=True)

@@ -72,6 +72,10 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def client(up: Up) -> Iterator[treadle.Client]:
     with treadle.Client(up.address) as c:
         yield c
+        # What a test that failed has left would keep the slots from all that follow.
+        for status in ("QUEUED", "RUNNING"):
+            for task in list(c.tasks(f"status = {status}")):
+                c.cancel(task.task_id)
 
 
 def until(what: Callable[[], bool], timeout: float = 30.0) -> None:
