@@ -221,7 +221,7 @@ func (s *Store) keepReserve(used int) {
 	was := s.crowded.Swap(now)
 	switch {
 	case was == nil && now != nil:
-		s.log.LogAttrs(context.Background(), slog.LevelWarn, "nothing new is taken", slog.Any("error", now))
+		s.log.LogAttrs(context.Background(), slog.LevelWarn, "new tasks are refused", slog.Any("error", now))
 	case was != nil && now == nil:
 		s.log.Info("new tasks are accepted again", "memory_used_percent", used)
 	}
