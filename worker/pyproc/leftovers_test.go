@@ -61,6 +61,8 @@ var leftovers = []struct {
 		victim: `len(__import__("contextvars").copy_context())`, kept: true},
 	{name: "time zone", culprit: "import os, time; os.environ['TZ'] = 'Asia/Kathmandu'; time.tzset()", victim: `__import__("time").strftime("%z", __import__("time").localtime(0))`, kept: true},
 	{name: "affinity", culprit: "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", victim: `len(__import__("os").sched_getaffinity(0))`},
+	{name: "descriptor that signals write to", culprit: "import os, signal\n    _, w = os.pipe(); os.set_blocking(w, False); signal.set_wakeup_fd(w)",
+		victim: `__import__("signal").set_wakeup_fd(-1)`},
 	{name: "traceback limit", culprit: "import sys; sys.tracebacklimit = 0", victim: `hasattr(__import__("sys"), "tracebacklimit")`, kept: true},
 	{name: "start method", culprit: "import multiprocessing as m; m.set_start_method('spawn')", module: "import multiprocessing.context",
 		victim: `__import__("multiprocessing").get_start_method()`, kept: true},

@@ -90,6 +90,7 @@ _getcwd, _chdir, _dup2, _umask = os.getcwd, os.chdir, os.dup2, os.umask
 _getrlimit = resource.getrlimit
 _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
 _getsignal, _setsignal, _alarm = _signal.getsignal, _signal.signal, _signal.alarm
+_wakeup = _signal.set_wakeup_fd
 _getitimer, _sigmask = _signal.getitimer, _signal.pthread_sigmask
 _affinity: Callable[[int], Any] = getattr(os, "sched_getaffinity", lambda _: None)
 _getrecursion, _setrecursion = sys.getrecursionlimit, sys.setrecursionlimit
@@ -427,6 +428,8 @@ def _rest() -> tuple[Any, ...]:
         _getitimer(_signal.ITIMER_VIRTUAL),
         _getitimer(_signal.ITIMER_PROF),
         _affinity(0),
+        # Asked by putting it back: a signal would write into whatever has that descriptor by then.
+        _wakeup(-1),
         gc.get_debug(),
         tuple(sys.get_asyncgen_hooks()),
         _module("tracemalloc", _NoTraces).is_tracing(),
