@@ -124,7 +124,7 @@ export function encodeJson(value: unknown): Uint8Array {
 /**
  * The value of a COMPLETED result.
  *
- * Throws a {@link TaskFailedError} when the task is FAILED or CANCELLED, and a
+ * Throws a {@link TaskFailedError} when the task is FAILED, its {@link TaskCancelledError} when it is CANCELLED, and a
  * {@link NoJsonValueError} when it has no value that JSON can hold: it is unfinished,
  * was executed with pickled arguments, or returned such a thing. Integers beyond
  * Number.MAX_SAFE_INTEGER lose digits here, as everywhere in JavaScript; the field
@@ -133,7 +133,10 @@ export function encodeJson(value: unknown): Uint8Array {
  * @typeParam T - what the function returns; it is not checked
  */
 export function resultOf<T = unknown>(result: TaskResult): T {
-  if (result.status === Task_Status.FAILED || result.status === Task_Status.CANCELLED) {
+  if (result.status === Task_Status.CANCELLED) {
+    throw new TaskCancelledError(result);
+  }
+  if (result.status === Task_Status.FAILED) {
     throw new TaskFailedError(result);
   }
   if (result.status !== Task_Status.COMPLETED || result.result === undefined) {
@@ -144,7 +147,7 @@ export function resultOf<T = unknown>(result: TaskResult): T {
 
 /** A task ended in FAILED or CANCELLED. */
 export class TaskFailedError extends Error {
-  override readonly name = "TaskFailedError";
+  override readonly name: string = "TaskFailedError";
   readonly taskId: string;
   readonly status: Task_Status;
   /** What the server recorded: class of the failure, exception, traceback. */
@@ -157,6 +160,11 @@ export class TaskFailedError extends Error {
     this.status = result.status;
     this.detail = result.error;
   }
+}
+
+/** A task was cancelled. */
+export class TaskCancelledError extends TaskFailedError {
+  override readonly name = "TaskCancelledError";
 }
 
 /** A result holds no JSON value: the task is unfinished, or its value is a pickle. */

@@ -31,4 +31,5 @@ test("a result without a JSON value is an error that says why", () => {
   assert.throws(() => resultOf(pickled), NoJsonValueError);
   assert.throws(() => resultOf(pickled), /not JSON: \{1, 2\}/);
   assert.throws(() => resultOf(create(TaskResultSchema, { taskId, status: Task_Status.CANCELLED })), TaskFailedError);
+  assert.throws(() => resultOf(create(TaskResultSchema, { taskId, status: Task_Status.CANCELLED })), { name: "TaskCancelledError" });
 });
