@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,5 +29,17 @@ func TestServeSecurity(t *testing.T) {
 	t.Setenv("TREADLE_TLS_CA", filepath.Join(t.TempDir(), "none.pem"))
 	if err := check(remote); err == nil || !strings.Contains(err.Error(), "none.pem") {
 		t.Errorf("no CA: %v", err)
+	}
+}
+
+// MaxSlots reaches the agent, which holds it to its limits.
+func TestServeMaxSlots(t *testing.T) {
+	var h Handlers
+	HandleIn(&h, "f", func(_ context.Context, n int) (int, error) { return n, nil })
+	for most, want := range map[int]string{2: "2 slots at most: want 4", 4097: "4097 slots at most"} {
+		err := Serve(t.Context(), Options{Slots: 4, MaxSlots: most, Handlers: &h, Dispatchers: []string{"127.0.0.1:1"}})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("MaxSlots %d: %v, want %q", most, err, want)
+		}
 	}
 }
