@@ -251,6 +251,10 @@ func TestReasons(t *testing.T) {
 			t.e.MayLose = true
 			t.op(history.Cancel, "k", "t", history.OK, history.Event{Status: cancelled})
 		}},
+		{"a worker that was frozen began it late", func(t *tape) {
+			t.e.Faults = []Fault{{At: 1, Agents: []int{7}}}
+			t.e.Runs = append(t.e.Runs, history.Run{At: t.now + 10, Key: "k", Run: "r0", What: history.Started, Agent: 7})
+		}},
 		{"its outcome was lost and it ran again", func(t *tape) {
 			t.e.MayLose, t.e.Faults = true, []Fault{{At: 1}}
 			t.run("k", "r0", history.Started)

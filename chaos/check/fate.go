@@ -206,10 +206,11 @@ func extras(e *Evidence, f *Findings) {
 		slices.SortFunc(list, func(a, b start) int { return int(a.at - b.at) })
 		unexplained, used := 0, map[int]bool{}
 		for i := 1; i < len(list); i++ {
-			// One fault takes an execution from a worker once.
+			// One fault takes an execution from a worker once, or has a worker that was frozen begin
+			// what it was offered before, until it hears that another one has it.
 			struck := -1
 			for k, x := range e.Faults {
-				if !used[k] && x.At < list[i].at && slices.ContainsFunc(list[:i], func(s start) bool { return slices.Contains(x.Agents, s.agent) }) {
+				if !used[k] && x.At < list[i].at && slices.ContainsFunc(list[:i+1], func(s start) bool { return slices.Contains(x.Agents, s.agent) }) {
 					struck = k
 					break
 				}
