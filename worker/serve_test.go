@@ -36,7 +36,7 @@ func TestServeSecurity(t *testing.T) {
 func TestServeMaxSlots(t *testing.T) {
 	var h Handlers
 	HandleIn(&h, "f", func(_ context.Context, n int) (int, error) { return n, nil })
-	for most, want := range map[int]string{2: "2 slots at most: want 4", 4097: "4097 slots at most"} {
+	for most, want := range map[int]string{2: "at least 4 slots and at most 2", 4097: "at least 4 slots and at most 4097"} {
 		err := Serve(t.Context(), Options{Slots: 4, MaxSlots: most, Handlers: &h, Dispatchers: []string{"127.0.0.1:1"}})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("MaxSlots %d: %v, want %q", most, err, want)
