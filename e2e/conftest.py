@@ -1,5 +1,6 @@
 """Fixtures: fabrics that tests share or have for themselves."""
 
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -17,6 +18,9 @@ FABRICS = pytest.StashKey[list[Fabric]]()
 
 
 def pytest_sessionstart() -> None:
+    # Processes inherit a signal that is ignored, as SIGHUP under nohup, and do not inherit a handler.
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     if not BINARY.is_file():
         raise pytest.UsageError(f"there is no {BINARY}: build it (make build), or set TREADLE_BIN")
 

@@ -70,6 +70,10 @@ func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFu
 	default:
 		return task.Function{}, invalid("payload", "neither payload nor source is set: want exactly one of them")
 	}
+	// The root routes promise that any text is a name; a source whose name holds one could never run.
+	if strings.ContainsRune(r.name, 0) {
+		return task.Function{}, invalid("name", "name %.64q has a NUL character, which no function's name has", r.name)
+	}
 	return s.register(ctx, r)
 }
 
@@ -77,9 +81,6 @@ func (s *Server) registerFunction(ctx context.Context, req *treadlev1.RegisterFu
 func (s *Server) register(ctx context.Context, r registration) (task.Function, error) {
 	if n := utf8.RuneCountInString(r.name); n > task.MaxNameLength {
 		return task.Function{}, invalid("name", "name has %d characters: want at most %d", n, task.MaxNameLength)
-	}
-	if strings.ContainsRune(r.name, 0) {
-		return task.Function{}, invalid("name", "name %.64q has a NUL character, which no function's name has", r.name)
 	}
 	if r.form == task.FormSource {
 		if i := bytes.IndexByte(r.payload, 0); i >= 0 {

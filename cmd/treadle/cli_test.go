@@ -11,9 +11,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,6 +48,9 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(code)
 	}
+	// Nor must it matter that SIGHUP is ignored, as under nohup: processes inherit that, and do not
+	// inherit a handler.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	// Settings of whoever runs the tests must not change them.
 	for _, e := range os.Environ() {
 		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, envPrefix) {

@@ -22,6 +22,7 @@ var leaseTests = []test{
 	{"ResumeKeepsAndReturns", testResume},
 	{"ResumeOfAnotherWorker", testResumeOther},
 	{"ReopenGrantsAFreshLease", testReopenLease},
+	{"ReopenKeepsTimeLimits", testReopenTimeout},
 	{"ReopenRequeuesLocal", testReopenLocal},
 	{"ReopenKeepsEverything", testReopenKeeps},
 	{"CrashKeepsWhatWasAcknowledged", testCrash},
@@ -307,6 +308,24 @@ func testReopenLease(e *env) {
 	e.reap()
 	if t := e.wantStatus(lost, task.Queued); t.Lease != nil {
 		e.Fatalf("lease %+v outlived its end", t.Lease)
+	}
+}
+
+// testReopenTimeout: what was claimed since the store is open again has no grant to keep: its time limit holds.
+func testReopenTimeout(e *env) {
+	e.reopen()
+	id := e.submit(func(t *task.Task) { t.Timeout = time.Second })
+	r := e.request(1)
+	r.Until = e.Now().Add(e.Lease / 5)
+	c := e.claimReq(r)
+	started := e.Now()
+	most := started.Add(time.Second).Add(task.TimeoutMargin(time.Second))
+	if !most.Before(started.Add(e.Lease)) {
+		e.Fatalf("a lease of %s is too short to tell", e.Lease)
+	}
+	e.renew(store.Renewal{Token: c[0].Token, Until: started.Add(e.Lease), StartedAt: started}, task.VerdictRecorded)
+	if l := e.task(id).Lease; l == nil || l.Until.After(most) {
+		e.Fatalf("lease %+v, want it to end by %s", l, most)
 	}
 }
 

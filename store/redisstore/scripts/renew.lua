@@ -8,8 +8,8 @@
 --          long ago the attempt started ('' when it did not), output, worker that must
 --          hold it (or ''), session that it moves to (or ''), time limit and margin in
 --          microseconds (0 for none): from its start, or from the claim before that, the
---          lease is not extended beyond, nor beyond the one length that all leases were
---          granted after an outage
+--          lease is not extended beyond. One that was granted anew after an outage, and not heard
+--          of since, keeps the length that it was granted
 --
 -- Answers {now, then for each lease: code, start}; codes: 0 the token is not that of the
 -- claim in force, 1 recorded. start is when the attempt in force started, 0 before.
@@ -35,8 +35,12 @@ local function renew(i)
   if starts then started = math.max(claimed, math.min(now, now - ARGV[i + 4])) end
   local wanted, limit = now + ARGV[i + 3], tonumber(ARGV[i + 8])
   if limit > 0 then
-    calm = calm or tonumber(call('HGET', meta, M.calm) or '0')
-    wanted = math.min(wanted, math.max(calm, (started > 0 and started or claimed + ARGV[5]) + limit))
+    local last = (started > 0 and started or claimed + ARGV[5]) + limit
+    if number_at(head, P.heard) ~= generation then
+      calm = calm or tonumber(call('HGET', meta, M.calm) or '0')
+      last = math.max(calm, last)
+    end
+    wanted = math.min(wanted, last)
   end
   if wanted > till then
     till = wanted
