@@ -85,6 +85,7 @@ func (c *checker) run() {
 	c.each(spaceFunction, c.functionRow)
 	c.each(spaceOwner, c.ownerRow)
 	c.index()
+	c.waiting()
 	c.usage()
 	c.registrations()
 }
@@ -347,7 +348,17 @@ func (c *checker) index() {
 	if resident != ix.resident || argBytes != ix.argBytes {
 		c.fail("%d records and %d bytes of arguments in memory, counted %d and %d", resident, argBytes, ix.resident, ix.argBytes)
 	}
+	filled := map[*lane]bool{}
+	for _, l := range ix.filled {
+		if filled[l] || !l.filled {
+			c.fail("lane %v is twice among those with something ready, or does not know of it", l.key)
+		}
+		filled[l] = true
+	}
 	for k, l := range ix.lanes {
+		if l.filled != filled[l] || l.ready > 0 && !l.filled {
+			c.fail("lane %v has %d tasks ready; listed: %t, believed: %t", k, l.ready, filled[l], l.filled)
+		}
 		n := want[l]
 		if n == nil {
 			n = new(counts)

@@ -79,7 +79,7 @@ func (s *Store) nothingFor(now time.Time, reqs []store.ClaimRequest) bool {
 
 // claim serves one request.
 func (x *txn) claim(m moment, r *store.ClaimRequest) []store.Claimed {
-	s, now := x.s, m.at
+	s := x.s
 	if g := s.ix.claims[r.Claim]; g != nil && !seededbug.On(seededbug.ClaimTwice) {
 		return g.again(r.Claim)
 	}
@@ -91,6 +91,12 @@ func (x *txn) claim(m moment, r *store.ClaimRequest) []store.Claimed {
 			}
 		}
 	}
+	return x.claimFrom(lanes, m, r)
+}
+
+// claimFrom takes what a request asks for from lanes.
+func (x *txn) claimFrom(lanes []*lane, m moment, r *store.ClaimRequest) []store.Claimed {
+	s, now := x.s, m.at
 	lease := task.Lease{Claim: r.Claim, Session: r.Session, Worker: r.Worker, Local: r.Local, Until: m.of(r.Until)}
 	var out []store.Claimed
 	size := 0

@@ -118,9 +118,7 @@ type txn struct {
 	blobsGone map[[32]byte]struct{}
 	ready     []*lane
 	signals   []store.Signal
-	// look asks for a look at the standing requests though nothing became ready; served
-	// are those that are at an end.
-	look   bool
+	// served are the standing requests that are at an end.
 	served []served
 	// ended are the tasks that finished and are in no retention row yet; the last of
 	// them finished at endedAt.

@@ -56,8 +56,10 @@ type claimGroup struct {
 
 // index is everything that the store knows of unfinished tasks.
 type index struct {
-	entries   map[task.ID]*entry
-	lanes     map[laneKey]*lane
+	entries map[task.ID]*entry
+	lanes   map[laneKey]*lane
+	// filled lists at least the lanes that have something ready.
+	filled    []*lane
 	claims    map[task.ID]*claimGroup
 	owners    owners
 	functions registered
@@ -147,6 +149,7 @@ func (ix *index) place(e *entry, now time.Time) {
 	default:
 		e.where = whereReady
 		e.lane.push(e)
+		ix.fill(e.lane)
 	}
 	if !t.Deadline.IsZero() && e.pos[slotDeadline] == 0 {
 		ix.deadlines.push(e, nanos(t.Deadline))
@@ -224,6 +227,7 @@ func (ix *index) promote(now time.Time, due func(*lane)) {
 		ix.delayed.remove(e)
 		e.where = whereReady
 		e.lane.push(e)
+		ix.fill(e.lane)
 		due(e.lane)
 	}
 }
@@ -239,6 +243,7 @@ func (l *lane) count(s task.Status, n int) {
 
 // sweepLanes forgets lanes that nothing refers to, as names of queues come from clients.
 func (ix *index) sweepLanes() {
+	ix.pruneFilled()
 	for k, l := range ix.lanes {
 		if l.queued == 0 && l.running == 0 {
 			delete(ix.lanes, k)

@@ -23,6 +23,10 @@ type lane struct {
 	queued, running int
 	// rung is the commit that last rang Ready for this lane.
 	rung *txn
+	// filled says that the lane is in index.filled; round is the round of serving that
+	// last looked at it.
+	filled bool
+	round  uint64
 }
 
 func (l *lane) push(e *entry) {

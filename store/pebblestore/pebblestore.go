@@ -163,9 +163,9 @@ type Store struct {
 	newest task.ID
 	// flight is the commit under way.
 	flight *txn
-	// standing are the requests that wait for work, who waits longest first.
-	standing []*standing
-	recent   recent
+	// waiting are the requests that wait for work.
+	waiting waiting
+	recent  recent
 	// counted is set once an owner has something: keyCounted is written from then on.
 	counted bool
 	// registrations counts commits with functions in them.
@@ -186,7 +186,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		opts: opts, log: opts.Logger, sync: pebble.Sync, ix: newIndex(),
+		opts: opts, log: opts.Logger, sync: pebble.Sync, ix: newIndex(), waiting: newWaiting(),
 		failed: make(chan struct{}), stopped: make(chan struct{}), closing: make(chan struct{}),
 	}
 	s.queue.init()

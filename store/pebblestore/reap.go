@@ -68,6 +68,9 @@ func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage, moved boo
 	s.ix.promote(at, func(l *lane) {
 		if _, ok := woken[l]; !ok {
 			woken[l] = struct{}{}
+			if s.waiting.count > 0 {
+				s.waiting.woken = append(s.waiting.woken, l)
+			}
 			signals = append(signals, readySignal(l))
 		}
 	})
@@ -81,10 +84,10 @@ func (s *Store) dueNow(now time.Time) (at time.Time, overdue, garbage, moved boo
 // for the rest.
 func (s *Store) offerPromoted(ctx context.Context, op string, signals []store.Signal) error {
 	s.mu.Lock()
-	stand := len(s.standing) > 0
+	look := len(s.waiting.woken) > 0
 	s.mu.Unlock()
-	if stand && len(signals) > 0 {
-		if err := s.commit(ctx, op, 512, func(x *txn) { x.look = true }); err != nil {
+	if look {
+		if err := s.commit(ctx, op, 512, func(*txn) {}); err != nil {
 			return err
 		}
 	}

@@ -140,9 +140,14 @@ func TestStandingLeavesTheExpired(t *testing.T) {
 }
 
 // TestStandingGetsTheDelayed: the end of a delay is no change of the disk, and serves who
-// stands for the task all the same.
+// stands for the task all the same, then or later.
 func TestStandingGetsTheDelayed(t *testing.T) {
 	t.Parallel()
+	t.Run("Stands", func(t *testing.T) { t.Parallel(); delayed(t, false) })
+	t.Run("StandsLater", func(t *testing.T) { t.Parallel(); delayed(t, true) })
+}
+
+func delayed(t *testing.T, withdrawn bool) {
 	f := newFixture(t, func(o *Options) { o.FS = vfs.NewMem() })
 	id := submitOne(t, f)
 	for n := 1; ; n++ {
@@ -157,13 +162,22 @@ func TestStandingGetsTheDelayed(t *testing.T) {
 			break // backoff starts with the second loss
 		}
 	}
-	_, got := standBy(t, f, task.RuntimePython)
+	claim, got := standBy(t, f, task.RuntimePython)
 	if len(*got) != 0 {
 		t.Fatalf("served %+v before its delay is over", *got)
+	}
+	if withdrawn {
+		f.s.Withdraw(claim)
 	}
 	f.clock.Advance(time.Minute)
 	if _, err := f.s.Reap(context.Background(), f.clock.Now(), 10); err != nil {
 		t.Fatal(err)
+	}
+	if withdrawn {
+		if len(*got) != 0 {
+			t.Fatalf("served %+v after it was withdrawn", *got)
+		}
+		_, got = standBy(t, f, task.RuntimePython)
 	}
 	if len(*got) != 1 || (*got)[0].Token.Task != id {
 		t.Fatalf("served %+v, want task %s", *got, id)
