@@ -128,7 +128,7 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 	for {
 		f, err := conn.Recv()
 		if err != nil {
-			d.post(closed{session: id, reason: err})
+			d.post(closed{session: id, reason: ending(ctx, err)})
 			if errors.Is(err, link.ErrClosed) {
 				return nil
 			}
@@ -150,6 +150,15 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 			return nil
 		}
 	}
+}
+
+// ending is why a link ended: whoever ended its context knows better than the link.
+func ending(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if cause == nil || errors.Is(cause, context.Canceled) || !errors.Is(err, link.ErrClosed) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return cause
 }
 
 // post gives an event to the loop; false means that the loop has ended.

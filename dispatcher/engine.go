@@ -22,9 +22,6 @@ import (
 const (
 	// maxPairs bounds the pairs of a queue and a runtime of a Hello: a claim looks at each.
 	maxPairs = 4096
-	// maxHeld bounds what a worker may say that it holds: slots and window, and reports that
-	// a slow store has not acknowledged for many seconds.
-	maxHeld = 1 << 16
 	// maxAsked bounds the credit that a pull worker may pile up.
 	maxAsked = 2 * task.MaxSlots
 )

@@ -47,8 +47,8 @@ func (e *Engine) frame(s *session, f link.Frame) {
 			s.unfit, s.idle = f.Unfit, false
 			e.show(s, false)
 		}
-		if len(f.Held) > maxHeld {
-			e.refuse(s, fmt.Sprintf("a heartbeat lists %d claims: want at most %d", len(f.Held), maxHeld))
+		if len(f.Held) > task.MaxHeld {
+			e.refuse(s, fmt.Sprintf("a heartbeat lists %d claims: want at most %d", len(f.Held), task.MaxHeld))
 			return
 		}
 		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})

@@ -33,8 +33,8 @@ func (e *Engine) hello(s *session, h *link.Hello) {
 		e.refuse(s, fmt.Sprintf("%d queues, %d runtimes and %d handlers: want at most %d of each",
 			len(h.Queues), len(h.Runtimes), len(h.Handlers), task.MaxListed))
 		return
-	case len(h.Held) > maxHeld:
-		e.refuse(s, fmt.Sprintf("the worker reports %d claims: want at most %d", len(h.Held), maxHeld))
+	case len(h.Held) > task.MaxHeld:
+		e.refuse(s, fmt.Sprintf("the worker reports %d claims: want at most %d", len(h.Held), task.MaxHeld))
 		return
 	}
 	// The frame is the worker's: what is changed is a copy.

@@ -133,7 +133,7 @@ func (s *session) start(tok task.Token) bool {
 }
 
 // owe notes that up to n claims were asked back, or stopped.
-func (s *session) owe(n int) { s.owed = min(s.owed+n, maxHeld) }
+func (s *session) owe(n int) { s.owed = min(s.owed+n, task.MaxHeld) }
 
 // release forgets a claim and reports whether the session had it.
 func (s *session) release(tok task.Token) bool {

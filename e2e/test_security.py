@@ -258,7 +258,9 @@ def test_revoked_token(secured: Secured, tmp_path: Path) -> None:
     first = wait_starts(notes, 1)[0]
 
     secured.revoke(spare)
-    says(revoked, "the token is not accepted: it is not known here, or was revoked")
+    line = says(revoked, "the token is not accepted: it is not known here, or was revoked")
+    assert "does not admit this worker" in line and "treadle token create" in line
+    says(secured.up, 'worker (lost|detached).* reason="the token is not accepted')
     until(lambda: not secured.attached(revoked), "the dispatcher to give the worker up")
     until(lambda: not procfs.exists(first.pid), "the worker to give up what it runs")
     heir = secured.worker(secured.tokens["worker"])

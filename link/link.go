@@ -19,6 +19,11 @@ const Version = 1
 // tried, as a certificate is refused or another kind of server answers.
 var ErrHopeless = errors.New("retrying cannot help")
 
+// ErrNotAdmitted is what the end of a connection is when the dispatcher refused who opened it: no
+// token, one that was revoked or has expired, one of another role, or no certificate. Only
+// other credentials help, so whoever dials again should not hurry.
+var ErrNotAdmitted = errors.New("not admitted")
+
 // Conn is one end of a link.
 //
 // Send may be called by one goroutine at a time, Recv by one other; Close by

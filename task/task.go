@@ -43,6 +43,9 @@ const (
 	MaxPayloadLimit   = 900 << 20
 	// MaxSlots bounds the slots of one worker.
 	MaxSlots = 4096
+	// MaxHeld bounds the claims that one frame lists, and so what a worker may say that it
+	// holds: slots and window, and reports that a slow store has not acknowledged yet.
+	MaxHeld = 16 << 10
 	// MaxListed bounds the queues, the runtimes and the handlers of one worker, each.
 	MaxListed = 1024
 	// MaxWorkerID bounds the id of a worker, MaxWorkerText each text that it says of

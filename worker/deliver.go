@@ -12,7 +12,8 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// refusedLast is the longest pause of a worker whose frames are refused again and again.
+// refusedLast is the longest pause of a worker whose frames are refused again and again, or that
+// is not admitted.
 const refusedLast = 30 * time.Second
 
 // refusedFrame returns the error of a session that ended for the sake of a frame of ours:
@@ -92,7 +93,7 @@ func (a *Agent) undelivered(why *task.Error) string {
 
 // pauses are the pauses between sessions. Links that fail are dialled again within
 // ReconnectLast, as leases run meanwhile; frames that are refused again and again are not
-// worth that hurry.
+// worth that hurry, nor is a dispatcher that does not admit the worker.
 type pauses struct {
 	failed, refused *backoff.ExponentialBackOff
 	// said is when the log last told of sessions without progress, count how many there
@@ -101,6 +102,8 @@ type pauses struct {
 	count int
 	// cut is how many welcomed sessions in a row ended before anything was done.
 	cut int
+	// denied says that the last session ended as the worker is not admitted.
+	denied bool
 }
 
 // hastyCuts is how many sessions in a row may end between the welcome and the first thing
@@ -134,14 +137,16 @@ func (p *pauses) next(was sessionEnd, refused bool, now time.Time) (wait time.Du
 		p.cut++
 		p.failed.Reset()
 	}
-	if progress && !refused {
+	if progress && !refused || was.denied != p.denied {
 		p.count = 0
+		p.refused.Reset()
 	}
-	if !refused {
+	p.denied = was.denied
+	if refused || was.denied {
+		wait = p.refused.NextBackOff()
+	} else {
 		p.refused.Reset()
 		wait = p.failed.NextBackOff()
-	} else {
-		wait = p.refused.NextBackOff()
 	}
 	p.count++
 	if p.count == 1 || now.Sub(p.said) >= sayEvery {

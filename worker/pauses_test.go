@@ -26,7 +26,7 @@ func TestPauses(t *testing.T) {
 	if minutes := int(now.Sub(p.said)/sayEvery) + said; said < 2 || minutes > 40 {
 		t.Errorf("the log told %d times", said)
 	}
-	if _, say := p.next(sessionEnd{true, true}, false, now); !say {
+	if _, say := p.next(sessionEnd{welcomed: true, progress: true}, false, now); !say {
 		t.Error("a failure after progress is not told")
 	}
 	if wait, _ := p.next(sessionEnd{}, true, now); wait > 40*time.Millisecond {
@@ -57,7 +57,31 @@ func TestPausesOfCutSessions(t *testing.T) {
 	if wait < cfg.ReconnectLast/2 {
 		t.Errorf("after %d cuts a pause of %s: it does not grow", hastyCuts+20, wait)
 	}
-	if wait, _ = p.next(sessionEnd{true, true}, false, now); wait > 2*cfg.ReconnectFirst {
+	if wait, _ = p.next(sessionEnd{welcomed: true, progress: true}, false, now); wait > 2*cfg.ReconnectFirst {
 		t.Errorf("after progress a pause of %s", wait)
+	}
+}
+
+// TestPausesOfDeniedWorkers: a worker that is not admitted says so at once, comes back ever more
+// seldom, and is as quick as ever once it is let in.
+func TestPausesOfDeniedWorkers(t *testing.T) {
+	cfg := Config{ReconnectFirst: 20 * time.Millisecond, ReconnectLast: time.Second, RefusedLast: refusedLast}
+	p, now := newPauses(cfg), time.Now()
+	p.next(sessionEnd{}, false, now)
+	if wait, say := p.next(sessionEnd{welcomed: true, progress: true, denied: true}, false, now); !say || wait > 40*time.Millisecond {
+		t.Errorf("the first refusal: told %v, a pause of %s", say, wait)
+	}
+	var wait time.Duration
+	for range 20 {
+		var say bool
+		if wait, say = p.next(sessionEnd{denied: true}, false, now); say {
+			t.Error("the log repeats itself within a minute")
+		}
+	}
+	if wait < refusedLast/2 {
+		t.Errorf("after 20 refusals a pause of %s, want about %s", wait, refusedLast)
+	}
+	if wait, say := p.next(sessionEnd{}, false, now); !say || wait > 2*time.Second {
+		t.Errorf("a link that fails after refusals: told %v, a pause of %s", say, wait)
 	}
 }

@@ -74,8 +74,12 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 		if fault != nil {
 			done = a.undelivered(fault)
 		}
+		was.denied = errors.Is(err, link.ErrNotAdmitted)
 		wait, say := pause.next(was, fault != nil, time.Now())
 		switch {
+		case was.denied && say:
+			a.log.Warn("the dispatcher does not admit this worker; trying again", "error", err, "in", wait, "times", pause.count,
+				"fix", "start it with a token of the role worker that is valid there (TREADLE_TOKEN, 'treadle token create'), or with the certificate that is asked for")
 		case fault != nil && done != "":
 			a.log.Warn("the dispatcher rejected a report; reconnecting", "error", err, "in", wait, "then", done)
 		case say:
@@ -91,8 +95,8 @@ func (a *Agent) sessions(ctx context.Context, gone <-chan struct{}) error {
 }
 
 // sessionEnd is what is left to say of a session: whether the dispatcher welcomed the worker,
-// and whether it took or gave anything then.
-type sessionEnd struct{ welcomed, progress bool }
+// whether it took or gave anything then, and whether it ended as the worker is not admitted.
+type sessionEnd struct{ welcomed, progress, denied bool }
 
 // attach serves a session until it ends, on conn or on a link that it dials. next is the
 // link that the worker moves to; leaving counts the ends of links that were left.

@@ -34,7 +34,7 @@ const (
 	// MaxItems bounds the items of one frame of reports, starts, offers or acknowledgements.
 	MaxItems = 4096
 	// MaxHeld bounds the claims that one frame lists.
-	MaxHeld = 16 << 10
+	MaxHeld = task.MaxHeld
 	// MaxInline is the largest piece of a value in one message.
 	MaxInline = 256 << 10
 )

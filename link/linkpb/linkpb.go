@@ -255,6 +255,12 @@ func (c *conn[S, R]) ended(err error) error {
 // The status itself is within.
 type plainError struct{ error }
 
+// Is reports a peer that was not admitted as [link.ErrNotAdmitted].
+func (e plainError) Is(target error) bool {
+	code := status.Code(e.error)
+	return target == link.ErrNotAdmitted && (code == codes.Unauthenticated || code == codes.PermissionDenied)
+}
+
 func (e plainError) Error() string {
 	s := status.Convert(e.error)
 	return fmt.Sprintf("%s (%s)", s.Message(), s.Code())

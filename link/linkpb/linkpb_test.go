@@ -338,6 +338,11 @@ func TestErrorsOfStreamsArePlain(t *testing.T) {
 	if err.Error() != "ended: the token was revoked (Unauthenticated)" || status.Code(err) != codes.Unauthenticated {
 		t.Errorf("%v with the code %s", err, status.Code(err))
 	}
+	for code, want := range map[codes.Code]bool{codes.Unauthenticated: true, codes.PermissionDenied: true, codes.Unavailable: false} {
+		if got := errors.Is(fmt.Errorf("ended: %w", c.ended(status.Error(code, "why"))), link.ErrNotAdmitted); got != want {
+			t.Errorf("%s: not admitted: %v, want %v", code, got, want)
+		}
+	}
 	if err := c.ended(context.Canceled); err != context.Canceled {
 		t.Error(err)
 	}
