@@ -158,13 +158,13 @@ func (f fabric) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest
 }
 
 func (f fabric) GetLogs(ctx context.Context, req *treadlev1.GetLogsRequest) (*treadlev1.TaskLogs, error) {
-	t, err := f.s.taskFor(ctx, req.GetTaskId())
-	if err != nil {
-		return nil, err
-	}
 	attempt := int(req.GetAttempt())
 	if attempt < 0 {
 		return nil, invalid("attempt", "attempt %d: want a number from 1, or 0 for the latest", attempt)
+	}
+	t, err := f.s.taskFor(ctx, req.GetTaskId())
+	if err != nil {
+		return nil, err
 	}
 	if attempt > t.AttemptCount {
 		return nil, task.Errorf(task.CodeNotFound, "", "task %s has no attempt %d: %d were started", t.ID, attempt, t.AttemptCount)

@@ -127,7 +127,10 @@ func page[T any](all []T, size int32, token string) (items []T, next string, err
 			return nil, "", invalid("page_token %q is not one of this server", token)
 		}
 	}
-	if size <= 0 {
+	switch {
+	case size < 0:
+		return nil, "", invalid("page_size %d: want 1 to 1000, or 0 for 100", size)
+	case size == 0:
 		size = 100
 	}
 	items = all[start:]
