@@ -233,7 +233,7 @@ func (s *session) hello(number int) error {
 
 // want asks for work under pull, by halves of the window as an agent does.
 func (s *session) want() error {
-	cfg, size := s.fleet.cfg, s.window.Size()
+	cfg, size := s.fleet.cfg, s.window.Size(s.fleet.cfg.slots)
 	if cfg.mode != link.Pull {
 		return nil
 	}
@@ -309,7 +309,7 @@ func (s *session) run(offers []link.Offer) error {
 		return err
 	}
 	s.asked -= len(offers) // of no meaning under push
-	s.window.Observe(0)
+	s.window.Observe(time.Now(), 0)
 	return s.want()
 }
 

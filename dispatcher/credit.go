@@ -71,7 +71,7 @@ func (s *session) credit() (c credit) {
 	}
 	c.free = max(s.slots-taken, 0)
 	c.grow = max(room-max(taken, s.slots), 0)
-	size := s.window.Size()
+	size := s.window.Size(s.slots)
 	if s.mode == link.Pull {
 		c.free = min(c.free, max(asked, 0))
 		c.grow = min(c.grow, max(asked-c.free, 0))

@@ -151,7 +151,7 @@ func (e *Engine) outcomes(s *session, items []link.Report) {
 		if e.release(s, r.Token) {
 			switch r.Outcome.End {
 			case task.EndSucceeded, task.EndRaised:
-				s.window.Observe(max(r.Outcome.RunTime, 0))
+				s.window.Observe(e.now, max(r.Outcome.RunTime, 0))
 				s.relax()
 			case task.EndReturned:
 				s.window.Close()

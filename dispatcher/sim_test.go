@@ -286,7 +286,7 @@ func (s *sim) credit(e *simEngine, req store.ClaimRequest) {
 	if has := len(x.held) + req.Max; has > min(x.maxSlots, 2*x.slots)+window.Max {
 		s.t.Errorf("I16: %d claims for a worker with %d of %d slots", has, x.slots, x.maxSlots)
 	}
-	if x.window.Size() == 0 && len(x.held)+req.Max > min(x.maxSlots, 2*x.slots) {
+	if !x.window.Open() && len(x.held)+req.Max > min(x.maxSlots, 2*x.slots) {
 		s.t.Errorf("I16: %d and %d claims for a worker with %d of %d slots and no window", len(x.held), req.Max, x.slots, x.maxSlots)
 	}
 }

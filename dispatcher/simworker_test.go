@@ -340,7 +340,7 @@ func (w *simWorker) finish(tok task.Token, run time.Duration) {
 		w.s.tasks[tok.Task].finished[tok] = true
 	}
 	out.RunTime = run
-	w.window.Observe(run)
+	w.window.Observe(w.s.now, run)
 	w.report(tok, out)
 	w.fill()
 	w.want()
@@ -375,7 +375,7 @@ func (w *simWorker) want() {
 	if w.mode != link.Pull || !w.ready {
 		return
 	}
-	if n := min(w.most, 2*w.slots) + w.window.Size() - w.busy - len(w.queue) - w.asked; n > 0 {
+	if n := min(w.most, 2*w.slots) + w.window.Size(w.slots) - w.busy - len(w.queue) - w.asked; n > 0 {
 		w.asked += n
 		w.send(&link.Want{N: n})
 	}

@@ -301,7 +301,7 @@ func (a *Agent) finishLocked(c *claim, out task.Outcome) *failed {
 	out = falsified(out)
 	switch out.End {
 	case task.EndSucceeded, task.EndRaised:
-		a.window.Observe(out.RunTime)
+		a.window.Observe(time.Now(), out.RunTime)
 	default:
 		a.window.Close()
 	}

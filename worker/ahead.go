@@ -17,7 +17,7 @@ func (a *Agent) runAhead(slot int, c *claim) bool {
 		return false
 	}
 	a.mu.Lock()
-	open := a.window.Size() > 0 && c.stopped == notStopped
+	open := a.window.Open() && c.stopped == notStopped
 	var first *Attempt
 	if open {
 		first = a.attemptLocked(c)
@@ -42,7 +42,7 @@ func (f *feed) Next(n int, fits func(*Attempt) bool) []*Attempt {
 	a := f.agent
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.idle) > 0 || a.window.Size() == 0 || a.draining || a.ending {
+	if len(a.idle) > 0 || !a.window.Open() || a.draining || a.ending {
 		return nil
 	}
 	n = min(n, (len(a.queue)+a.pool.slots-1)/a.pool.slots)

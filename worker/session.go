@@ -560,7 +560,7 @@ func (a *Agent) wantLocked() int {
 		return 0
 	}
 	open := a.active + a.asked
-	size := a.window.Size()
+	size := a.window.Size(a.pool.slots)
 	slots := a.pool.roomLocked()
 	room := slots + size - open
 	if open >= slots && 2*room < size {
