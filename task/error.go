@@ -73,6 +73,9 @@ func Errorf(code Code, op, format string, args ...any) *Error {
 
 // CodeOf returns the code of the first [Error] in the chain, CodeUnknown without one.
 func CodeOf(err error) Code {
+	if err == nil {
+		return CodeUnknown // the usual case, and errors.As needs memory
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Code
