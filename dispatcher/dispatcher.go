@@ -73,6 +73,26 @@ type attached struct {
 	link.Conn
 	gauge    link.Gauge // the same, where it is one
 	welcomed atomic.Bool
+	// why is why this dispatcher ended the link; the first reason counts.
+	why atomic.Pointer[error]
+}
+
+// because notes why the link is about to be ended.
+func (a *attached) because(reason error) { a.why.CompareAndSwap(nil, &reason) }
+
+// ending is why the link ended, for the log. Who ended it, here or through its context, knows
+// better than the link, which says that it is closed.
+func (a *attached) ending(ctx context.Context, err error) error {
+	if !errors.Is(err, link.ErrClosed) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	if why := a.why.Load(); why != nil {
+		return *why
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
 }
 
 // New returns a dispatcher over a store. Run must be called for it to do anything.
@@ -128,7 +148,7 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 	for {
 		f, err := conn.Recv()
 		if err != nil {
-			d.post(closed{session: id, reason: ending(ctx, err)})
+			d.post(closed{session: id, reason: at.ending(ctx, err)})
 			if errors.Is(err, link.ErrClosed) {
 				return nil
 			}
@@ -150,15 +170,6 @@ func (d *Dispatcher) Attach(ctx context.Context, conn link.Conn, mode link.Mode)
 			return nil
 		}
 	}
-}
-
-// ending is why a link ended: whoever ended its context knows better than the link.
-func ending(ctx context.Context, err error) error {
-	cause := context.Cause(ctx)
-	if cause == nil || errors.Is(cause, context.Canceled) || !errors.Is(err, link.ErrClosed) && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return cause
 }
 
 // post gives an event to the loop; false means that the loop has ended.
@@ -334,6 +345,7 @@ func (d *Dispatcher) perform(r ready, e *Engine) (told bool) {
 	}
 	for _, h := range r.hangups {
 		if conn := d.conn(h.session); conn != nil {
+			conn.because(errors.New(h.reason))
 			// An orderly close waits for the peer to read; the loop does not.
 			d.help(func(context.Context) { conn.Close(nil) })
 		}

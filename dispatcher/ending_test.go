@@ -16,36 +16,60 @@ import (
 // that the link was closed.
 func TestEndingsAreNamed(t *testing.T) {
 	t.Parallel()
-	lines := make(chan string, 16)
-	d, _ := newFabric(t).dispatcher(func(c *dispatcher.Config) {
-		c.Logger = slog.New(slog.NewTextHandler(lineWriter(lines), nil))
-	})
-	ctx, end := context.WithCancelCause(t.Context())
-	there, here := link.Pipe()
-	attached := make(chan error, 1)
-	go func() { attached <- d.Attach(ctx, there, link.Push) }()
-	if err := here.Send(&link.Hello{Version: link.Version, Worker: newID().String(), Slots: 1, Queues: []string{"q"}, Runtimes: []string{"python"}}); err != nil {
-		t.Fatal(err)
-	}
-	if f, err := here.Recv(); err != nil {
-		t.Fatalf("%v, %v instead of a Welcome", f, err)
-	}
-	end(errors.New("the token was revoked"))
-	<-attached
-	patience := time.After(20 * time.Second)
-	for {
-		select {
-		case line := <-lines:
-			if !strings.Contains(line, "worker detached") {
-				continue
+	for _, tt := range []struct {
+		name, log, reason string
+		end               func(end context.CancelCauseFunc, here link.Conn) error
+	}{
+		{"context", "worker detached", "the token was revoked", func(end context.CancelCauseFunc, _ link.Conn) error {
+			end(errors.New("the token was revoked"))
+			return nil
+		}},
+		{"worker", "worker detached", "the worker closed its session: it drained", func(_ context.CancelCauseFunc, here link.Conn) error {
+			return here.Send(&link.Bye{Reason: "it drained"})
+		}},
+		{"line", "worker detached", "link closed", func(_ context.CancelCauseFunc, here link.Conn) error {
+			here.Close(nil)
+			return nil
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			lines := make(chan string, 16)
+			d, _ := newFabric(t).dispatcher(func(c *dispatcher.Config) {
+				c.Logger = slog.New(slog.NewTextHandler(lineWriter(lines), nil))
+			})
+			ctx, end := context.WithCancelCause(t.Context())
+			defer end(nil)
+			there, here := link.Pipe()
+			attached := make(chan error, 1)
+			go func() { attached <- d.Attach(ctx, there, link.Push) }()
+			hello := &link.Hello{Version: link.Version, Worker: newID().String(), Slots: 1, Queues: []string{"q"}, Runtimes: []string{"python"}}
+			if err := here.Send(hello); err != nil {
+				t.Fatal(err)
 			}
-			if !strings.Contains(line, `reason="the token was revoked"`) {
-				t.Errorf("the log says %s", line)
+			if f, err := here.Recv(); err != nil {
+				t.Fatalf("%v, %v instead of a Welcome", f, err)
 			}
-			return
-		case <-patience:
-			t.Fatal("the log does not say that the worker is gone")
-		}
+			if err := tt.end(end, here); err != nil {
+				t.Fatal(err)
+			}
+			<-attached
+			patience := time.After(20 * time.Second)
+			for {
+				select {
+				case line := <-lines:
+					if !strings.Contains(line, tt.log) {
+						continue
+					}
+					if !strings.Contains(line, "reason=\""+tt.reason+"\"") {
+						t.Errorf("the log says %s, want the reason %q", line, tt.reason)
+					}
+					return
+				case <-patience:
+					t.Fatal("the log does not say that the worker is gone")
+				}
+			}
+		})
 	}
 }
 

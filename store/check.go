@@ -86,6 +86,26 @@ func Twin(f *task.Function) [32]byte {
 // UseGranularity is how exactly stores keep when a transient function was used last.
 func UseGranularity(retention time.Duration) time.Duration { return min(time.Hour, retention/4) }
 
+// Named is an outcome that a store found, of a worker that was not heard of, in words for people: they
+// know machines and not ids. It is written into attempts that were lost alone. A worker that the
+// fleet does not know any more leaves the outcome as it is.
+func (p *Presence) Named(out task.Outcome) task.Outcome {
+	called := p.Name
+	switch {
+	case called == "":
+		called = p.Host
+	case p.Host != "" && p.Host != p.Name:
+		called += " on " + p.Host
+	}
+	if out.End != task.EndLost || out.Failure == nil || called == "" {
+		return out
+	}
+	f := *out.Failure
+	f.Message += " (" + called + ")"
+	out.Failure = &f
+	return out
+}
+
 // Matches reports whether the query selects a record; Before and Limit are the caller's.
 // The worker of a task is the one that has it, else the one of its last attempt.
 func (q *ListQuery) Matches(t *task.Task) bool {

@@ -64,12 +64,24 @@ func (s *Store) Workers(_ context.Context, now time.Time) ([]store.Presence, err
 	return out, nil
 }
 
+// of is what is known of a worker that was announced.
+func (f *fleet) of(worker string) *store.Presence {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.entries[worker]
+	return &p.Presence
+}
+
+// namesKept is how long a worker that is not announced any more still has a name: its lease may
+// run out after that.
+const namesKept = time.Minute
+
 // prune forgets workers that have not been announced for long.
 func (f *fleet) prune(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, p := range f.entries {
-		if !p.until.After(now) {
+		if !p.until.Add(namesKept).After(now) {
 			delete(f.entries, id)
 		}
 	}

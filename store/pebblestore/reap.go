@@ -168,7 +168,7 @@ func (x *txn) expire(now time.Time, limit int) (n int) {
 
 // lapse ends a claim whose lease ran out.
 func (x *txn) lapse(e *entry, now time.Time) {
-	out := e.t.Overdue(e.startUnknown)
+	out := x.s.fleet.of(e.t.Lease.Worker).Named(e.t.Overdue(e.startUnknown))
 	tok, _ := e.t.Token()
 	x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
 	x.settle(e, now, tok, out, jitterOf(e.t))

@@ -671,13 +671,13 @@ func TestRenewalBeatsReaper(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.clock.Advance(f.opts.Lease)
-	reap := f.s.lapsing(it.Task.ID)
+	reap := f.s.lapsing(it.Task.ID, nil)
 	reap.apply = func(rec *record, tk *task.Task, at time.Time) bool {
 		got, err := f.s.Renew(t.Context(), f.clock.Now(), []store.Renewal{{Token: claims[0][0].Token, Until: f.clock.Now().Add(f.opts.Lease)}})
 		if err != nil || got[0] != task.VerdictRecorded {
 			t.Errorf("renew: %v, %v", got, err)
 		}
-		return f.s.lapse(rec, tk, at)
+		return f.s.lapse(rec, tk, at, nil)
 	}
 	if err := f.s.perform(t.Context(), "test", f.clock.Now(), []*move{reap}); err != nil {
 		t.Fatal(err)

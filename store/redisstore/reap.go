@@ -84,16 +84,20 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 	full = len(d.deadlines) == limit || len(d.leases) == limit || len(d.finished) == limit
 	// The deadline goes first: it decides, whatever becomes of the lease.
 	var moves []*move
+	names := make(fleetNames)
 	for _, id := range d.deadlines {
 		moves = append(moves, &move{id: id, forced: true, apply: expire})
 	}
 	for _, id := range d.leases {
 		if !slices.Contains(d.deadlines, id) && len(moves) < limit {
-			moves = append(moves, s.lapsing(id))
+			moves = append(moves, s.lapsing(id, names))
 		}
 	}
 	// From here on only the guard of each move stands between it and a word from the worker.
 	if err := s.load(ctx, op, moves); err != nil {
+		return 0, false, err
+	}
+	if err := s.nameHolders(ctx, op, moves, names); err != nil {
 		return 0, false, err
 	}
 	failpoint.Seen(failpoint.MidReap, len(moves))
@@ -112,9 +116,38 @@ func (s *Store) reapOnce(ctx context.Context, now time.Time, shard, limit int) (
 }
 
 // lapsing takes a task from a worker that was silent for too long, unless it has been
-// heard of since somebody looked.
-func (s *Store) lapsing(id task.ID) *move {
-	return &move{id: id, forced: true, overdue: !seededbug.On(seededbug.DoubleReap), apply: s.lapse}
+// heard of since somebody looked. names may be filled until it is performed.
+func (s *Store) lapsing(id task.ID, names fleetNames) *move {
+	return &move{id: id, forced: true, overdue: !seededbug.On(seededbug.DoubleReap), apply: func(rec *record, t *task.Task, at time.Time) bool {
+		return s.lapse(rec, t, at, names)
+	}}
+}
+
+// fleetNames is what is known of workers, by id.
+type fleetNames map[string]*store.Presence
+
+// nameHolders reads what is known of the workers whose leases have run out.
+func (s *Store) nameHolders(ctx context.Context, op string, moves []*move, names fleetNames) error {
+	args := []any{"HMGET", s.any.named(keyFleet)}
+	for _, m := range moves {
+		if m.overdue && m.from != nil && m.from.Lease != nil && names[m.from.Lease.Worker] == nil {
+			names[m.from.Lease.Worker] = &store.Presence{}
+			args = append(args, m.from.Lease.Worker)
+		}
+	}
+	if len(args) == 2 {
+		return nil
+	}
+	c := &call{shard: common, args: args}
+	if err := s.read(ctx, op, c); err != nil {
+		return err
+	}
+	for _, text := range textsOf(c.cmd.Val()) {
+		if p, err := decodePresence(text); err == nil { // a name is a courtesy: the task goes on without
+			names[p.Worker] = &p.Presence
+		}
+	}
+	return nil
 }
 
 // expire ends a task past its deadline.
@@ -155,12 +188,15 @@ func (s *Store) findDue(ctx context.Context, now time.Time, shard, limit int) (d
 
 // lapse ends a claim whose lease has run out. An offer counts as lost when its worker was
 // not heard of since all leases were granted anew: the word that it started may be lost.
-func (s *Store) lapse(rec *record, t *task.Task, at time.Time) bool {
+func (s *Store) lapse(rec *record, t *task.Task, at time.Time, names fleetNames) bool {
 	tok, held := t.Token()
 	if !held || t.Lease.Until.After(at) {
 		return false
 	}
 	out := t.Overdue(rec.head.heard < s.generation.Load())
+	if p := names[t.Lease.Worker]; p != nil {
+		out = p.Named(out)
+	}
 	return t.Settle(at, tok, out, jitterOf(t)) == task.VerdictRecorded
 }
 

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"strings"
 	"time"
 
 	"github.com/treadle-dev/treadle/store"
@@ -11,6 +12,7 @@ var leaseTests = []test{
 	{"RenewNeverShortens", testRenewNeverShortens},
 	{"StartCountsOnce", testStartCountsOnce},
 	{"ExpiredAndStartedIsLost", testReapLost},
+	{"LostWorkerIsNamed", testLostWorkerIsNamed},
 	{"ExpiredAndUnstartedLapses", testReapLapsed},
 	{"RenewedIsNotReaped", testReapRenewed},
 	{"ReapHonoursLimit", testReapLimit},
@@ -81,6 +83,30 @@ func testReapLost(e *env) {
 	e.settle(next.Token, success("1"), task.VerdictRecorded)
 	if _, result, err := e.Store.Result(e.Context(), id); err != nil || string(result) != "1" {
 		e.Fatalf("result %q, %v", result, err)
+	}
+}
+
+// The record of an attempt whose worker fell silent says which machine that was: the fleet
+// forgets it.
+func testLostWorkerIsNamed(e *env) {
+	id := e.submit()
+	for i, tt := range []struct{ name, host, want string }{
+		{"gpu-7", "rack4", " (gpu-7 on rack4)"}, {"rack4", "rack4", " (rack4)"}, {"", "rack4", " (rack4)"}, {},
+	} {
+		c := e.claimOne()
+		e.start(c.Token)
+		worker := c.Task.Lease.Worker
+		e.must(e.Store.Announce(e.Context(), e.Now().Add(5*time.Second), []store.Presence{{Worker: worker, Name: tt.name, Host: tt.host}}))
+		e.Advance(e.Lease + time.Millisecond)
+		e.reap()
+		want := "without a report from the worker"
+		if tt.want != "" {
+			want += tt.want
+		}
+		if a := e.task(id).Attempts[i]; a.End != task.EndLost || !strings.HasSuffix(a.Reason, want) {
+			e.Fatalf("attempt %d ended as %s: %q, want %q at its end", i+1, a.End, a.Reason, want)
+		}
+		e.Advance(2 * time.Minute) // the delay of the retry, and the fleet forgets
 	}
 }
 
