@@ -88,4 +88,4 @@ def test_node(own: Own, tmp_path: Path) -> None:
     scope = tmp_path / "node" / "node_modules" / "@treadle"
     scope.mkdir(parents=True)
     (scope / "client").symlink_to(client)
-    assert run(own.up(slots=2), node, "first.js", cwd=tmp_path / "node") == "call 144\nsum 30\n"
+    assert run(own.up(slots=2), node, "first.js", cwd=tmp_path / "node") == "call 144\nsum 30\ncollected 25 36\n"

@@ -1,4 +1,4 @@
-// Registers a Python function, calls it, and collects a batch of calls as they finish.
+// Registers a Python function, calls it, maps it over many values, and collects tasks as they finish.
 //
 // To run it, start a fabric in one terminal:
 //
@@ -11,25 +11,24 @@
 //     npm install --no-package-lock
 //     node first.js
 
-import { createClient, encodeJson, resultOf } from "@treadle/client";
+import { createClient } from "@treadle/client";
 
 const client = createClient(); // the address is TREADLE_ADDRESS, else 127.0.0.1:50051
 try {
-  const square = await client.registerFunction({
+  const square = await client.register({
     name: "square",
     source: "def square(x):\n    return x * x\n",
   });
-  const answer = await client.call({ function: square.functionId, input: { args: encodeJson([12]) } });
-  console.log("call", resultOf(answer));
+  console.log("call", await client.call(square, [12]));
 
-  const { items } = await client.executeBatch({
-    requests: [1, 2, 3, 4].map((x) => ({ function: square.functionId, args: encodeJson([x]) })),
-  });
   let sum = 0;
-  for await (const { results } of client.awaitResults({ taskIds: items.map((item) => item.taskId) })) {
-    for (const result of results) sum += resultOf(result);
-  }
+  for await (const value of client.map(square, [1, 2, 3, 4])) sum += value;
   console.log("sum", sum);
+
+  const tasks = await Promise.all([5, 6].map((x) => client.submit(square, [x])));
+  const values = [];
+  for await (const result of client.wait(tasks)) values.push(result.value());
+  console.log("collected", values.sort((a, b) => a - b).join(" "));
 } finally {
   client.close();
 }

@@ -2,27 +2,31 @@ import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { ConnectError } from "@connectrpc/connect";
 
 /** The reasons of docs/errors.md that gRPC answers carry. A newer server may know more. */
-export type KnownReason =
-  | "INVALID_REQUEST"
-  | "INVALID_PAYLOAD"
-  | "NOT_FOUND"
-  | "REQUEST_ID_CONFLICT"
-  | "ILLEGAL_STATE"
-  | "FUNCTION_IN_USE"
-  | "TOO_LARGE"
-  | "EXHAUSTED"
-  | "QUOTA_EXCEEDED"
-  | "RATE_LIMITED"
-  | "UNAVAILABLE"
-  | "UNAUTHENTICATED"
-  | "DENIED"
-  | "NOT_SERVED"
-  | "BUSY"
-  | "BODY_TOO_SLOW"
-  | "CALL_CANCELLED"
-  | "CALL_TIMED_OUT"
-  | "INTERNAL"
-  | "TLS_REQUIRED";
+export const KNOWN_REASONS = [
+  "INVALID_REQUEST",
+  "INVALID_PAYLOAD",
+  "NOT_FOUND",
+  "REQUEST_ID_CONFLICT",
+  "ILLEGAL_STATE",
+  "FUNCTION_IN_USE",
+  "TOO_LARGE",
+  "EXHAUSTED",
+  "QUOTA_EXCEEDED",
+  "RATE_LIMITED",
+  "UNAVAILABLE",
+  "UNAUTHENTICATED",
+  "DENIED",
+  "NOT_SERVED",
+  "BUSY",
+  "BODY_TOO_SLOW",
+  "CALL_CANCELLED",
+  "CALL_TIMED_OUT",
+  "INTERNAL",
+  "TLS_REQUIRED",
+] as const;
+
+/** One of the reasons that this version knows. */
+export type KnownReason = (typeof KNOWN_REASONS)[number];
 
 /** A reason: editors complete the known ones, and any other text is one too. */
 export type Reason = KnownReason | (string & {});
@@ -36,7 +40,8 @@ export interface ErrorInfo {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-const ERROR_INFO = "google.rpc.ErrorInfo";
+/** Type of the detail that has a reason. */
+export const ERROR_INFO = "google.rpc.ErrorInfo";
 
 /**
  * The reason of an error that a call ended in, which is what programs should act on; see

@@ -1,13 +1,48 @@
 import { randomUUID } from "node:crypto";
 import { setImmediate as turn, setTimeout as sleep } from "node:timers/promises";
 import { create, isMessage } from "@bufbuild/protobuf";
+import { durationMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import { reasonOf } from "./reason.js";
-import { CallInputSchema, CallRequestSchema, ExecuteBatchRequestSchema, ExecuteRequestSchema, RegisterFunctionRequestSchema } from "./gen/treadle/v1/fabric_pb.js";
+import { PATIENCE_HEADER } from "./sessions.js";
+import {
+  CallInputSchema,
+  CallRequestSchema,
+  ExecuteBatchRequestSchema,
+  ExecuteRequestSchema,
+  GetResultRequestSchema,
+  RegisterFunctionRequestSchema,
+} from "./gen/treadle/v1/fabric_pb.js";
 
 /** Pauses between tries, in milliseconds: the first, and the longest. */
 const FIRST_PAUSE = 50;
 const LONGEST_PAUSE = 1000;
+
+/** A slow line gets this many milliseconds for a mebibyte, beyond every limit. */
+const MS_PER_MIB = 1000;
+
+/** How long a server lets a Call without a timeout wait, in milliseconds. */
+const SERVER_CALL_MS = 30_000;
+
+/** What {@link retrying} is told. */
+export interface Retries {
+  /** Where the server is, for errors. */
+  address: string;
+  /** Milliseconds for which a call is made again while no server answers. */
+  totalMs: number;
+  /** Milliseconds that one attempt waits for an answer, beyond what the server was asked to wait. */
+  attemptMs: number;
+  isClosed(): boolean;
+  /** Whether the connection is there, as far as is known. */
+  isOpen(): boolean;
+}
+
+/** Pauses between tries in milliseconds, spread out. */
+export function* pauses(): Generator<number, never> {
+  for (let pause = FIRST_PAUSE; ; pause = Math.min(pause * 1.6, LONGEST_PAUSE)) {
+    yield pause * (0.7 + 0.6 * Math.random());
+  }
+}
 
 /**
  * Makes a unary call again while no server answers, for `totalMs` in all or until its own
@@ -15,14 +50,23 @@ const LONGEST_PAUSE = 1000;
  * recorded by a call whose answer was lost is found and not recorded twice. Streams are not
  * made again. Until a server has answered once, what no waiting will mend is told at once.
  */
-export function retrying(target: string, totalMs: number, isClosed: () => boolean, isOpen: () => boolean): Interceptor {
+export function retrying(retries: Retries): Interceptor {
+  const { address, totalMs } = retries;
   let met = false;
   return (next) => async (request) => {
+    if (retries.isClosed()) {
+      throw new ConnectError("the client is closed", Code.Canceled);
+    }
+    // Room for what the request weighs, and for what the server was asked to wait.
+    let allowance = 0;
     if (!request.stream) {
       nameRequests(request.message);
+      allowance = (weight(request.message) / (1 << 20)) * MS_PER_MIB;
+      request.header.set(PATIENCE_HEADER, String(Math.ceil(retries.attemptMs + allowance + serverWait(request.message))));
     }
-    const end = performance.now() + totalMs;
-    for (let pause = FIRST_PAUSE; ; pause = Math.min(pause * 1.6, LONGEST_PAUSE)) {
+    let end = performance.now() + totalMs + allowance;
+    for (const pause of pauses()) {
+      const begun = performance.now();
       try {
         const response = await next(request);
         met = true;
@@ -31,22 +75,35 @@ export function retrying(target: string, totalMs: number, isClosed: () => boolea
         const error = ConnectError.from(reason);
         // A session that fails tells its streams first, and its manager some turns later: closed in
         // between, it would throw its error at the process.
-        for (let turns = 0; nodeCode(error) === "ERR_HTTP2_ERROR" && isOpen() && turns < 1000; turns++) {
+        for (let turns = 0; nodeCode(error) === "ERR_HTTP2_ERROR" && retries.isOpen() && turns < 1000; turns++) {
           await turn();
         }
         const why = met || reasonOf(error) !== undefined ? "" : hopeless(error);
         if (why !== "") {
-          throw new ConnectError(`at ${target}: ${why}`, Code.Unavailable, undefined, undefined, error);
+          throw new ConnectError(`at ${address}: ${why}`, Code.Unavailable, undefined, undefined, error);
         }
         met ||= reasonOf(error) !== undefined;
-        const wait = pause * (0.7 + 0.6 * Math.random());
-        if (request.stream || request.signal.aborted || isClosed() || !mayPass(error) || performance.now() + wait > end) {
+        if (request.stream || request.signal.aborted || retries.isClosed() || !mayPass(error)) {
           throw error;
         }
-        await sleep(wait, undefined, { signal: request.signal });
+        const now = performance.now();
+        // A server that waited for a task was there until a moment ago: the time without one begins now.
+        if (serverWait(request.message) > 0 && now - begun > retries.attemptMs) {
+          end = Math.max(end, now + totalMs);
+        }
+        if (now + pause > end) {
+          throw totalMs > 0 && reasonOf(error) === undefined ? unanswered(address, totalMs, error) : error;
+        }
+        await sleep(pause, undefined, { signal: request.signal });
       }
     }
+    throw new ConnectError("unreachable", Code.Internal); // pauses never end
   };
+}
+
+function unanswered(address: string, totalMs: number, error: ConnectError): ConnectError {
+  const message = `no server answered at ${address} within ${String(totalMs / 1000)} s: ${error.rawMessage}`;
+  return new ConnectError(message, Code.Unavailable, undefined, undefined, error);
 }
 
 /** Gives a request that records something an id of its own where it has none. */
@@ -61,8 +118,33 @@ function nameRequests(message: unknown): void {
   }
 }
 
+/** Bytes of a request, near enough: those of its large fields. */
+export function weight(message: unknown): number {
+  if (isMessage(message, ExecuteRequestSchema)) {
+    return message.args.length + message.kwargs.length + message.payload.length;
+  }
+  if (isMessage(message, ExecuteBatchRequestSchema)) {
+    return message.requests.reduce((sum, request) => sum + weight(request), 0);
+  }
+  if (isMessage(message, CallRequestSchema)) {
+    return (message.input?.args.length ?? 0) + (message.input?.kwargs.length ?? 0);
+  }
+  if (isMessage(message, RegisterFunctionRequestSchema)) {
+    return message.payload.length + message.source.length;
+  }
+  return 0;
+}
+
+/** How long the server was asked to wait before it answers, in milliseconds. */
+function serverWait(message: unknown): number {
+  if (isMessage(message, CallRequestSchema)) {
+    return message.timeout === undefined ? SERVER_CALL_MS : durationMs(message.timeout);
+  }
+  return isMessage(message, GetResultRequestSchema) && message.wait !== undefined ? durationMs(message.wait) : 0;
+}
+
 /** Whether a call may succeed when it is made again: no server answered, or not to the end. */
-function mayPass(error: ConnectError): boolean {
+export function mayPass(error: ConnectError): boolean {
   if (error.code === Code.Unavailable) {
     return true;
   }
@@ -77,16 +159,37 @@ function hopeless(error: ConnectError): string {
   if (code === "ENOTFOUND") {
     return `there is no host of that name (${error.rawMessage})`;
   }
+  if (isRefused(error)) {
+    return "nothing listens there (connection refused): start a server, for example with 'treadle up', or name another address (TREADLE_ADDRESS)";
+  }
   if (code === "ERR_HTTP2_ERROR" && error.rawMessage.includes("Protocol error")) {
     return "an HTTP server answers there, and no gRPC one: 8000 is the REST port; gRPC is 50051";
   }
-  if (code === "ERR_SSL_WRONG_VERSION_NUMBER") {
+  if (code === "ERR_SSL_WRONG_VERSION_NUMBER" || code === "ERR_SSL_PACKET_LENGTH_TOO_LONG") {
     return "the server speaks plain text and this client TLS: leave the CA (ca, TREADLE_TLS_CA) out, or start the server with --tls-cert and --tls-key";
+  }
+  if (/^ERR_SSL_.*ALERT_(CERTIFICATE_REQUIRED|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN|CERTIFICATE_EXPIRED|CERTIFICATE_REVOKED)$/.test(code)) {
+    return `it refuses this client's certificate, or wants one (${error.rawMessage}): give one that its CA signed (cert, key)`;
   }
   if (/^(UNABLE_TO_|SELF_SIGNED_|DEPTH_ZERO_|CERT_|ERR_TLS_CERT_)/.test(code)) {
     return `its certificate is refused (${error.rawMessage}): check the CA (ca, TREADLE_TLS_CA), and the name or address that is dialled`;
   }
   return "";
+}
+
+/** Whether machines answer that nothing listens at any address of the host; silence may be a slow network. */
+function isRefused(error: unknown): boolean {
+  for (let e = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
+    if (e instanceof AggregateError) {
+      const codes = e.errors.map(nodeCode);
+      // "localhost" is an IPv6 address, too, on machines without IPv6.
+      return codes.includes("ECONNREFUSED") && codes.every((code) => /^(ECONNREFUSED|EADDRNOTAVAIL|EAFNOSUPPORT|ENETUNREACH)$/.test(code));
+    }
+    if ("code" in e && typeof e.code === "string") {
+      return e.code === "ECONNREFUSED";
+    }
+  }
+  return false;
 }
 
 /** The code of the Node error that an error stems from, "" without one. */

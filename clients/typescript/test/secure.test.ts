@@ -29,12 +29,14 @@ describe("a client of a server with TLS and tokens", { timeout: 120_000 }, () =>
 
   /** One call with these options; returns the error that it ended in, if any. */
   async function attempt(options: ClientOptions): Promise<ConnectError | undefined> {
-    using client = createClient(server.grpcAddress, options);
+    const client = createClient(server.grpcAddress, options);
     try {
-      await client.getServerInfo({});
+      await client.rpc.getServerInfo({});
       return undefined;
     } catch (error) {
       return ConnectError.from(error);
+    } finally {
+      client.close();
     }
   }
 
