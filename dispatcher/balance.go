@@ -25,6 +25,9 @@ const (
 	// moveAgain is the shortest time between two requests to one worker: it may have no
 	// way to where there is room.
 	moveAgain = 5 * time.Minute
+	// mayMoveLooks bounds the sessions that are looked at to find those that are asked, from the newest on.
+	// The bound is met only where that many are all busy; then the least busy one of them is as good as any.
+	mayMoveLooks = 1024
 )
 
 // balance is what an engine knows of the other dispatchers on its store.
@@ -34,8 +37,16 @@ type balance struct {
 	// of a mode were here.
 	at    time.Time
 	looks map[link.Mode]int
-	// asked is when a worker was asked to move last.
-	asked map[string]time.Time
+	// asked are the workers that were asked to move less than moveAgain ago, askedFirst the same in the
+	// order in which they were asked, and when.
+	asked      map[string]bool
+	askedFirst []asked
+}
+
+// asked is a worker that was asked to move.
+type asked struct {
+	worker string
+	at     time.Time
 }
 
 // attendance names a dispatcher and a mode of workers that it takes.
@@ -51,7 +62,7 @@ type peer struct {
 }
 
 func newBalance() balance {
-	return balance{peers: map[attendance]peer{}, looks: map[link.Mode]int{}, asked: map[string]time.Time{}}
+	return balance{peers: map[attendance]peer{}, looks: map[link.Mode]int{}, asked: map[string]bool{}}
 }
 
 // attending takes the word of another dispatcher.
@@ -75,9 +86,12 @@ func (e *Engine) level() {
 			delete(b.peers, key)
 		}
 	}
-	for worker, at := range b.asked {
-		if e.now.Sub(at) >= moveAgain {
-			delete(b.asked, worker)
+	for len(b.askedFirst) > 0 && e.now.Sub(b.askedFirst[0].at) >= moveAgain {
+		worker := b.askedFirst[0].worker
+		b.askedFirst = b.askedFirst[1:]
+		delete(b.asked, worker)
+		for _, s := range e.byWorker[worker] {
+			e.mayMove(s)
 		}
 	}
 	for _, mode := range e.cfg.Modes {
@@ -125,22 +139,42 @@ func (e *Engine) tooMany(mode link.Mode, n int) int {
 	return 0
 }
 
+// mayMove lists a session among those that may be asked to move, if it is one.
+func (e *Engine) mayMove(s *session) {
+	if !s.stays() || !s.hello.Moves || e.balance.asked[s.hello.Worker] || s.movable.in != nil {
+		return
+	}
+	c := e.movable[s.mode]
+	if c == nil {
+		c = &chain[*session]{}
+		e.movable[s.mode] = c
+	}
+	c.add(&s.movable)
+}
+
 // sendAway asks up to n workers to go elsewhere: those first that hold least, and of
 // these the ones that came last.
 func (e *Engine) sendAway(mode link.Mode, n int) {
+	c := e.movable[mode]
+	if c == nil {
+		return
+	}
 	var able []*session
-	for s := e.oldest; s != nil; s = s.newer {
-		if s.mode != mode || s.state != active || !s.hello.Moves {
-			continue
-		}
-		if _, asked := e.balance.asked[s.hello.Worker]; !asked {
+	idle := 0 // nobody holds less
+	for p, looks := c.last, 0; p != nil && idle < n && looks < mayMoveLooks; p, looks = p.prev, looks+1 {
+		e.looked++
+		if s := p.of; s.state == active {
 			able = append(able, s)
+			if len(s.held) == 0 {
+				idle++
+			}
 		}
 	}
-	slices.Reverse(able)
 	slices.SortStableFunc(able, func(a, b *session) int { return cmp.Compare(len(a.held), len(b.held)) })
 	for _, s := range able[:min(n, len(able))] {
-		e.balance.asked[s.hello.Worker] = e.now
+		e.balance.asked[s.hello.Worker] = true
+		e.balance.askedFirst = append(e.balance.askedFirst, asked{s.hello.Worker, e.now})
+		s.movable.leave()
 		e.send(s, &link.Move{Reason: "another dispatcher has fewer workers", Elsewhere: true})
 		e.note(s, "worker asked to move to another dispatcher", nil, len(s.held))
 	}

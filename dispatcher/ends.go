@@ -62,12 +62,12 @@ func (e *Engine) stop(reason string) {
 	for _, mode := range e.cfg.Modes {
 		e.out.rings = append(e.out.rings, e.attendingHere(mode, -1))
 	}
-	for s := e.oldest; s != nil; {
-		next := s.newer // a session that is dismissed is in no list
+	for p := e.all.first; p != nil; {
+		s, next := p.of, p.next // who is dismissed is in no list
 		if s.state != lost {
 			e.dismiss(s, reason)
 		}
-		s = next
+		p = next
 	}
 }
 
@@ -103,7 +103,7 @@ func (e *Engine) forget(s *session) {
 	e.wants.drop(s)
 	e.due.drop(s)
 	delete(e.claimers, s)
-	if s.unlist(); s.crew != nil {
+	if s.crew != nil {
 		e.crews.leave(s.crew)
 		if rest := slices.DeleteFunc(e.byWorker[s.hello.Worker], func(o *session) bool { return o == s }); len(rest) > 0 {
 			e.byWorker[s.hello.Worker] = rest
@@ -111,16 +111,8 @@ func (e *Engine) forget(s *session) {
 			delete(e.byWorker, s.hello.Worker)
 		}
 	}
-	if s.older == nil {
-		e.oldest = s.newer
-	} else {
-		s.older.newer = s.newer
-	}
-	if s.newer == nil {
-		e.newest = s.older
-	} else {
-		s.newer.older = s.older
-	}
+	s.idling.leave()
+	s.opened.leave()
 	delete(e.sessions, s.id)
 	s.gone = true
 }

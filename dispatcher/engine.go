@@ -32,16 +32,21 @@ type Engine struct {
 	now time.Time
 
 	sessions map[task.ID]*session
-	// oldest and newest are the ends of the list of sessions, in the order in which they opened:
-	// nothing depends on map order. opened counts those that ever opened.
-	oldest, newest *session
-	opened         uint64
+	// all are the sessions in the order in which they opened: nothing depends on map order. opened counts
+	// those that ever opened.
+	all    chain[*session]
+	opened uint64
 	// byWorker finds the sessions that a worker has said Hello in.
 	byWorker map[string][]*session
-	// attached counts the sessions of a mode that are here to stay: active or silent.
+	// attached counts the sessions of a mode that are here to stay: active or silent. movable are those
+	// of them that understand a request to move.
 	attached map[link.Mode]int
+	movable  map[link.Mode]*chain[*session]
 	// holders finds a claim when the bell revokes it.
 	holders map[claimKey]holder
+
+	// looked counts the sessions and crews that were looked at beside those: tests hold it to a bound.
+	looked int
 
 	// touched are the sessions that something has happened to since the last batch of effects. The
 	// work of a batch is for them, and for those whose deadline has come; no pass goes over all sessions.
@@ -78,7 +83,7 @@ type holder struct {
 // newEngine returns an engine without sessions; cfg has its defaults filled in.
 func newEngine(cfg Config) *Engine {
 	return &Engine{
-		cfg: cfg, sessions: map[task.ID]*session{}, byWorker: map[string][]*session{}, attached: map[link.Mode]int{},
+		cfg: cfg, sessions: map[task.ID]*session{}, byWorker: map[string][]*session{}, attached: map[link.Mode]int{}, movable: map[link.Mode]*chain[*session]{},
 		holders: map[claimKey]holder{}, crews: newCrews(), claimers: map[*session]struct{}{}, balance: newBalance(),
 	}
 }
@@ -144,26 +149,24 @@ func (e *Engine) open(ev opened) {
 	if e.cfg.StreamAge > 0 && ev.mode != link.Local {
 		s.endsAt = e.now.Add(time.Duration(float64(e.cfg.StreamAge) * (0.9 + e.cfg.Jitter()/5)))
 	}
+	s.opened.of, s.idling.of, s.movable.of = s, s, s
 	e.sessions[ev.session] = s
-	if s.older = e.newest; s.older == nil {
-		e.oldest = s
-	} else {
-		s.older.newer = s
-	}
-	e.newest = s
+	e.all.add(&s.opened)
 	e.touch(s)
 }
 
 // become gives a session its next state.
 func (e *Engine) become(s *session, next state) {
-	count := func(st state, n int) {
-		if st == active || st == silent {
-			e.attached[s.mode] += n
-		}
-	}
-	count(s.state, -1)
+	stayed := s.stays()
 	s.state = next
-	count(next, 1)
+	switch {
+	case stayed && !s.stays():
+		e.attached[s.mode]--
+		s.movable.leave()
+	case !stayed && s.stays():
+		e.attached[s.mode]++
+		e.mayMove(s)
+	}
 	e.touch(s)
 }
 
@@ -220,10 +223,10 @@ func (e *Engine) next() time.Time {
 	if len(e.cfg.Modes) > 0 && !e.stopping {
 		at(e.balance.at)
 	}
-	if len(e.crews.all) > 0 {
+	if e.crews.all.n > 0 {
 		at(e.pollAt)
 	}
-	if len(e.crews.polling) > 0 {
+	if e.crews.polling != nil {
 		at(e.now)
 	}
 	at(e.wants.next)

@@ -34,9 +34,11 @@ type crew struct {
 
 	// free and busy are the idle sessions that could be given work at once: those with an empty slot, and
 	// those with room in the window alone. Who is idle for longest comes first.
-	free, busy idlers
+	free, busy chain[*session]
 	// crowded lists those with more claims than slots, in the order in which they opened.
 	crowded []*session
+	// listed is its place among all crews, crowding among those with crowded sessions.
+	listed, crowding place[*crew]
 	// rings counts the signals that there is work: a claim that was made before the last one says
 	// nothing. calls counts the polls as well: a session that dozed off before the last one looks again.
 	rings, calls uint64
@@ -69,43 +71,6 @@ func (c *crew) shares(o *crew) bool {
 		slices.ContainsFunc(c.runtimes, func(r string) bool { return o.has[r] })
 }
 
-// idlers is a list of idle sessions of one crew.
-type idlers struct {
-	first, last *session
-	n           int
-}
-
-func (l *idlers) add(s *session) {
-	s.idlers, s.idlePrev = l, l.last
-	if l.last == nil {
-		l.first = s
-	} else {
-		l.last.idleNext = s
-	}
-	l.last = s
-	l.n++
-}
-
-// unlist takes a session out of the list that it is in.
-func (s *session) unlist() {
-	l := s.idlers
-	if l == nil {
-		return
-	}
-	if s.idlePrev == nil {
-		l.first = s.idleNext
-	} else {
-		s.idlePrev.idleNext = s.idleNext
-	}
-	if s.idleNext == nil {
-		l.last = s.idlePrev
-	} else {
-		s.idleNext.idlePrev = s.idlePrev
-	}
-	s.idlers, s.idlePrev, s.idleNext = nil, nil, nil
-	l.n--
-}
-
 // crews finds crews by what they serve.
 type crews struct {
 	byKey map[[sha256.Size]byte]*crew
@@ -113,9 +78,9 @@ type crews struct {
 	byLane map[laneKey][]*crew
 	wide   []*crew
 	// all lists them for the poll, in the order in which they came to be.
-	all []*crew
-	// polling are those that the poll has not reached yet.
-	polling []*crew
+	all chain[*crew]
+	// polling is the next one for the poll to reach, nil when it is through.
+	polling *place[*crew]
 }
 
 func newCrews() crews {
@@ -145,7 +110,8 @@ func (cs *crews) join(queues, runtimes []string) *crew {
 	if c == nil {
 		c = &crew{key: key, queues: queues, runtimes: runtimes, hasQueue: set(queues), has: set(runtimes)}
 		cs.byKey[key] = c
-		cs.all = append(cs.all, c)
+		c.listed.of, c.crowding.of = c, c
+		cs.all.add(&c.listed)
 		if c.few() {
 			c.lanes(func(k laneKey) { cs.byLane[k] = append(cs.byLane[k], c) })
 		} else {
@@ -167,7 +133,10 @@ func (cs *crews) leave(c *crew) {
 		return slices.DeleteFunc(list, func(o *crew) bool { return o == c })
 	}
 	delete(cs.byKey, c.key)
-	cs.all, cs.polling = without(cs.all), without(cs.polling)
+	if cs.polling == &c.listed {
+		cs.polling = c.listed.next
+	}
+	c.listed.leave()
 	if !c.few() {
 		cs.wide = without(cs.wide)
 		return
@@ -215,9 +184,9 @@ func (e *Engine) goOn(s *session, got, most int) {
 // wake has up to so many idle sessions of a crew ask the store, those with an empty slot first. It
 // returns how many.
 func (e *Engine) wake(c *crew, most int) (n int) {
-	for _, l := range []*idlers{&c.free, &c.busy} {
+	for _, l := range [...]*chain[*session]{&c.free, &c.busy} {
 		for ; n < most && l.first != nil; n++ {
-			e.rouse(l.first)
+			e.rouse(l.first.of)
 		}
 	}
 	c.more = c.idle() > 0
@@ -229,11 +198,12 @@ func (e *Engine) poll() {
 	cs := &e.crews
 	if !e.pollAt.After(e.now) {
 		e.pollAt = e.now.Add(e.cfg.PollEvery)
-		cs.polling = slices.Clone(cs.all)
+		cs.polling = cs.all.first
 	}
-	for n := 0; len(cs.polling) > 0 && n < pollAtMost; {
-		c := cs.polling[0]
-		cs.polling = cs.polling[1:]
+	for n := 0; cs.polling != nil && n < pollAtMost; {
+		c := cs.polling.of
+		cs.polling = cs.polling.next
+		e.looked++
 		c.calls++
 		n += 1 + e.wake(c, wakeAtMost)
 	}
@@ -241,7 +211,7 @@ func (e *Engine) poll() {
 
 // rouse has an idle session ask the store again.
 func (e *Engine) rouse(s *session) {
-	s.unlist()
+	s.idling.leave()
 	s.idle = false
 	e.touch(s)
 }
@@ -264,14 +234,14 @@ func (e *Engine) touch(s *session) {
 // heed wakes a touched session that the bell passed over while it could not be given
 // anything: it was full or gated, and stood in no list.
 func (s *session) heed() {
-	if s.idle && s.idlers == nil && s.dozedAt != s.crew.calls {
+	if s.idle && s.idling.in == nil && s.dozedAt != s.crew.calls {
 		s.idle = false
 	}
 }
 
 // relist puts a touched session into the list of idle ones in which it belongs.
 func (s *session) relist() {
-	var want *idlers
+	var want *chain[*session]
 	if s.idle {
 		switch c := s.credit(); {
 		case c.free > 0 || c.grow > 0:
@@ -280,10 +250,10 @@ func (s *session) relist() {
 			want = &s.crew.busy
 		}
 	}
-	if want != s.idlers {
-		s.unlist()
+	if want != s.idling.in {
+		s.idling.leave()
 		if want != nil {
-			want.add(s)
+			want.add(&s.idling)
 		}
 	}
 }

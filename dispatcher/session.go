@@ -37,8 +37,10 @@ type session struct {
 	mode     link.Mode
 	openedAt time.Time
 
-	// older and newer are its neighbours in the list of all sessions.
-	older, newer *session
+	// opened is its place among all sessions.
+	opened place[*session]
+	// movable is its place among those that may be asked to move.
+	movable place[*session]
 
 	// Fixed by Hello; crew is the sessions that serve the same.
 	hello *link.Hello
@@ -71,11 +73,10 @@ type session struct {
 	askedAt  uint64
 	again    bool
 	// idle: the last claim found less than it asked for, when the crew had been called dozedAt
-	// times. idlers is the list of idle sessions that it is in, between idlePrev and idleNext.
-	idle               bool
-	dozedAt            uint64
-	idlers             *idlers
-	idlePrev, idleNext *session
+	// times. idling is its place among the idle ones of its crew.
+	idle    bool
+	dozedAt uint64
+	idling  place[*session]
 	// standing is the claim id of the request that the store holds for one free slot.
 	standing task.ID
 	// wantedAt is when the session last said that it has an idle slot; wanting, that
@@ -112,6 +113,9 @@ type session struct {
 	dueAt time.Time
 	place int
 }
+
+// stays reports whether the session is here to stay.
+func (s *session) stays() bool { return s.state == active || s.state == silent }
 
 func (s *session) waiting() int { return len(s.held) - s.started }
 

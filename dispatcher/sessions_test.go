@@ -180,10 +180,10 @@ func TestFlowOfASession(t *testing.T) {
 	f := newFleet(t, 1)
 	f.e.standing = false
 	s := f.e.sessions[f.ids[0]]
-	is := func(want flow, l *idlers) {
+	is := func(want flow, l *chain[*session]) {
 		t.Helper()
-		if got := s.flow(); got != want || s.idlers != l {
-			t.Errorf("the session is %s, want %s; in the right list: %v", got, want, s.idlers == l)
+		if got := s.flow(); got != want || s.idling.in != l {
+			t.Errorf("the session is %s, want %s; in the right list: %v", got, want, s.idling.in == l)
 		}
 	}
 	bell := rung{signals: []store.Signal{{Kind: store.Ready, Queue: "default", Runtime: "python"}}}

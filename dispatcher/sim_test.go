@@ -613,7 +613,8 @@ func (s *sim) check() {
 		}
 	}
 	for _, e := range s.engines {
-		for x := e.oldest; x != nil; x = x.newer {
+		for p := e.all.first; p != nil; p = p.next {
+			x := p.of
 			if x.state == active && len(x.held) != 0 {
 				s.t.Errorf("I16: a session holds %d claims after everything has ended", len(x.held))
 			}

@@ -40,7 +40,7 @@ type wants struct {
 	queue []wantKey
 	// crowded lists the crews with sessions that have more claims than slots: only those have
 	// something to give. changed says that one of them has had another claim since the words were looked at.
-	crowded []*crew
+	crowded chain[*crew]
 	changed bool
 	// spent is the work since the last batch of effects, total that of all time.
 	spent, total int
@@ -93,7 +93,7 @@ func (w *wants) follow(s *session) {
 		return
 	}
 	if len(c.crowded) == 0 {
-		w.crowded = append(w.crowded, c)
+		w.crowded.add(&c.crowding)
 	}
 	c.crowded = slices.Insert(c.crowded, i, s)
 }
@@ -101,7 +101,7 @@ func (w *wants) follow(s *session) {
 // uncrowd takes the session at place i off the crowded ones of a crew.
 func (w *wants) uncrowd(c *crew, i int) {
 	if c.crowded = slices.Delete(c.crowded, i, i+1); len(c.crowded) == 0 {
-		w.crowded = slices.DeleteFunc(w.crowded, func(o *crew) bool { return o == c })
+		c.crowding.leave()
 	}
 }
 
@@ -174,7 +174,8 @@ func (e *Engine) recall(key wantKey, n int) {
 func (e *Engine) ask(key wantKey, w *wanted) {
 	ws := &e.wants
 	from := e.sessions[key.from]
-	for _, c := range ws.crowded {
+	for p := ws.crowded.first; p != nil; p = p.next {
+		c := p.of
 		if !ws.spend(1) {
 			ws.later(e.now.Add(lookAgain))
 			return
