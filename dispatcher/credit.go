@@ -101,7 +101,7 @@ func (s *session) gated() bool {
 
 // asks notes that a claim is made for the session.
 func (e *Engine) asks(s *session) {
-	s.claiming, s.again, s.askedAt = true, false, s.crew.rings
+	s.claiming, s.again, s.askedAt = true, false, s.crew.rings()
 	e.claimers[s] = struct{}{}
 }
 

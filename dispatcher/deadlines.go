@@ -8,8 +8,8 @@ import (
 )
 
 // deadlines is the one heap of what falls due at sessions. Each session is in it at most once, at a
-// time that is never later than its real one ([Engine.due]). Most deadlines only move away, a heartbeat at a
-// time, so the place in the heap is corrected when it comes up and not before: a beat costs nothing here,
+// time that is never later than its real one ([Engine.dueAt]). Most deadlines only move away, a heartbeat at a
+// time, so the place in the heap is corrected when its time comes and not before: a beat costs nothing here,
 // however many sessions there are.
 type deadlines []*session
 
@@ -57,22 +57,23 @@ func (d *deadlines) drop(s *session) {
 	}
 }
 
-// first returns the earliest deadline, zero when there is none. due tells the real one of a session.
-func (d *deadlines) first(due func(*session) time.Time) time.Time {
-	for len(*d) > 0 {
-		s := (*d)[0]
-		at := due(s)
-		if at.Equal(s.dueAt) {
-			return at
-		}
-		d.set(s, at)
+// duesAtMost bounds the sessions that are looked at for what is due between two batches of effects: many
+// that attached at once must not hold up the frames of others. The rest is due at once again.
+const duesAtMost = 256
+
+// first returns a time that is not later than the earliest deadline, zero when there is none. To find out
+// whether it moved away is for [deadlines.past], when it comes.
+func (d deadlines) first() time.Time {
+	if len(d) == 0 {
+		return time.Time{}
 	}
-	return time.Time{}
+	return d[0].dueAt
 }
 
-// past takes out the sessions whose deadline has come, in the order in which they opened.
+// past takes out the sessions whose deadline has come, in the order in which they opened. due tells the real
+// one of a session.
 func (d *deadlines) past(now time.Time, due func(*session) time.Time) (out []*session) {
-	for len(*d) > 0 {
+	for n := 0; n < duesAtMost && len(*d) > 0; n++ {
 		s := (*d)[0]
 		if s.dueAt.After(now) {
 			break

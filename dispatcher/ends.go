@@ -103,7 +103,7 @@ func (e *Engine) forget(s *session) {
 	e.wants.drop(s)
 	e.due.drop(s)
 	delete(e.claimers, s)
-	if s.crew != nil {
+	if s.unlist(); s.crew != nil {
 		e.crews.leave(s.crew)
 		if rest := slices.DeleteFunc(e.byWorker[s.hello.Worker], func(o *session) bool { return o == s }); len(rest) > 0 {
 			e.byWorker[s.hello.Worker] = rest
@@ -111,7 +111,6 @@ func (e *Engine) forget(s *session) {
 			delete(e.byWorker, s.hello.Worker)
 		}
 	}
-	s.idling.leave()
 	s.opened.leave()
 	delete(e.sessions, s.id)
 	s.gone = true

@@ -52,7 +52,9 @@ type Engine struct {
 	// work of a batch is for them, and for those whose deadline has come; no pass goes over all sessions.
 	touched []*session
 	due     deadlines
-	crews   crews
+	// shown are the sessions that people know of, those first that they were told of longest ago.
+	shown chain[*session]
+	crews crews
 	// claimers are the sessions with a claim under way, blocked those that may open slots as soon as
 	// others have filled theirs.
 	claimers map[*session]struct{}
@@ -149,7 +151,7 @@ func (e *Engine) open(ev opened) {
 	if e.cfg.StreamAge > 0 && ev.mode != link.Local {
 		s.endsAt = e.now.Add(time.Duration(float64(e.cfg.StreamAge) * (0.9 + e.cfg.Jitter()/5)))
 	}
-	s.opened.of, s.idling.of, s.movable.of = s, s, s
+	s.opened.of, s.idling.of, s.movable.of, s.shown.of = s, s, s, s
 	e.sessions[ev.session] = s
 	e.all.add(&s.opened)
 	e.touch(s)
@@ -158,7 +160,9 @@ func (e *Engine) open(ev opened) {
 // become gives a session its next state.
 func (e *Engine) become(s *session, next state) {
 	stayed := s.stays()
-	s.state = next
+	if s.state = next; next == leaving {
+		s.shown.leave()
+	}
 	switch {
 	case stayed && !s.stays():
 		e.attached[s.mode]--
@@ -214,7 +218,7 @@ func (e *Engine) settleDown() {
 // next returns when take must be called at the latest though nothing happens; zero
 // when nothing is pending.
 func (e *Engine) next() time.Time {
-	first := e.due.first(e.dueAt)
+	first := e.due.first()
 	at := func(t time.Time) {
 		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
 			first = t
@@ -230,6 +234,9 @@ func (e *Engine) next() time.Time {
 		at(e.now)
 	}
 	at(e.wants.next)
+	if p := e.shown.first; p != nil {
+		at(p.of.showAt)
+	}
 	return first
 }
 
@@ -240,9 +247,7 @@ func (e *Engine) dueAt(s *session) (first time.Time) {
 			first = t
 		}
 	}
-	if s.shown() {
-		at(s.showAt)
-	}
+	e.looked++
 	switch s.state {
 	case leaving:
 	case lost:
@@ -275,6 +280,7 @@ func (e *Engine) timers() {
 	if len(e.cfg.Modes) > 0 && !e.stopping && !e.balance.at.After(e.now) {
 		e.level()
 	}
+	e.showAgain()
 	for _, s := range e.due.past(e.now, e.dueAt) {
 		e.touch(s)
 		e.timer(s)
@@ -283,9 +289,6 @@ func (e *Engine) timers() {
 
 // timer does what is due at a session.
 func (e *Engine) timer(s *session) {
-	if s.shown() && !s.showAt.After(e.now) {
-		e.show(s, false)
-	}
 	if s.paused && !s.pausedUntil.After(e.now) {
 		s.paused, s.idle = false, false
 	}
@@ -334,7 +337,7 @@ func (e *Engine) claimed(ev claimed) {
 	}
 	switch {
 	case !ev.stood:
-		if current := !s.again && s.askedAt == s.crew.rings; len(ev.tasks) < ev.request.Max && current {
+		if current := !s.again && s.askedAt == s.crew.rings(); len(ev.tasks) < ev.request.Max && current {
 			s.doze()
 		} else {
 			s.idle = false
@@ -418,12 +421,26 @@ func (e *Engine) warn(s *session, text string, err error, count int) {
 	e.out.notes[len(e.out.notes)-1].warn = true
 }
 
+// showAgain tells people of sessions that they were not told of for announceEvery.
+func (e *Engine) showAgain() {
+	for n := 0; n < duesAtMost && e.shown.first != nil; n++ {
+		s := e.shown.first.of
+		if s.showAt.After(e.now) {
+			return
+		}
+		e.looked++
+		e.show(s, false)
+	}
+}
+
 // show tells people of a session's new state.
 func (e *Engine) show(s *session, gone bool) {
 	if s.hello == nil || s.moved {
 		return
 	}
 	s.showAt = e.now.Add(announceEvery)
+	s.shown.leave()
+	e.shown.add(&s.shown)
 	p := s.presence()
 	p.Gone = gone
 	e.out.presence = append(e.out.presence, p)

@@ -51,7 +51,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 			e.refuse(s, fmt.Sprintf("a heartbeat lists %d claims: want at most %d", len(f.Held), task.MaxHeld))
 			return
 		}
-		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})
+		e.beat(s, f)
 	case *link.Want:
 		if s.mode != link.Pull || f.N < 1 {
 			e.refuse(s, fmt.Sprintf("Want of %d in %s mode: only pull workers request work, for at least one task", f.N, s.mode))
@@ -83,6 +83,17 @@ func (e *Engine) frame(s *session, f link.Frame) {
 		e.hangup(s, "the worker closed its session: "+f.Reason)
 	default:
 		e.refuse(s, fmt.Sprintf("a frame of type %T, which a worker does not send", f))
+	}
+}
+
+// beat renews what a session holds. Where that is nothing there is nothing for the store to record, and
+// the answer leaves at once: most beats of a large fleet are such.
+func (e *Engine) beat(s *session, f *link.Beat) {
+	switch {
+	case len(f.Held) > 0 || len(s.held) > 0:
+		e.out.renews = append(e.out.renews, renew{session: s.id, seq: f.Seq, items: e.renewals(s, f.Held)})
+	case f.Seq != 0:
+		e.send(s, &link.BeatAck{Seq: f.Seq})
 	}
 }
 

@@ -1,196 +1,77 @@
 package dispatcher
 
-import (
-	"crypto/sha256"
-	"encoding/binary"
-	"slices"
+import "github.com/treadle-dev/treadle/store"
 
-	"github.com/treadle-dev/treadle/store"
-)
-
-// What the store answers to one session holds for all that serve the same queues and
-// runtimes. So these form a crew, and the cost of a signal is bounded by wakeAtMost for a crew, not by
-// how many of it are idle: a few ask, and while they get something, a few more are woken. With 10,000
-// idle workers a task cost as many claim requests as there were workers.
+// Who is woken when there is work. The cost of a signal is bounded by wakeAtMost, not by how many
+// sessions are idle: a few ask, and while they get something, a few more are woken. With 10,000 idle
+// workers a task cost as many claim requests as there were workers.
 const (
-	// wakeAtMost is how many sessions of a crew a signal wakes at once. A burst for thousands of
-	// idle workers reaches all of them in a few rounds, as each claim that brings something wakes as many again.
+	// wakeAtMost is how many sessions a signal wakes at once. A burst for thousands of idle workers
+	// reaches all of them in a few rounds, as each claim that brings something wakes as many again.
 	wakeAtMost = 16
 	// pollAtMost bounds the sessions that are woken by the poll between two batches of effects.
 	pollAtMost = 1024
-	// fewLanes is up to how many pairs of queue and runtime a crew is listed by each of them.
-	fewLanes = 64
 )
-
-// laneKey is a queue and a runtime: what a Ready signal names.
-type laneKey struct{ queue, runtime string }
-
-// crew is the sessions whose Hello named the same queues and runtimes.
-type crew struct {
-	key              [sha256.Size]byte
-	queues, runtimes []string // in the order of its first Hello
-	hasQueue, has    map[string]bool
-	sessions         int
-
-	// free and busy are the idle sessions that could be given work at once: those with an empty slot, and
-	// those with room in the window alone. Who is idle for longest comes first.
-	free, busy chain[*session]
-	// crowded lists those with more claims than slots, in the order in which they opened.
-	crowded []*session
-	// listed is its place among all crews, crowding among those with crowded sessions.
-	listed, crowding place[*crew]
-	// rings counts the signals that there is work: a claim that was made before the last one says
-	// nothing. calls counts the polls as well: a session that dozed off before the last one looks again.
-	rings, calls uint64
-	// more says that the last signal woke only a part of the idle ones.
-	more bool
-}
-
-// lanes calls f for each pair of queue and runtime.
-func (c *crew) lanes(f func(laneKey)) {
-	for _, q := range c.queues {
-		for _, r := range c.runtimes {
-			f(laneKey{q, r})
-		}
-	}
-}
-
-func (c *crew) serves(queue, runtime string) bool { return c.hasQueue[queue] && c.has[runtime] }
-
-func (c *crew) idle() int { return c.free.n + c.busy.n }
-
-// shares reports whether there may be tasks that sessions of both crews could take.
-func (c *crew) shares(o *crew) bool {
-	if c == o {
-		return true
-	}
-	if len(c.queues)+len(c.runtimes) > len(o.queues)+len(o.runtimes) {
-		c, o = o, c
-	}
-	return slices.ContainsFunc(c.queues, func(q string) bool { return o.hasQueue[q] }) &&
-		slices.ContainsFunc(c.runtimes, func(r string) bool { return o.has[r] })
-}
-
-// crews finds crews by what they serve.
-type crews struct {
-	byKey map[[sha256.Size]byte]*crew
-	// byLane lists those with few lanes under each; wide are the others, which are asked one by one.
-	byLane map[laneKey][]*crew
-	wide   []*crew
-	// all lists them for the poll, in the order in which they came to be.
-	all chain[*crew]
-	// polling is the next one for the poll to reach, nil when it is through.
-	polling *place[*crew]
-}
-
-func newCrews() crews {
-	return crews{byKey: map[[sha256.Size]byte]*crew{}, byLane: map[laneKey][]*crew{}}
-}
-
-func crewKey(queues, runtimes []string) (key [sha256.Size]byte) {
-	h := sha256.New()
-	for _, list := range [][]string{queues, runtimes} {
-		var n [8]byte
-		binary.LittleEndian.PutUint64(n[:], uint64(len(list)))
-		h.Write(n[:])
-		for _, name := range slices.Sorted(slices.Values(list)) {
-			binary.LittleEndian.PutUint64(n[:], uint64(len(name)))
-			h.Write(n[:])
-			h.Write([]byte(name))
-		}
-	}
-	h.Sum(key[:0])
-	return key
-}
-
-// join returns the crew of what a session serves, one session larger.
-func (cs *crews) join(queues, runtimes []string) *crew {
-	key := crewKey(queues, runtimes)
-	c := cs.byKey[key]
-	if c == nil {
-		c = &crew{key: key, queues: queues, runtimes: runtimes, hasQueue: set(queues), has: set(runtimes)}
-		cs.byKey[key] = c
-		c.listed.of, c.crowding.of = c, c
-		cs.all.add(&c.listed)
-		if c.few() {
-			c.lanes(func(k laneKey) { cs.byLane[k] = append(cs.byLane[k], c) })
-		} else {
-			cs.wide = append(cs.wide, c)
-		}
-	}
-	c.sessions++
-	return c
-}
-
-func (c *crew) few() bool { return len(c.queues)*len(c.runtimes) <= fewLanes }
-
-// leave takes a session off its crew, which ends with its last one.
-func (cs *crews) leave(c *crew) {
-	if c.sessions--; c.sessions > 0 {
-		return
-	}
-	without := func(list []*crew) []*crew {
-		return slices.DeleteFunc(list, func(o *crew) bool { return o == c })
-	}
-	delete(cs.byKey, c.key)
-	if cs.polling == &c.listed {
-		cs.polling = c.listed.next
-	}
-	c.listed.leave()
-	if !c.few() {
-		cs.wide = without(cs.wide)
-		return
-	}
-	c.lanes(func(k laneKey) {
-		if cs.byLane[k] = without(cs.byLane[k]); len(cs.byLane[k]) == 0 {
-			delete(cs.byLane, k)
-		}
-	})
-}
 
 // ready takes the bell's word that there is work in a lane.
 func (e *Engine) ready(sig store.Signal) {
-	for _, c := range e.crews.byLane[laneKey{sig.Queue, sig.Runtime}] {
-		e.ring(c)
+	if b := e.crews.byLane[laneKey{sig.Queue, sig.Runtime}]; b != nil {
+		e.ring(b)
 	}
-	for _, c := range e.crews.wide {
-		if c.serves(sig.Queue, sig.Runtime) {
-			e.ring(c)
+	for p := e.crews.wide.first; p != nil; p = p.next {
+		e.looked++
+		if c := p.of; c.serves(sig.Queue, sig.Runtime) {
+			e.ring(c.bells[0])
 		}
 	}
 }
 
-func (e *Engine) ring(c *crew) {
-	c.rings++
-	c.calls++
-	e.wake(c, wakeAtMost)
+func (e *Engine) ring(b *laneBell) {
+	b.rings++
+	e.wakeAt(b, wakeAtMost)
 }
 
-// goOn wakes more of a crew of which a signal woke only a part, after a claim for s. One that brought
-// all that it asked for wakes as many again. One that brought less found the end, or a task that was too
-// large to go along: one more session finds out which. One that brought nothing ends it.
-func (e *Engine) goOn(s *session, got, most int) {
-	switch c := s.crew; {
-	case !c.more:
-	case got >= most:
-		e.wake(c, wakeAtMost)
-	case got > 0:
-		e.wake(c, 1)
-	case s.idle:
-		c.more = false
-	}
-}
-
-// wake has up to so many idle sessions of a crew ask the store, those with an empty slot first. It
+// wakeAt wakes up to so many sessions of the crews that hear a bell, those with an empty slot first. It
 // returns how many.
-func (e *Engine) wake(c *crew, most int) (n int) {
-	for _, l := range [...]*chain[*session]{&c.free, &c.busy} {
-		for ; n < most && l.first != nil; n++ {
-			e.rouse(l.first.of)
+func (e *Engine) wakeAt(b *laneBell, most int) (n int) {
+	for class := range b.idle {
+		for n < most && b.idle[class].first != nil {
+			e.looked++
+			n += e.wake(b.idle[class].first.of, class, most-n)
 		}
 	}
-	c.more = c.idle() > 0
+	b.more = b.idle[freeSlots].n+b.idle[windowRoom].n > 0
 	return n
+}
+
+// wake has up to so many idle sessions of a class of a crew ask the store. It returns how many.
+func (e *Engine) wake(c *crew, class, most int) (n int) {
+	for ; n < most && c.idle[class].first != nil; n++ {
+		e.rouse(c.idle[class].first.of)
+	}
+	return n
+}
+
+// goOn wakes more where a signal woke only a part, after a claim for s. One that brought all that it
+// asked for wakes as many again. One that brought less found the end, or a task that was too large to go
+// along: one more session finds out which. One that brought nothing ends it.
+func (e *Engine) goOn(s *session, got, most int) {
+	left := 0
+	switch {
+	case got >= most:
+		left = wakeAtMost
+	case got > 0:
+		left = 1
+	}
+	for _, b := range s.crew.bells {
+		switch {
+		case !b.more:
+		case got == 0:
+			b.more = !s.idle
+		case left > 0:
+			left -= e.wakeAt(b, left)
+		}
+	}
 }
 
 // poll wakes sessions of every crew though nobody rang: the net under the bell.
@@ -204,14 +85,21 @@ func (e *Engine) poll() {
 		c := cs.polling.of
 		cs.polling = cs.polling.next
 		e.looked++
-		c.calls++
-		n += 1 + e.wake(c, wakeAtMost)
+		c.polls++
+		woken := e.wake(c, freeSlots, wakeAtMost)
+		woken += e.wake(c, windowRoom, wakeAtMost-woken)
+		n += 1 + woken
+		if c.idle[freeSlots].n+c.idle[windowRoom].n > 0 {
+			for _, b := range c.bells {
+				b.more = true
+			}
+		}
 	}
 }
 
 // rouse has an idle session ask the store again.
 func (e *Engine) rouse(s *session) {
-	s.idling.leave()
+	s.unlist()
 	s.idle = false
 	e.touch(s)
 }
@@ -219,7 +107,7 @@ func (e *Engine) rouse(s *session) {
 // doze notes that the store has nothing for a session, by an answer to what was asked before
 // the present state of the bell.
 func (s *session) doze() {
-	s.idle, s.dozedAt = true, s.crew.calls
+	s.idle, s.dozedAt = true, s.crew.calls()
 }
 
 // touch has the next batch of effects look at a session. Nothing else looks at sessions:
@@ -234,26 +122,28 @@ func (e *Engine) touch(s *session) {
 // heed wakes a touched session that the bell passed over while it could not be given
 // anything: it was full or gated, and stood in no list.
 func (s *session) heed() {
-	if s.idle && s.idling.in == nil && s.dozedAt != s.crew.calls {
+	if s.idle && s.idling.in == nil && s.dozedAt != s.crew.calls() {
 		s.idle = false
 	}
 }
 
 // relist puts a touched session into the list of idle ones in which it belongs.
 func (s *session) relist() {
-	var want *chain[*session]
+	want, class := (*chain[*session])(nil), freeSlots
 	if s.idle {
 		switch c := s.credit(); {
 		case c.free > 0 || c.grow > 0:
-			want = &s.crew.free
+			want = &s.crew.idle[class]
 		case c.ahead > 0:
-			want = &s.crew.busy
+			class = windowRoom
+			want = &s.crew.idle[class]
 		}
 	}
-	if want != s.idling.in {
-		s.idling.leave()
-		if want != nil {
-			want.add(&s.idling)
-		}
+	if want == s.idling.in {
+		return
+	}
+	s.unlist()
+	if want != nil {
+		s.crew.list(s, class)
 	}
 }

@@ -86,6 +86,7 @@ func (e *Engine) filling() filling {
 		}
 	}
 	for s := range e.claimers {
+		e.looked++
 		if !s.idle && s.state == active && len(s.held) < s.slots {
 			add(s)
 		}

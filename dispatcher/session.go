@@ -105,8 +105,10 @@ type session struct {
 	returned    int
 	notedAt     time.Time
 
-	// showAt is when people are told of it again though nothing changed.
+	// showAt is when people are told of it again though nothing changed, shown its place among the sessions
+	// that they know of.
 	showAt time.Time
+	shown  place[*session]
 	// touched: the next batch of effects looks at it; gone: it was forgotten.
 	touched, gone bool
 	// dueAt is not later than its next deadline, place where it is in the heap of them, from 1 on.
@@ -151,9 +153,6 @@ func (s *session) release(tok task.Token) bool {
 	}
 	return true
 }
-
-// shown reports whether people are told of the session from time to time.
-func (s *session) shown() bool { return !s.showAt.IsZero() && !s.moved && s.state != leaving }
 
 func (s *session) presence() store.Presence {
 	slots := s.slots

@@ -12,15 +12,22 @@ import (
 
 // fleet is an engine with many idle sessions of one crew, as the workers of a real one are.
 type fleet struct {
-	e   *Engine
-	now time.Time
-	ids []task.ID
-	n   uint32
+	e      *Engine
+	now    time.Time
+	ids    []task.ID
+	n      uint32
+	queues func(i int) []string
 }
 
 func newFleet(tb testing.TB, sessions int) *fleet {
 	tb.Helper()
-	f := &fleet{now: time.Unix(1_000_000, 0)}
+	return newFleetOf(tb, sessions, func(int) []string { return []string{"default"} })
+}
+
+// newFleetOf is a fleet of which each worker serves the queues of its number.
+func newFleetOf(tb testing.TB, sessions int, queues func(i int) []string) *fleet {
+	tb.Helper()
+	f := &fleet{now: time.Unix(1_000_000, 0), queues: queues}
 	cfg, err := Config{ID: f.id(), NewID: f.id, NewFunctionID: f.id, Jitter: func() float64 { return 0.5 }, Modes: []link.Mode{link.Push}}.withDefaults()
 	if err != nil {
 		tb.Fatal(err)
@@ -31,12 +38,16 @@ func newFleet(tb testing.TB, sessions int) *fleet {
 		id := f.id()
 		f.ids = append(f.ids, id)
 		f.do(opened{session: id, mode: link.Push})
-		f.do(received{session: id, frame: &link.Hello{
-			Version: link.Version, Worker: fmt.Sprint("w", i), Slots: 4, Queues: []string{"default"}, Runtimes: []string{"python"},
-		}})
+		f.do(received{session: id, frame: f.hello(i)})
 		f.do(resumed{session: id})
 	}
 	return f
+}
+
+func (f *fleet) hello(i int) *link.Hello {
+	return &link.Hello{
+		Version: link.Version, Worker: fmt.Sprint("w", i), Slots: 4, Queues: f.queues(i), Runtimes: []string{"python"}, Moves: true,
+	}
 }
 
 func (f *fleet) id() task.ID {
@@ -93,38 +104,188 @@ func TestSignalsWakeFew(t *testing.T) {
 	}
 }
 
-// What an event costs does not depend on the number of sessions: nothing looks at one that nothing
-// happened to.
-func TestEventsTouchFew(t *testing.T) {
-	f := newFleet(t, 2000)
-	for _, c := range []struct {
-		name string
-		ev   event
-		most int
-	}{
-		{"a beat", received{session: f.ids[7], frame: &link.Beat{Seq: 1}}, 1},
-		{"a signal", rung{signals: []store.Signal{{Kind: store.Ready, Queue: "default", Runtime: "python"}}}, wakeAtMost},
-		{"a signal of another queue", rung{signals: []store.Signal{{Kind: store.Ready, Queue: "other", Runtime: "python"}}}, 0},
-		{"another dispatcher's idle slot", rung{signals: []store.Signal{{Kind: store.Wanted, Queue: "default", Runtime: "python", From: f.id(), Count: 1}}}, 0},
-		{"a tick", ticked{}, 0},
-		{"the end of a link", closed{session: f.ids[9], reason: link.ErrClosed}, 1},
-	} {
-		f.e.step(f.now, c.ev)
-		f.e.timers()
-		f.e.remember()
-		if n := len(f.e.touched); n > c.most {
-			t.Errorf("%s looks at %d sessions, want at most %d", c.name, n, c.most)
+// step gives the engine an event and returns the effects, how many sessions the event touched, and how
+// many sessions, crews and words of idle slots were looked at for it, and for what was due, in all.
+func (f *fleet) step(ev event) (out ready, touched, looked int) {
+	before := f.e.looked + f.e.wants.total
+	f.e.step(f.now, ev)
+	f.e.timers()
+	f.e.remember()
+	touched = len(f.e.touched)
+	out = f.e.take(f.now)
+	f.e.next()
+	return out, touched, f.e.looked + f.e.wants.total - before
+}
+
+// serve has a session ask the store and gives it a task.
+func (f *fleet) serve(i int) task.Token {
+	s := f.e.sessions[f.ids[i]]
+	f.e.rouse(s)
+	out := f.e.take(f.now)
+	for _, r := range out.claims {
+		if r.Session == s.id {
+			tok := task.Token{Task: f.id(), Epoch: 1, Claim: r.Claim, Attempt: 1}
+			f.do(claimed{request: r, tasks: []store.Claimed{{Token: tok, Task: &task.Task{Queue: "default", Runtime: "python"}}}})
+			return tok
 		}
+	}
+	panic("the session asks for nothing")
+}
+
+// What an event costs does not depend on the number of sessions: no pass goes over all of them, in a fleet
+// of equal workers as in one where each serves a queue of its own beside the common one. The end of the
+// dispatcher alone, which says good-bye to each, is not here.
+func TestEventsTouchFew(t *testing.T) {
+	t.Run("alike", func(t *testing.T) { eventsTouchFew(t, newFleet(t, 2000)) })
+	t.Run("own queues", func(t *testing.T) {
+		f := newFleetOf(t, 2000, func(i int) []string { return []string{fmt.Sprint("own", i), "default"} })
+		eventsTouchFew(t, f)
+	})
+}
+
+func eventsTouchFew(t *testing.T, f *fleet) {
+	check := func(name string, ev event, most int) (out ready) {
+		t.Helper()
+		out, touched, looked := f.step(ev)
+		if touched > most {
+			t.Errorf("%s touches %d sessions, want at most %d", name, touched, most)
+		}
+		if bound := 8*most + 16; looked > bound {
+			t.Errorf("%s looks at %d sessions, crews and words, want at most %d", name, looked, bound)
+		}
+		for len(out.claims) > 0 {
+			for _, r := range out.claims {
+				f.e.step(f.now, claimed{request: r})
+			}
+			out.claims = f.e.take(f.now).claims
+		}
+		return out
+	}
+	from := func(i int, frame link.Frame) event { return received{session: f.ids[i], frame: frame} }
+	signal := func(s store.Signal) event { return rung{signals: []store.Signal{s}} }
+	lane := store.Signal{Kind: store.Ready, Queue: "default", Runtime: "python"}
+
+	check("a signal", signal(lane), wakeAtMost)
+	check("a signal of another queue", signal(store.Signal{Kind: store.Ready, Queue: "other", Runtime: "python"}), 0)
+	check("another dispatcher's idle slot", signal(store.Signal{Kind: store.Wanted, Queue: "default", Runtime: "python", From: f.id(), Count: 1}), 0)
+	check("another dispatcher's word", signal(store.Signal{Kind: store.Attending, Runtime: string(link.Push), From: f.id(), Count: 2000}), 0)
+	check("a tick", ticked{}, 0)
+
+	// A session from its beginning to its end.
+	id := f.id()
+	f.ids = append(f.ids, id)
+	last := len(f.ids) - 1
+	check("a link", opened{session: id, mode: link.Push}, 1)
+	check("a Hello", from(last, f.hello(last)), 1)
+	check("its answer", resumed{session: id}, 1)
+	check("a beat", from(last, &link.Beat{Seq: 1}), 1)
+	tok := f.serve(last)
+	item := store.Renewal{Token: tok}
+	check("a start", from(last, &link.Accepts{Items: []link.Accept{{Token: tok}}}), 1)
+	check("output", from(last, &link.Output{Token: tok, Bytes: []byte("x")}), 1)
+	check("a beat that holds", from(last, &link.Beat{Seq: 2, Held: []link.Holding{{Token: tok}}}), 1)
+	check("its answer", renewed{session: id, seq: 2, items: []store.Renewal{item}, verdicts: []task.Verdict{task.VerdictRecorded}}, 1)
+	check("a revocation", signal(store.Signal{Kind: store.Revoked, Task: tok.Task, Claim: tok.Claim}), 1)
+	check("a report", from(last, &link.Outcomes{Items: []link.Report{{Token: tok, Outcome: task.Outcome{End: task.EndSucceeded}}}}), 1)
+	check("its verdict", settled{session: id, token: tok, verdict: task.VerdictRecorded}, 1)
+	check("a need", from(last, &link.NeedFunction{}), 1)
+	check("its answer", loaded{session: id}, 1)
+	check("too much to read", reads{session: id, behind: true}, 1)
+	check("read", reads{session: id}, 1)
+	check("a request that is answered with nothing", claimed{request: store.ClaimRequest{Session: id, Claim: f.e.sessions[id].standing}, stood: true}, 1)
+	check("out of order", from(last, &link.Beat{Seq: 3, Unfit: true}), 1)
+	check("a drain", from(last, &link.Drain{}), 1)
+	check("a good-bye", from(last, &link.Bye{}), 1)
+	check("the end of its link", closed{session: id, reason: link.ErrClosed}, 1)
+	check("a refusal", from(3, &link.Want{N: 1}), 1)
+	check("too much asked for", overdone{session: f.ids[4], reason: link.ErrOverrun}, 1)
+	check("a move", from(5, &link.Bye{Retry: true}), 1)
+
+	// One is lost with what it holds, and its worker comes back in another.
+	f.serve(9)
+	check("a loss", closed{session: f.ids[9], reason: link.ErrClosed}, 1)
+	id = f.id()
+	f.ids = append(f.ids, id)
+	f.do(opened{session: id, mode: link.Push})
+	check("a Hello of a worker that was lost", from(len(f.ids)-1, f.hello(9)), 2)
+	f.do(resumed{session: id})
+	f.serve(10)
+	check("another loss", closed{session: f.ids[10], reason: link.ErrClosed}, 1)
+	end := f.now.Add(f.e.cfg.Grace)
+	f.rest(200 * time.Millisecond)
+	f.now = end
+	check("the end of its grace", ticked{}, 1)
+	eventsOfTime(t, f, check)
+}
+
+// rest lets time pass in which every worker that is there beats, and does what is due then.
+func (f *fleet) rest(d time.Duration) {
+	f.now = f.now.Add(d)
+	for _, s := range f.e.sessions {
+		if s.state == active || s.state == silent {
+			s.lastHeard = f.now
+		}
+	}
+	for n := 0; n <= 2*len(f.ids) && !f.e.next().After(f.now); n++ {
 		f.do(ticked{})
+	}
+}
+
+// eventsOfTime is about what comes to all sessions at once.
+func eventsOfTime(t *testing.T, f *fleet, check func(string, event, int) ready) {
+	// Some are too many here, and none is idle: that is found out of a bounded number.
+	for _, s := range f.e.sessions {
+		if s.state == active {
+			f.e.hold(s, task.Token{Task: f.id(), Epoch: 1}, true)
+		}
+	}
+	f.do(rung{signals: []store.Signal{{Kind: store.Attending, Runtime: string(link.Push), From: f.id()}}})
+	moves := 0
+	for range settledLooks {
+		at := f.e.balance.at
+		f.e.balance.at = at.Add(time.Hour)
+		f.rest(at.Sub(f.now)) // what else is due then
+		f.e.balance.at = at
+		for _, s := range check("who has to move", ticked{}, mayMoveLooks/8).sends {
+			if _, ok := s.frame.(*link.Move); ok {
+				moves++
+			}
+		}
+	}
+	if moves != maxMoves {
+		t.Errorf("%d workers are asked to move, want %d", moves, maxMoves)
+	}
+	// Each is told of to people, in turn.
+	f.rest(announceEvery)
+	f.e.pollAt = f.now.Add(time.Hour) // and not the poll
+	f.rest(wantLasts + 1)
+	f.now = f.now.Add(announceEvery)
+	told := map[string]bool{}
+	for n := 0; len(told) < f.e.shown.n && n < len(f.ids); n++ {
+		out := check("to be told of", ticked{}, duesAtMost)
+		for _, p := range out.presence {
+			told[p.Worker] = true
+		}
+	}
+	if len(told) < 1900 {
+		t.Errorf("people are told of %d workers, want some 2,000", len(told))
+	}
+	// The poll reaches all crews.
+	f.now, f.e.pollAt = f.now.Add(time.Millisecond), f.now
+	check("the poll", ticked{}, pollAtMost)
+	for n := 0; f.e.crews.polling != nil && n < len(f.ids); n++ {
+		check("the poll", ticked{}, pollAtMost)
 	}
 	// Nobody is heard any more: a deadline looks at those that it is for.
+	f.rest(wantLasts + 1)
+	f.e.pollAt = f.now.Add(time.Hour)
 	f.now = f.now.Add(f.e.silence())
-	for range f.ids[100:] {
-		f.do(ticked{})
+	for n := 0; n < len(f.ids) && !f.e.next().After(f.now); n++ {
+		check("silence", ticked{}, 2*duesAtMost)
 	}
-	for _, id := range f.ids[100:] {
-		if s := f.e.sessions[id]; s.state != silent {
-			t.Fatalf("a session that was not heard for %s is %s", f.e.silence(), s.state)
+	for _, s := range f.e.sessions {
+		if s.state == active {
+			t.Fatalf("a session that was not heard for %s is active", f.e.silence())
 		}
 	}
 }
@@ -192,9 +353,9 @@ func TestFlowOfASession(t *testing.T) {
 		return f.e.take(f.now)
 	}
 	// Its standing request was made while the fleet attached.
-	is(standing, &s.crew.free)
+	is(standing, &s.crew.idle[freeSlots])
 	s.standing = task.ID{}
-	is(idle, &s.crew.free)
+	is(idle, &s.crew.idle[freeSlots])
 	out := take(bell)
 	is(claiming, nil)
 	ev := claimed{request: out.claims[0]}
@@ -211,13 +372,13 @@ func TestFlowOfASession(t *testing.T) {
 	out = take(received{session: s.id, frame: &link.Outcomes{Items: []link.Report{{Token: tokens[0], Outcome: task.Outcome{End: task.EndSucceeded}}}}})
 	is(claiming, nil)
 	take(claimed{request: out.claims[0]})
-	is(idle, &s.crew.free)
+	is(idle, &s.crew.idle[freeSlots])
 	take(received{session: s.id, frame: &link.Beat{Seq: 1, Unfit: true}})
 	is(gated, nil)
 	out = take(received{session: s.id, frame: &link.Beat{Seq: 2}})
 	is(claiming, nil)
 	take(claimed{request: out.claims[0]})
-	is(idle, &s.crew.free)
+	is(idle, &s.crew.idle[freeSlots])
 	// The poll wakes it though nobody rang.
 	f.now = f.now.Add(f.e.cfg.PollEvery)
 	take(ticked{})

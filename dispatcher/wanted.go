@@ -87,7 +87,7 @@ func (w *wants) follow(s *session) {
 		return
 	}
 	c := s.crew
-	i, _ := slices.BinarySearchFunc(c.crowded, s, func(a, b *session) int { return cmp.Compare(a.seq, b.seq) })
+	i := c.crowdedAt(s)
 	if s.crowded = crowded; !crowded {
 		w.uncrowd(c, i)
 		return
@@ -96,6 +96,12 @@ func (w *wants) follow(s *session) {
 		w.crowded.add(&c.crowding)
 	}
 	c.crowded = slices.Insert(c.crowded, i, s)
+}
+
+// crowdedAt is the place of a session among the crowded ones, or where it belongs.
+func (c *crew) crowdedAt(s *session) int {
+	i, _ := slices.BinarySearchFunc(c.crowded, s, func(a, b *session) int { return cmp.Compare(a.seq, b.seq) })
+	return i
 }
 
 // uncrowd takes the session at place i off the crowded ones of a crew.
@@ -108,7 +114,7 @@ func (w *wants) uncrowd(c *crew, i int) {
 // drop forgets a session that ends.
 func (w *wants) drop(s *session) {
 	if s.crowded {
-		w.uncrowd(s.crew, slices.Index(s.crew.crowded, s))
+		w.uncrowd(s.crew, s.crew.crowdedAt(s))
 		s.crowded = false
 	}
 }
@@ -235,23 +241,26 @@ func (e *Engine) remember() {
 		return // there is nothing more to be had than before
 	}
 	ws.next, ws.changed = time.Time{}, false
-	for range len(ws.queue) {
+	keep := ws.queue[:0] // what is kept moves up in place
+	for i, key := range ws.queue {
 		if !ws.spend(1) {
 			ws.later(e.now.Add(lookAgain))
+			// Those that were not looked at come first the next time.
+			ws.queue = slices.Concat(ws.queue[i:], keep)
 			return
 		}
-		key := ws.queue[0]
-		ws.queue = ws.queue[1:]
 		w := ws.words[key]
 		s := e.sessions[key.from]
 		here := key.queue == "" && key.runtime == ""
 		if w.n > 0 && !w.until.Before(e.now) && (s == nil || s.idle) && (s != nil || !here) {
 			if e.ask(key, w); w.n > 0 {
-				ws.queue = append(ws.queue, key)
+				keep = append(keep, key)
 				ws.later(w.until.Add(1))
 				continue
 			}
 		}
 		delete(ws.words, key)
 	}
+	clear(ws.queue[len(keep):])
+	ws.queue = keep
 }
