@@ -1,16 +1,16 @@
 """What CPython's own tests ask of every executor (test_concurrent_futures: executor, wait, as_completed).
 
 They are asked here of treadle.Executor on real workers. Distributions leave CPython's tests out, and
-theirs wait by the clock; these wait for files.
+theirs wait by the clock; these wait for locks on files.
 """
 
 from __future__ import annotations
 
 import concurrent.futures as futures
+import fcntl
 import gc
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,18 +59,35 @@ def capture(*args: Any, **kwargs: Any) -> Any:
 
 @local
 def gate(path: str, error: str = "") -> str:
-    """Return, or raise, when there is such a file; an empty path is open."""
-    import os
-    import time
+    """Return, or raise, when the gate is opened; an empty path is open."""
+    import fcntl
 
-    end = time.monotonic() + 120
-    while path and not os.path.exists(path):
-        if time.monotonic() > end:
-            raise TimeoutError(path)
-        time.sleep(0.005)
+    if path:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
     if error:
         raise OSError(error)
     return path
+
+
+class Gate:
+    """A file that is locked until the gate is opened: the system wakes whoever waits for it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._file = path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def open(self) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def shut(tmp_path: Path) -> Iterator[Gate]:
+    """A gate. It is open when the test is over, so it stands behind what waits for tasks."""
+    closed = Gate(tmp_path / "gate")
+    yield closed
+    closed.open()
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +127,12 @@ def test_map_raises_in_its_place(pool: treadle.Executor) -> None:
         next(results)
 
 
-def test_map_timeout(pool: treadle.Executor, tmp_path: Path) -> None:
-    shut = str(tmp_path / "gate")
+def test_map_timeout(pool: treadle.Executor, shut: Gate) -> None:
     found = []
     with pytest.raises(futures.TimeoutError):
-        for value in pool.map(gate, ["", "", shut], timeout=5):
+        for value in pool.map(gate, ["", "", shut.path], timeout=5):
             found.append(value)
     assert found in (["", ""], [""], []), "two of them at most"
-    Path(shut).touch()
 
 
 def test_shutdown_while_a_map_is_under_way(pool: treadle.Executor) -> None:
@@ -162,20 +177,19 @@ def test_wait_for_a_future_twice(pool: treadle.Executor) -> None:
     assert done == {future} and not pending
 
 
-def test_first_completed(pool: treadle.Executor, tmp_path: Path) -> None:
-    first, second = pool.submit(mul, 21, 2), pool.submit(gate, str(tmp_path / "gate"))
+def test_first_completed(pool: treadle.Executor, shut: Gate) -> None:
+    first, second = pool.submit(mul, 21, 2), pool.submit(gate, shut.path)
     done, pending = futures.wait([UNTOLD, first, second], 60, futures.FIRST_COMPLETED)
     assert done == {first} and pending == {UNTOLD, second}
     done, pending = futures.wait([CANCELLED, DONE, second], 60, futures.FIRST_COMPLETED)
     assert done == {CANCELLED, DONE} and pending == {second}
-    (tmp_path / "gate").touch()
 
 
-def test_first_exception(pool: treadle.Executor, tmp_path: Path) -> None:
-    raises, goes_on = str(tmp_path / "raises"), pool.submit(gate, str(tmp_path / "gate"))
-    first, second = pool.submit(mul, 2, 21), pool.submit(gate, raises, "told to")
+def test_first_exception(pool: treadle.Executor, shut: Gate, tmp_path: Path) -> None:
+    raises, goes_on = Gate(tmp_path / "raises"), pool.submit(gate, shut.path)
+    first, second = pool.submit(mul, 2, 21), pool.submit(gate, raises.path, "told to")
     assert first.result(60) == 42
-    Path(raises).touch()
+    raises.open()
     done, pending = futures.wait([first, second, goes_on], 60, futures.FIRST_EXCEPTION)
     assert done == {first, second} and pending == {goes_on}
     done, pending = futures.wait([RAISED, goes_on], 60, futures.FIRST_EXCEPTION)
@@ -183,24 +197,21 @@ def test_first_exception(pool: treadle.Executor, tmp_path: Path) -> None:
     failed = pool.submit(divmod, 21, 0)
     done, pending = futures.wait([DONE, UNTOLD, CANCELLED, failed, goes_on], 60, futures.FIRST_EXCEPTION)
     assert done == {DONE, CANCELLED, failed} and pending == {UNTOLD, goes_on}
-    (tmp_path / "gate").touch()
 
 
-def test_all_completed(pool: treadle.Executor, tmp_path: Path) -> None:
+def test_all_completed(pool: treadle.Executor, shut: Gate) -> None:
     first, second = pool.submit(divmod, 2, 0), pool.submit(mul, 2, 21)
     everything = {DONE, CANCELLED, RAISED, first, second}
     done, pending = futures.wait(everything, 60)
     assert done == everything and not pending
-    goes_on = pool.submit(gate, str(tmp_path / "gate"))
+    goes_on = pool.submit(gate, shut.path)
     done, pending = futures.wait([CANCELLED, RAISED, DONE, goes_on], 0.05)
     assert done == {CANCELLED, RAISED, DONE} and pending == {goes_on}
-    (tmp_path / "gate").touch()
 
 
-def test_wait_for_many_while_they_end(pool: treadle.Executor, tmp_path: Path) -> None:
-    path = str(tmp_path / "gate")
-    all_of_them = {pool.submit(gate, path) for _ in range(100)}
-    Path(path).touch()
+def test_wait_for_many_while_they_end(pool: treadle.Executor, shut: Gate) -> None:
+    all_of_them = {pool.submit(gate, shut.path) for _ in range(100)}
+    shut.open()
     done, pending = futures.wait(all_of_them, 60)
     assert done == all_of_them and not pending
 
@@ -213,15 +224,14 @@ def test_as_completed(pool: treadle.Executor) -> None:
     assert set(futures.as_completed(everything, 60)) == everything
 
 
-def test_as_completed_times_out(pool: treadle.Executor, tmp_path: Path) -> None:
-    goes_on = pool.submit(gate, str(tmp_path / "gate"))
+def test_as_completed_times_out(pool: treadle.Executor, shut: Gate) -> None:
+    goes_on = pool.submit(gate, shut.path)
     for timeout in (0, 0.1):
         found = set()
         with pytest.raises(futures.TimeoutError, match=r"1 \(of 4\) futures unfinished"):
             for future in futures.as_completed({CANCELLED, RAISED, DONE, goes_on}, timeout):
                 found.add(future)
         assert found == {CANCELLED, RAISED, DONE}
-    (tmp_path / "gate").touch()
 
 
 def test_as_completed_gives_each_once(pool: treadle.Executor) -> None:
@@ -229,15 +239,13 @@ def test_as_completed_gives_each_once(pool: treadle.Executor) -> None:
     assert list(futures.as_completed(itertools.repeat(future, 3), 60)) == [future]
 
 
-def test_the_end_of_with_waits(up: Up, tmp_path: Path) -> None:
-    path = str(tmp_path / "gate")
-    seen: list[float] = []
+def test_the_end_of_with_waits(up: Up, shut: Gate) -> None:
     with treadle.Client(up.address) as client:
         with treadle.Executor(5, client=client) as pool:
-            future = pool.submit(gate, path)
-            opener = threading.Timer(0.2, lambda: (seen.append(time.monotonic()), Path(path).touch()))
+            future = pool.submit(gate, shut.path)
+            opener = threading.Timer(0.2, shut.open)
             opener.start()
-        assert future.done() and seen
+        assert future.done(), "only an open gate ends it"
         with pytest.raises(RuntimeError, match="after shutdown"):
             pool.submit(mul, 1, 1)
         opener.join()
