@@ -1,6 +1,7 @@
 package pebblestore
 
 import (
+	"slices"
 	"time"
 
 	"github.com/treadle-dev/treadle/task"
@@ -21,15 +22,27 @@ const maxDrift = time.Second
 type clock struct {
 	// anchor is a reading with its monotonic part, at is store time at that moment.
 	anchor, at time.Time
-	// held is by how much finished tasks seem older than they are since the wall clock
-	// went forward, until holdEnds: by then those that it concerns have been kept for the
-	// whole retention.
-	held     time.Duration
-	holdEnds time.Time
+	// began is store time after the last step, zero when there was none since the store was
+	// opened: until then the wall clock is believed. stretches are the times before it,
+	// oldest first.
+	began     time.Time
+	stretches []stretch
 	// delaysMoved: the records of delayed tasks on disk lag behind those in memory.
 	// rewound: finished tasks may stand before the place where the last removal ended.
 	delaysMoved, rewound bool
 }
+
+// stretch is a time in which the wall clock was not set: its first and last moment, as
+// records show them.
+type stretch struct {
+	from, to time.Time
+	// least is the earliest beginning of this one and of those that were forgotten for it.
+	least time.Time
+}
+
+// maxStretches bounds what is remembered of a clock that is set again and again. What is
+// forgotten counts for nothing, so that finished tasks are kept longer.
+const maxStretches = 256
 
 // moment is one caller's now: what the caller computed from its own clock is brought
 // into store time by of.
@@ -61,8 +74,10 @@ func (s *Store) storeTime(now time.Time) moment {
 
 // stepTime moves store time, and with it every lease and delay.
 func (s *Store) stepTime(step time.Duration) {
+	s.endStretch()
 	s.clock.at = s.clock.at.Add(step)
 	s.now = s.now.Add(step)
+	s.clock.began = s.now
 	say := s.log.Info
 	if step > s.opts.Lease || step < -s.opts.Lease {
 		say = s.log.Warn
@@ -78,20 +93,71 @@ func (s *Store) stepTime(step time.Duration) {
 		}
 	}
 	s.clock.delaysMoved = len(s.ix.delayed.items) > 0
-	if step > 0 {
-		s.clock.held += step
-		s.clock.holdEnds = s.now.Add(s.opts.Retention)
-		return
+	if step < 0 {
+		s.clock.rewound = true
 	}
-	s.clock.rewound = true
 }
 
-// held returns by how much the retention lags behind at.
-func (s *Store) held(at time.Time) time.Duration {
-	if s.clock.held > 0 && at.After(s.clock.holdEnds) {
-		s.clock.held = 0
+// endStretch notes the time that a step ends.
+func (s *Store) endStretch() {
+	c := &s.clock
+	c.stretches = append(c.stretches, stretch{from: c.began, to: s.now, least: c.began})
+	if len(c.stretches) > maxStretches {
+		// The oldest one stays: it says what was before all steps.
+		c.stretches[2].least = earlier(c.stretches[2].least, c.stretches[1].least)
+		c.stretches = slices.Delete(c.stretches, 1, 2)
 	}
-	return s.clock.held
+}
+
+// ago returns the moment, as records show it, from which a length of time has passed until at,
+// by the monotonic clock: what finished then or before is older. Records of two times may look
+// alike after the wall clock was set back; then it is the earlier moment, and what finished under
+// a clock that was ahead is kept longer by as much.
+func (s *Store) ago(at time.Time, length time.Duration) time.Time {
+	c := &s.clock
+	since := at.Add(-length)
+	if !since.Before(c.began) {
+		return since
+	}
+	left, least := length-at.Sub(c.began), c.began
+	for _, st := range slices.Backward(c.stretches) {
+		if since = st.to.Add(-left); !since.Before(st.from) {
+			break
+		}
+		left -= st.to.Sub(st.from)
+		least = earlier(least, st.least)
+	}
+	return earlier(since, least.Add(-1))
+}
+
+// held returns by how much longer than by the wall clock finished tasks are kept at a moment.
+func (s *Store) held(at time.Time) time.Duration {
+	return at.Add(-s.opts.Retention).Sub(s.ago(at, s.opts.Retention))
+}
+
+// dueAt returns when a finished task is due for removal whose time would be over at t by the
+// wall clock; it may be early.
+func (s *Store) dueAt(t, now time.Time) time.Time {
+	due := t.Add(s.held(now))
+	if all := s.clock.began.Add(s.opts.Retention); all.After(now) && due.After(all) {
+		// From then on records tell by themselves.
+		due = later(all, t)
+	}
+	return due
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // undelay puts a record right that was read from disk after its delay was over: the disk

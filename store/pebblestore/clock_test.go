@@ -319,3 +319,79 @@ func TestLeapDeletesNothing(t *testing.T) {
 		})
 	}
 }
+
+// TestLeapsKeepTheRetention: however often the wall clock is set, a finished task is kept for
+// the retention, and is gone soon after it. (What finishes while the clock is ahead of what it
+// is set back to stays for as much longer, and is left out here.)
+func TestLeapsKeepTheRetention(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	suspends := make([]time.Duration, 0, 40)
+	for range 40 {
+		suspends = append(suspends, 30*time.Minute)
+	}
+	often := make([]time.Duration, 0, 600)
+	for range 300 {
+		often = append(often, time.Hour, -time.Hour)
+	}
+	for name, c := range map[string]struct {
+		steps []time.Duration
+		every time.Duration
+		// late is how much longer than the retention a task may stay.
+		late time.Duration
+	}{
+		"forth and back":             {[]time.Duration{26 * time.Hour, -26 * time.Hour}, time.Second, 0},
+		"back and forth":             {[]time.Duration{-26 * time.Hour, 26 * time.Hour}, time.Second, 0},
+		"a day apart":                {[]time.Duration{day, -day, day, -day}, 20 * time.Minute, 20 * time.Minute},
+		"suspended again and again":  {suspends, 30 * time.Minute, 0},
+		"more often than remembered": {often, 100 * time.Millisecond, time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newStepped(t)
+			done := map[task.ID]time.Duration{} // by the monotonic clock
+			finish := func() {
+				id := f.submit(t)
+				f.settle(t, f.claim(t, 1)[0].Token, task.EndSucceeded)
+				done[id] = f.c.mono
+			}
+			look := func() {
+				f.reap(t)
+				f.reap(t) // the first one may only find out when the next task is due
+				for id, at := range done {
+					_, err := f.s.Task(context.Background(), id)
+					age := f.c.mono - at
+					switch {
+					case err == nil && age > time.Hour+c.late+time.Minute:
+						t.Fatalf("a task that finished %s ago is kept", age)
+					case err != nil && age < time.Hour:
+						t.Fatalf("a task that finished %s ago is gone: %v", age, err)
+					case err != nil:
+						delete(done, id)
+					}
+				}
+			}
+			finish()
+			for i, step := range c.steps {
+				f.c.mono += c.every
+				f.c.wall += step
+				var offset, least time.Duration
+				for _, s := range c.steps[i+1:] {
+					offset += s
+					least = min(least, offset)
+				}
+				if least == 0 && i%10 < 2 {
+					finish()
+				}
+				look()
+			}
+			for range 70 {
+				f.c.mono += 2 * time.Minute
+				look()
+			}
+			if len(done) > 0 {
+				t.Fatalf("%d tasks are kept", len(done))
+			}
+		})
+	}
+}

@@ -195,7 +195,7 @@ func (s *Store) nextReap(now time.Time) (time.Time, error) {
 		next = min(next, nanos(s.ix.functions.look))
 	}
 	if !s.nextGC.IsZero() {
-		next = min(next, nanos(s.nextGC.Add(s.held(now))))
+		next = min(next, nanos(s.dueAt(s.nextGC, now)))
 	}
 	if next == math.MaxInt64 {
 		return time.Time{}, nil

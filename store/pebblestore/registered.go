@@ -174,7 +174,7 @@ func (x *txn) deleteFunction(id task.ID) error {
 func (s *Store) collectFunctions(ctx context.Context, now time.Time, limit int) (n int, err error) {
 	r := &s.ix.functions
 	s.mu.Lock()
-	due := now.Add(-s.opts.Retention - store.UseGranularity(s.opts.Retention) - s.held(now))
+	due := s.ago(now, s.opts.Retention+store.UseGranularity(s.opts.Retention))
 	var old []task.ID
 	if len(r.used) > 0 && !now.Before(r.look) {
 		r.look = now.Add(max(time.Second, min(time.Hour, s.opts.Retention/8)))
