@@ -174,7 +174,7 @@ func (a *Agent) closeExecutors() error {
 func (a *Agent) slot(ctx context.Context, n int, woken bool) {
 	wake := make(chan struct{}, 1)
 	for {
-		a.awaitOrder(n)
+		woken = a.awaitOrder(n, woken)
 		c, retired := a.next(wake, woken)
 		woken = false
 		if retired {
@@ -422,16 +422,18 @@ func (a *Agent) recalled(n int) {
 // reasonRecalled is what a report says of an offer that was recalled.
 const reasonRecalled = "recalled for a worker with an idle slot"
 
-// giveBackLocked returns up to n waiting claims to the dispatcher, the latest first, and
-// how many more there would have been to return.
+// giveBackLocked returns up to n waiting claims to the dispatcher, the latest of them, and
+// how many more there would have been to return. They are reported in the order of the queue:
+// a session that waits for one task gets the first that the store has back.
 func (a *Agent) giveBackLocked(n int, reason string) int {
-	for ; n > 0 && len(a.queue) > 0; n-- {
-		c := a.queue[len(a.queue)-1]
-		a.queue[len(a.queue)-1] = nil
-		a.queue = a.queue[:len(a.queue)-1]
+	keep := max(len(a.queue)-n, 0)
+	n -= len(a.queue) - keep
+	for i, c := range a.queue[keep:] {
+		a.queue[keep+i] = nil
 		a.reportLocked(c, task.Fail(task.EndReturned, reason))
 		a.nudge()
 	}
+	a.queue = a.queue[:keep]
 	return n
 }
 

@@ -43,9 +43,14 @@ func newBench(t *testing.T, mode link.Mode, slots int, ex worker.Executor) *benc
 
 func newElasticBench(t *testing.T, mode link.Mode, slots, most int, idleAfter time.Duration, ex worker.Executor) *bench {
 	t.Helper()
+	return newPatientBench(t, mode, slots, most, idleAfter, 0, ex)
+}
+
+func newPatientBench(t *testing.T, mode link.Mode, slots, most int, idleAfter, starting time.Duration, ex worker.Executor) *bench {
+	t.Helper()
 	b := &bench{pull: mode == link.Pull, t: t, links: make(chan link.Conn, 16), ended: make(chan error, 1)}
 	a, err := worker.New(worker.Config{
-		ID: "w", Mode: mode, Slots: slots, MaxSlots: most, IdleAfter: idleAfter,
+		ID: "w", Mode: mode, Slots: slots, MaxSlots: most, IdleAfter: idleAfter, StartPatience: starting,
 		Executors: []worker.Executor{ex}, DrainTimeout: 2 * time.Second,
 		ReconnectFirst: time.Millisecond, ReconnectLast: 5 * time.Millisecond,
 		Dial: func(context.Context) (link.Conn, error) {
@@ -345,8 +350,8 @@ func TestRecallReturnsTheLatestOffers(t *testing.T) {
 			back = append(back, r.Token.Task[0])
 		}
 	}
-	if !slices.Equal(back[:2], []byte{4, 3}) {
-		t.Fatalf("recalled %v, want the latest: 4 and 3", back)
+	if !slices.Equal(back[:2], []byte{3, 4}) {
+		t.Fatalf("recalled %v, want the latest, in their order: 3 and 4", back)
 	}
 	// More than what waits: the running attempt stays.
 	e.send(&link.Recall{N: 100})

@@ -42,7 +42,7 @@ func (f *feed) Next(n int, fits func(*Attempt) bool) []*Attempt {
 	a := f.agent
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.idle) > 0 || !a.window.Open() || a.draining || a.ending {
+	if len(a.idle) > 0 || a.expectedLocked() || !a.window.Open() || a.draining || a.ending {
 		return nil
 	}
 	n = min(n, (len(a.queue)+a.pool.slots-1)/a.pool.slots)
@@ -61,6 +61,14 @@ func (f *feed) Next(n int, fits func(*Attempt) bool) []*Attempt {
 		out = append(out, attempt)
 	}
 	return out
+}
+
+// expectedLocked says whether slots on their way will take what waits. Were the first claim given
+// away, they would start those behind it, long before it when the attempt in front of it turns
+// out to be a long one. A runner takes its time to start, so what is more than a claim for each
+// slot does not wait for it.
+func (a *Agent) expectedLocked() bool {
+	return a.pool.woken > 0 || a.pool.preparing > 0 && len(a.queue) <= a.pool.slots
 }
 
 func (f *feed) Started(at *Attempt) {

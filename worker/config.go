@@ -56,6 +56,11 @@ type Config struct {
 	// RefusedLast is the longest pause while dispatchers refuse what the worker sends: the
 	// pauses grow to it from ReconnectFirst, with jitter. Default 30 s.
 	RefusedLast time.Duration
+	// StartPatience is how long what waits here waits for a slot whose executor gets ready, as
+	// after an attempt that was cancelled. A slot that takes longer gets no work until it is.
+	// Default 5 s: far longer than an interpreter takes on a busy machine, short enough for a
+	// task that another worker could have.
+	StartPatience time.Duration
 	// CacheBytes bounds the functions kept in memory. Default 256 MiB.
 	CacheBytes int
 	Logger     *slog.Logger
@@ -123,6 +128,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.RefusedLast == 0 {
 		c.RefusedLast = refusedLast
+	}
+	if c.StartPatience == 0 {
+		c.StartPatience = 5 * time.Second
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = 256 << 20

@@ -23,6 +23,8 @@ type pool struct {
 	least, most int
 	// slots are there, growing are being opened, broken are there and can run nothing at present.
 	slots, growing, broken int
+	// preparing are slots that would take a claim, were their runners there already.
+	preparing int
 	// woken are slots on their way to a claim, woken or new: what waits for them waits for no
 	// other.
 	woken int
@@ -98,10 +100,11 @@ func (a *Agent) grow(ctx context.Context, run func(slot int)) {
 
 // comingLocked is how many slots will be there soon for claims that wait.
 func (a *Agent) comingLocked() int {
+	n := a.pool.woken + a.pool.preparing
 	if a.pool.paused {
-		return a.pool.woken
+		return n
 	}
-	return a.pool.woken + a.pool.growing + a.lackLocked()
+	return n + a.pool.growing + a.lackLocked()
 }
 
 func (a *Agent) pause(on bool) {

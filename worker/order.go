@@ -1,6 +1,9 @@
 package worker
 
 import (
+	"context"
+	"fmt"
+
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -18,25 +21,45 @@ func (a *Agent) inOrder(slot int) bool {
 	return true
 }
 
-// awaitOrder returns when the slot can take a claim, or when the agent ends. A slot that
-// turns out to be out of order leaves the worker's credit until it is mended.
-func (a *Agent) awaitOrder(slot int) {
+// awaitOrder returns when the slot can take a claim, or when the agent ends. woken says whether
+// the slot is counted as on its way to a claim, before and after: one whose runner starts is
+// awaited. A slot that turns out to be out of order leaves the worker's credit until it is mended.
+func (a *Agent) awaitOrder(slot int, woken bool) bool {
 	if a.inOrder(slot) {
-		return
+		return woken
 	}
-	err := a.prepare(slot, false)
+	a.mu.Lock()
+	if woken {
+		a.pool.woken--
+	}
+	a.pool.preparing++
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(a.repairing, a.cfg.StartPatience)
+	err := a.prepare(ctx, slot, false)
+	late := ctx.Err() != nil
+	cancel()
+	a.mu.Lock()
+	a.pool.preparing--
+	if err == nil {
+		a.pool.woken++
+	}
+	a.mu.Unlock()
 	if err == nil || a.repairing.Err() != nil {
-		return
+		return err == nil
+	}
+	if late {
+		err = fmt.Errorf("none has started for %s", a.cfg.StartPatience)
 	}
 	a.breakDown(err)
-	_ = a.prepare(slot, true) // an error is the agent's end
+	_ = a.prepare(a.repairing, slot, true) // an error is the agent's end
 	a.mend()
+	return false
 }
 
-func (a *Agent) prepare(slot int, patient bool) error {
+func (a *Agent) prepare(ctx context.Context, slot int, patient bool) error {
 	for _, ex := range a.cfg.Executors {
 		if p, ok := ex.(Preparer); ok {
-			if err := p.Prepare(a.repairing, slot, patient); err != nil {
+			if err := p.Prepare(ctx, slot, patient); err != nil {
 				return err
 			}
 		}

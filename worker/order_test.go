@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
@@ -14,8 +15,10 @@ import (
 // frailGate is a gate whose slots can be out of order.
 type frailGate struct {
 	*gate
-	mu      sync.Mutex
-	broken  map[int]bool
+	mu     sync.Mutex
+	broken map[int]bool
+	// slow: what is broken is about to be in order, as far as anybody can tell.
+	slow    bool
 	changed chan struct{}
 }
 
@@ -47,7 +50,7 @@ func (g *frailGate) Prepare(ctx context.Context, slot int, patient bool) error {
 		switch {
 		case !broken:
 			return nil
-		case !patient:
+		case !patient && !g.slow:
 			return errors.New("the interpreter is gone")
 		}
 		select {
@@ -147,4 +150,65 @@ func TestBrokenSlotsLeaveTheCredit(t *testing.T) {
 	e.awaitSlots(2)
 	g.set(false, 0, 1, 2)
 	e.awaitSlots(3)
+}
+
+// TestOffersWaitForARunnerThatStarts, as after a cancel: they would come back from the queue in
+// another order, and their session would be paused.
+func TestOffersWaitForARunnerThatStarts(t *testing.T) {
+	t.Parallel()
+	g := newFrailGate()
+	g.slow = true
+	e := newBench(t, link.Push, 1, g).attach()
+	e.send(offers(1))
+	g.awaitStart(t)
+	g.set(true, 0)
+	g.release <- success
+	e.report(token(1))
+	e.ack(token(1))
+	e.send(offers(2))
+	for over := time.After(500 * time.Millisecond); over != nil; {
+		select {
+		case f := <-e.frames:
+			if r, ok := f.(*link.Outcomes); ok {
+				t.Fatalf("reported while its runner starts: %+v", r)
+			}
+		case <-over:
+			over = nil
+		}
+	}
+	g.set(false, 0)
+	g.awaitStart(t)
+	g.release <- success
+	if r := e.report(token(2)); r.Outcome.End != task.EndSucceeded {
+		t.Fatalf("%+v", r.Outcome)
+	}
+}
+
+// TestRunnersThatDoNotStart: their slots leave the credit after a while, and come back.
+func TestRunnersThatDoNotStart(t *testing.T) {
+	t.Parallel()
+	g := newFrailGate()
+	g.slow = true
+	e := newPatientBench(t, link.Push, 1, 0, 0, 50*time.Millisecond, g).attach()
+	e.send(offers(1))
+	g.awaitStart(t)
+	g.set(true, 0)
+	g.release <- success
+	e.report(token(1))
+	e.ack(token(1))
+	e.send(offers(2))
+	r := e.report(token(2))
+	if r.Outcome.End != task.EndReturned || !strings.Contains(r.Outcome.Failure.Message, "none has started for 50ms") {
+		t.Fatalf("%+v", r.Outcome)
+	}
+	e.ack(token(2))
+	e.awaitFit(false)
+	g.set(false, 0)
+	e.awaitFit(true)
+	e.send(offers(3))
+	g.awaitStart(t)
+	g.release <- success
+	if r := e.report(token(3)); r.Outcome.End != task.EndSucceeded {
+		t.Fatalf("%+v", r.Outcome)
+	}
 }
