@@ -162,8 +162,7 @@ func (f *fabric) submit(handler string, n int, change func(*task.Task)) ([]task.
 		ids[i] = newTimeID()
 		tk := &task.Task{
 			ID: ids[i], Function: task.ID{1}, FunctionName: handler, Queue: task.DefaultQueue, Runtime: task.GoRuntime(handler),
-			Form: task.FormNone, Hash: sha256.Sum256(nil), Priority: task.DefaultPriority, MaxRetries: task.DefaultMaxRetries,
-			Args: task.EncodingJSON, Returns: task.EncodingJSON,
+			Form: task.FormNone, Hash: sha256.Sum256(nil), Spec: task.Spec{Priority: task.DefaultPriority, MaxRetries: task.DefaultMaxRetries}, Args: task.EncodingJSON, Returns: task.EncodingJSON,
 		}
 		if change != nil {
 			change(tk)

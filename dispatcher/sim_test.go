@@ -466,8 +466,7 @@ func timedOut(tk *task.Task) bool {
 func (s *sim) submit() {
 	tk := &task.Task{
 		ID: s.timeID(), FunctionName: "f", Queue: task.DefaultQueue, Runtime: task.RuntimePython, Form: task.FormSource,
-		Priority: s.rng.IntN(10), MaxRetries: task.DefaultMaxRetries, FunctionRetries: s.rng.IntN(2),
-		Args: task.EncodingJSON, Returns: task.EncodingJSON,
+		Spec: task.Spec{Priority: s.rng.IntN(10), MaxRetries: task.DefaultMaxRetries, FunctionRetries: s.rng.IntN(2)}, Args: task.EncodingJSON, Returns: task.EncodingJSON,
 	}
 	if s.chance(10) {
 		tk.Timeout = time.Second + s.upTo(4*time.Second)

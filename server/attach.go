@@ -31,7 +31,7 @@ func (w workers) attach(stream workerStream, mode link.Mode) error {
 	if !slices.Contains(w.s.cfg.Modes, mode) {
 		return task.Errorf(task.CodeState, "", "this dispatcher admits no %s workers: start them with another --mode", mode)
 	}
-	conn := linkpb.NewDispatcherConn(stream, w.s.cfg.MaxPayload, w.s.links.For(ownerOf(stream.Context())))
+	conn := linkpb.NewDispatcherConn(stream, w.s.cfg.MaxPayload, w.s.links.For(callerOf(stream.Context()).Owner))
 	defer conn.Close(nil)
 	return w.s.cfg.Dispatcher.Attach(stream.Context(), conn, mode)
 }

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/collector"
-	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -34,6 +34,8 @@ const (
 // over gRPC and REST together, and what one token has of them.
 type budget struct {
 	total, share int64
+	// core is where results are read; nil for a budget of other messages.
+	core *fabric.Fabric
 	// wait is budgetWait.
 	wait time.Duration
 
@@ -289,19 +291,16 @@ func holdingOf(ctx context.Context) *holding {
 	return nil
 }
 
-// answerNow is resultNow within the budget: the call holds room for a large result until it
+// Result is [fabric.Fabric.Result] within the budget: the call holds room for a large result until it
 // is written. How large a result is says only its record. While there is room for the
 // largest it is read at once, and only otherwise is the record looked at before.
-func (s *Server) answerNow(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
-	h := holdingOf(ctx)
-	if h == nil {
-		return s.resultNow(ctx, id)
-	}
+func (h *holding) Result(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
 	h.dropRequest()
 	h.dropAnswer()
-	largest := int64(s.cfg.MaxPayload)
+	core := h.b.core
+	largest := int64(core.MaxPayload())
 	if h.b.try(h.owner, largest) {
-		t, result, err := s.resultNow(ctx, id)
+		t, result, err := core.Result(ctx, id)
 		keep := min(int64(len(result)), largest)
 		if keep <= freeBody {
 			keep = 0
@@ -315,25 +314,26 @@ func (s *Server) answerNow(ctx context.Context, id task.ID) (*task.Task, []byte,
 		}
 		return t, result, err
 	}
-	if many, ok := s.cfg.Store.(store.Results); ok {
-		found, err := many.Results(ctx, []task.ID{id})
-		if err != nil || found[0].Task != nil {
-			return found0(found, err)
-		}
+	if t, result, err := core.SmallResult(ctx, id); err != nil || t != nil {
+		return t, result, err
 	}
-	t, err := s.taskByID(ctx, id)
+	t, err := core.Task(ctx, fabric.Caller{}, id)
 	if err != nil || t.Status != task.Completed {
 		return t, nil, err
 	}
 	if err := h.takeAnswer(ctx, int64(t.ResultSize)); err != nil {
 		return nil, nil, err
 	}
-	return s.resultNow(ctx, id)
+	return core.Result(ctx, id)
 }
 
-func found0(found []store.Read, err error) (*task.Task, []byte, error) {
-	if err != nil {
-		return nil, nil, err
+// Recorded implements [fabric.ResultReader].
+func (h *holding) Recorded() { h.dropRequest() }
+
+// reader reads the results of a call within the budget; all of them where nothing counts.
+func (s *Server) reader(ctx context.Context) fabric.ResultReader {
+	if h := holdingOf(ctx); h != nil {
+		return h
 	}
-	return found[0].Task, found[0].Result, nil
+	return s.core.Reader()
 }

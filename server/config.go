@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/link"
@@ -75,14 +76,14 @@ type Config struct {
 	// 0 is no limit.
 	RateLimit float64
 	// QuotaWaited bounds the tasks that the calls of one token wait for, where there are
-	// tokens. Default [DefaultQuotaWaited]; negative is no limit.
+	// tokens. Default [fabric.DefaultQuotaWaited]; negative is no limit.
 	QuotaWaited int
-	// MaxWaited bounds the tasks that all calls wait for. Default [DefaultMaxWaited].
+	// MaxWaited bounds the tasks that all calls wait for. Default [fabric.DefaultMaxWaited].
 	MaxWaited int
 
 	// Quotas bound what one token may have in the store. Without Tokens they hold only for what
 	// running tasks of such a token submit.
-	Quotas Quotas
+	Quotas fabric.Quotas
 
 	// Logger defaults to a logger that drops everything.
 	Logger *slog.Logger
@@ -134,16 +135,12 @@ func (c *Config) fill() error {
 	}
 	fallback(&c.Version, "dev")
 	fallback(&c.MaxPayload, task.DefaultMaxPayload)
-	fallback(&c.MaxRetries, task.DefaultMaxRetries)
 	fallback(&c.Retention, 24*time.Hour)
 	fallback(&c.RESTCompat, CompatCourse)
 	fallback(&c.RESTCreatedStatus, http.StatusOK)
 	fallback(&c.SafetyNet, 2*time.Second)
 	fallback(&c.MaxConnections, DefaultMaxConnections)
-	fallback(&c.QuotaWaited, DefaultQuotaWaited)
-	fallback(&c.MaxWaited, DefaultMaxWaited)
 	fallback(&c.ShutdownTimeout, 10*time.Second)
-	c.MaxRetries = max(c.MaxRetries, 0)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -174,6 +171,14 @@ func (c *Config) fill() error {
 		return fmt.Errorf("server: --rest-created-status %d: want 200 or 201", c.RESTCreatedStatus)
 	}
 	return nil
+}
+
+// core is the part of the configuration that is the fabric's.
+func (c *Config) core() fabric.Config {
+	return fabric.Config{
+		Store: c.Store, Logger: c.Logger, MaxPayload: c.MaxPayload, MaxRetries: c.MaxRetries, TaskTimeout: c.TaskTimeout,
+		Quotas: c.Quotas, QuotaWaited: c.QuotaWaited, MaxWaited: c.MaxWaited, NewID: c.NewID, Now: c.Now, SafetyNet: c.SafetyNet,
+	}
 }
 
 // DefaultMaxConnections is how many connections a listener has open at most.

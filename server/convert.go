@@ -5,12 +5,10 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
-	"github.com/treadle-dev/treadle/server/jsonscan"
+	"github.com/treadle-dev/treadle/internal/jsonscan"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -46,7 +44,7 @@ func taskProto(t *task.Task) *treadlev1.Task {
 		TaskId: t.ID.String(), FunctionId: t.Function.String(), FunctionName: t.FunctionName, Queue: t.Queue, Runtime: t.Runtime,
 		Status: statusProto(t.Status), Priority: int32(t.Priority), CreatedAt: stamp(t.CreatedAt), FinishedAt: stamp(t.FinishedAt),
 		NotBefore: stamp(t.NotBefore), AttemptCount: int32(t.AttemptCount), LostWorkers: int32(t.Losses), Raised: int32(t.Failures),
-		Error: errorProto(t), ArgsSize: int32(t.ArgsSize), ResultSize: int32(t.ResultSize), Options: optionsProto(t),
+		Error: errorProto(t), ArgsSize: int32(t.ArgsSize), ResultSize: int32(t.ResultSize), Options: specProto(&t.Spec),
 		CreatedBy: t.CreatedBy,
 	}
 	if !t.Parent.IsZero() {
@@ -62,17 +60,6 @@ func taskProto(t *task.Task) *treadlev1.Task {
 		m.StartedAt, m.Worker = stamp(t.Attempts[n-1].StartedAt), t.Attempts[n-1].Worker
 	}
 	return m
-}
-
-func optionsProto(t *task.Task) *treadlev1.ExecuteOptions {
-	o := &treadlev1.ExecuteOptions{
-		Priority: proto.Int32(int32(t.Priority)), Deadline: stamp(t.Deadline), MaxRetries: proto.Int32(int32(t.MaxRetries)),
-		FunctionRetries: proto.Int32(int32(t.FunctionRetries)), MemoryLimit: t.MemoryLimit,
-	}
-	if t.Timeout > 0 {
-		o.Timeout = durationpb.New(t.Timeout)
-	}
-	return o
 }
 
 func errorProto(t *task.Task) *treadlev1.TaskError {

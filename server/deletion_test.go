@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/task"
@@ -67,27 +67,9 @@ func TestDeleteFunction(t *testing.T) {
 	e.must(e.do(http.MethodDelete, "/v1/functions/"+older.GetFunctionId(), nil), http.StatusNotFound)
 }
 
-// A function that another server deleted is not served from memory for long.
-func TestCachedFunctionsAge(t *testing.T) {
-	var c functionCache
-	f := task.Function{ID: task.ID{1}}
-	c.put(f, time.Now())
-	if _, ok := c.get(f.ID); !ok {
-		t.Error("a function that was just read is not cached")
-	}
-	c.put(f, time.Now().Add(-functionAge))
-	if _, ok := c.get(f.ID); ok {
-		t.Errorf("a function is cached for %s", functionAge)
-	}
-	c.put(f, time.Now())
-	if c.drop(f.ID); len(c.byID) != 0 {
-		t.Error("a function that is dropped is cached")
-	}
-}
-
 func TestTransientFunctions(t *testing.T) {
 	ring := newRing(t)
-	e := start(t, ring.use(t), withQuotas(Quotas{Functions: 2}))
+	e := start(t, ring.use(t), withQuotas(fabric.Quotas{Functions: 2}))
 	register := func(role auth.Role, name, key string, transient bool) (*treadlev1.Function, error) {
 		return e.fabric.RegisterFunction(ring.as(t.Context(), role),
 			&treadlev1.RegisterFunctionRequest{Name: name, Payload: anyPickle, RequestId: key, Transient: transient})

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/store"
@@ -136,14 +137,14 @@ func toStatus(ctx context.Context, log *slog.Logger, method string, err error) e
 	}
 	var shape invalidRequest
 	var domain *task.Error
-	var quota *overQuota
+	var quota *fabric.OverQuota
 	var inUse *store.InUse
 	switch {
 	case errors.As(err, &inUse):
 		meta := map[string]string{"function_id": inUse.Function.String(), "tasks": strconv.Itoa(inUse.Tasks)}
 		return newStatus(codes.FailedPrecondition, reasonInUse, inUse.Error(), meta, nil)
 	case errors.As(err, &quota):
-		return newStatus(codes.ResourceExhausted, reasonQuota, quota.Error(), quota.metadata(), nil)
+		return newStatus(codes.ResourceExhausted, reasonQuota, quota.Error(), quota.Metadata(), nil)
 	case errors.As(err, &shape):
 		bad := &errdetails.BadRequest{}
 		for _, v := range shape {

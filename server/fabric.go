@@ -2,70 +2,167 @@ package server
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/task"
 )
 
-// fabric implements FabricService. Its methods read the request and say what is
-// wrong with it; everything else is done by Server and the store. Errors are turned
-// into statuses by the interceptors, in one place.
-type fabric struct {
+// service implements FabricService. Its methods turn requests into calls of the fabric, and
+// what that answers into messages. Errors are turned into statuses by the interceptors, in one
+// place.
+type service struct {
 	treadlev1.UnimplementedFabricServiceServer
 	s *Server
 }
 
-func (f fabric) RegisterFunction(ctx context.Context, req *treadlev1.RegisterFunctionRequest) (*treadlev1.Function, error) {
-	fn, err := f.s.registerFunction(ctx, req)
+// maxBatch bounds the items of ExecuteBatch and the ids of AwaitResults.
+const maxBatch = 10_000
+
+// callerOf is who makes a call, as the fabric sees it: everybody is nobody in particular where
+// no tokens are asked for.
+func callerOf(ctx context.Context) fabric.Caller {
+	switch p, ok := auth.From(ctx); {
+	case !ok || p.ID == auth.Local.ID:
+		return fabric.Caller{}
+	case p.Role == auth.Task:
+		return fabric.Caller{Owner: p.Owner, Task: p.Task, Deadline: p.Deadline}
+	default:
+		return fabric.Caller{Owner: p.ID}
+	}
+}
+
+func (f service) RegisterFunction(ctx context.Context, req *treadlev1.RegisterFunctionRequest) (*treadlev1.Function, error) {
+	fn, err := f.s.core.Register(ctx, callerOf(ctx), fabric.Registration{
+		Name: req.GetName(), Queue: req.GetQueue(), Runtime: req.GetRuntime(), Pickle: req.GetPayload(), Source: req.GetSource(),
+		Python: req.GetPython(), RequestID: req.GetRequestId(), Transient: req.GetTransient(),
+	})
 	if err != nil {
 		return nil, err
 	}
 	return functionProto(fn), nil
 }
 
-func (f fabric) GetFunction(ctx context.Context, req *treadlev1.GetFunctionRequest) (*treadlev1.Function, error) {
-	fn, err := f.s.lookup(ctx, req.GetFunction())
+func (f service) GetFunction(ctx context.Context, req *treadlev1.GetFunctionRequest) (*treadlev1.Function, error) {
+	fn, err := f.s.core.Function(ctx, req.GetFunction())
 	if err != nil {
 		return nil, err
 	}
 	return functionProto(fn), nil
 }
 
-func (f fabric) DeleteFunction(ctx context.Context, req *treadlev1.DeleteFunctionRequest) (*treadlev1.DeleteFunctionResponse, error) {
-	if err := f.s.deleteFunction(ctx, req.GetFunctionId()); err != nil {
+func (f service) DeleteFunction(ctx context.Context, req *treadlev1.DeleteFunctionRequest) (*treadlev1.DeleteFunctionResponse, error) {
+	if err := f.s.core.DeleteFunction(ctx, req.GetFunctionId()); err != nil {
 		return nil, err
 	}
 	return &treadlev1.DeleteFunctionResponse{}, nil
 }
 
-func (f fabric) Execute(ctx context.Context, req *treadlev1.ExecuteRequest) (*treadlev1.Task, error) {
-	return f.s.execute(ctx, req)
+// submissionOf reads what is to be executed.
+func submissionOf(req *treadlev1.ExecuteRequest) (fabric.Submission, error) {
+	options, err := optionsOf(req.GetOptions())
+	return fabric.Submission{
+		Function: req.GetFunction(), Args: req.GetArgs(), Kwargs: req.GetKwargs(), Pickle: req.GetPayload(), Options: options,
+		RequestID: req.GetRequestId(),
+	}, err
 }
 
-func (f fabric) ExecuteBatch(ctx context.Context, req *treadlev1.ExecuteBatchRequest) (*treadlev1.ExecuteBatchResponse, error) {
-	return f.s.executeBatch(ctx, req.GetRequests())
+func (f service) Execute(ctx context.Context, req *treadlev1.ExecuteRequest) (*treadlev1.Task, error) {
+	submission, err := submissionOf(req)
+	if err != nil {
+		return nil, err
+	}
+	t, err := f.s.core.Submit(ctx, callerOf(ctx), &submission)
+	if err != nil {
+		return nil, err
+	}
+	return taskProto(t), nil
 }
 
-func (f fabric) Call(ctx context.Context, req *treadlev1.CallRequest) (*treadlev1.TaskResult, error) {
-	wait, err := waitOf("timeout", req.GetTimeout(), defaultCallWait)
+func (f service) ExecuteBatch(ctx context.Context, req *treadlev1.ExecuteBatchRequest) (*treadlev1.ExecuteBatchResponse, error) {
+	reqs := req.GetRequests()
+	if len(reqs) > maxBatch {
+		return nil, invalid("requests", "%d requests in one batch: want at most %d", len(reqs), maxBatch)
+	}
+	out := &treadlev1.ExecuteBatchResponse{Items: make([]*treadlev1.ExecuteBatchItem, len(reqs))}
+	batch := f.s.core.NewBatch(callerOf(ctx), len(reqs))
+	places := make([]int, 0, len(reqs))
+	for i, req := range reqs {
+		submission, err := submissionOf(req)
+		if err == nil {
+			err = batch.Add(ctx, &submission)
+		}
+		if err != nil {
+			if code := task.CodeOf(err); code == task.CodeUnknown || code == task.CodeUnavailable {
+				return nil, err // the store's trouble, not the item's
+			}
+			out.Items[i] = &treadlev1.ExecuteBatchItem{Error: f.s.itemError(ctx, err)}
+			continue
+		}
+		places = append(places, i)
+	}
+	answers, err := batch.Submit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for k, a := range answers {
+		item := &treadlev1.ExecuteBatchItem{}
+		if a.Err != nil {
+			item.Error = f.s.itemError(ctx, a.Err)
+		} else {
+			item.TaskId = a.ID.String()
+		}
+		out.Items[places[k]] = item
+	}
+	return out, nil
+}
+
+// itemError describes an error inside a batch by the same table as a call's.
+func (s *Server) itemError(ctx context.Context, err error) *treadlev1.ItemError {
+	st, _ := status.FromError(toStatus(ctx, s.log, "ExecuteBatch item", err))
+	item := &treadlev1.ItemError{Code: int32(st.Code()), Message: st.Message()}
+	if info := infoOf(st); info != nil {
+		item.Reason = info.GetReason()
+	}
+	return item
+}
+
+// waitOf reads how long a call waits.
+func waitOf(field string, d *durationpb.Duration, def time.Duration) (time.Duration, error) {
+	if d == nil {
+		return def, nil
+	}
+	v := d.AsDuration()
+	if err := d.CheckValid(); err != nil || v < 0 || v > fabric.MaxWait {
+		return 0, invalid(field, "%s is %v: want 0s to %v", field, v, fabric.MaxWait)
+	}
+	return v, nil
+}
+
+func (f service) Call(ctx context.Context, req *treadlev1.CallRequest) (*treadlev1.TaskResult, error) {
+	wait, err := waitOf("timeout", req.GetTimeout(), fabric.DefaultCallWait)
 	if err != nil {
 		return nil, err
 	}
 	in := req.GetInput()
-	item, err := f.s.submission(ctx, &treadlev1.ExecuteRequest{
-		Function: req.GetFunction(), Args: in.GetArgs(), Kwargs: in.GetKwargs(), Options: in.GetOptions(), RequestId: in.GetRequestId(),
-	}, make(map[string]task.Function, 1))
+	options, err := optionsOf(in.GetOptions())
 	if err != nil {
 		return nil, err
 	}
-	m, err := f.s.call(ctx, item, wait)
+	t, result, err := f.s.core.Call(ctx, callerOf(ctx), f.s.reader(ctx), &fabric.Submission{
+		Function: req.GetFunction(), Args: in.GetArgs(), Kwargs: in.GetKwargs(), Options: options, RequestID: in.GetRequestId(),
+	}, wait)
 	if err != nil {
 		return nil, err
 	}
-	return forREST(ctx, task.EncodingJSON, m), nil
+	return forREST(ctx, task.EncodingJSON, resultProto(t, result)), nil
 }
 
 // forREST leaves the pickles of an exception out of an answer over REST to a caller who
@@ -77,43 +174,45 @@ func forREST(ctx context.Context, args task.Encoding, m *treadlev1.TaskResult) *
 	return m
 }
 
-func (f fabric) GetTask(ctx context.Context, req *treadlev1.GetTaskRequest) (*treadlev1.Task, error) {
-	t, err := f.s.taskFor(ctx, req.GetTaskId())
+func (f service) GetTask(ctx context.Context, req *treadlev1.GetTaskRequest) (*treadlev1.Task, error) {
+	id, err := fabric.TaskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	t, err := f.s.core.Task(ctx, callerOf(ctx), id)
 	if err != nil {
 		return nil, err
 	}
 	return taskProto(t), nil
 }
 
-func (f fabric) GetResult(ctx context.Context, req *treadlev1.GetResultRequest) (*treadlev1.TaskResult, error) {
+func (f service) GetResult(ctx context.Context, req *treadlev1.GetResultRequest) (*treadlev1.TaskResult, error) {
 	wait, err := waitOf("wait", req.GetWait(), 0)
 	if err != nil {
 		return nil, err
 	}
-	id, err := taskID(req.GetTaskId())
+	id, err := fabric.TaskID(req.GetTaskId())
 	if err != nil {
 		return nil, err
 	}
-	if err := f.s.reach(ctx, id); err != nil {
-		return nil, err
-	}
-	t, result, err := f.s.result(ctx, id, wait)
+	t, result, err := f.s.core.Await(ctx, callerOf(ctx), f.s.reader(ctx), id, wait)
 	if err != nil {
 		return nil, err
 	}
 	return forREST(ctx, t.Args, resultProto(t, result)), nil
 }
 
-func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.ServerStreamingServer[treadlev1.AwaitResultsResponse]) error {
+func (f service) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.ServerStreamingServer[treadlev1.AwaitResultsResponse]) error {
+	ctx := stream.Context()
 	if n := len(req.GetTaskIds()); n > maxBatch {
 		return invalid("task_ids", "%d task ids: want at most %d", n, maxBatch)
-	} else if err := f.s.guard.limits.charge(stream.Context(), costOfIDs(n)); err != nil {
+	} else if err := f.s.guard.limits.charge(ctx, costOfIDs(n)); err != nil {
 		return err
 	}
 	ids := make([]task.ID, 0, len(req.GetTaskIds()))
 	seen := make(map[task.ID]bool, len(req.GetTaskIds()))
 	for _, text := range req.GetTaskIds() {
-		id, err := taskID(text)
+		id, err := fabric.TaskID(text)
 		if err != nil {
 			return err
 		}
@@ -122,69 +221,92 @@ func (f fabric) AwaitResults(req *treadlev1.AwaitResultsRequest, stream grpc.Ser
 			ids = append(ids, id)
 		}
 	}
-	if err := f.s.reach(stream.Context(), ids...); err != nil {
+	return f.s.core.AwaitAll(ctx, callerOf(ctx), &resultStream{
+		ResultReader: f.s.reader(ctx), held: holdingOf(ctx), send: stream.Send, out: &treadlev1.AwaitResultsResponse{},
+	}, ids)
+}
+
+// Bounds of one message of AwaitResults. A larger result travels alone.
+const (
+	maxResultsPerMessage = 256
+	maxBytesPerMessage   = 1 << 20
+)
+
+// resultStream sends results, many in one message where they are small.
+type resultStream struct {
+	fabric.ResultReader
+	held *holding
+	send func(*treadlev1.AwaitResultsResponse) error
+	out  *treadlev1.AwaitResultsResponse
+	size int
+}
+
+// Result reads a result that may be large. What is held goes first: a wait for room never has
+// some of it.
+func (r *resultStream) Result(ctx context.Context, id task.ID) (*task.Task, []byte, error) {
+	if r.held.forAnswer() > 0 {
+		if err := r.Flush(); err != nil {
+			return nil, nil, err
+		}
+	}
+	return r.ResultReader.Result(ctx, id)
+}
+
+func (r *resultStream) Add(t *task.Task, result []byte) error {
+	m := resultProto(t, result)
+	n := proto.Size(m)
+	if r.size+n > maxBytesPerMessage || len(r.out.Results) == maxResultsPerMessage {
+		if err := r.Flush(); err != nil {
+			return err
+		}
+	}
+	r.out.Results, r.size = append(r.out.Results, m), r.size+n
+	return nil
+}
+
+func (r *resultStream) Flush() error {
+	if len(r.out.Results) == 0 {
+		return nil
+	}
+	err := r.send(r.out)
+	r.out, r.size = &treadlev1.AwaitResultsResponse{}, 0
+	r.held.dropAnswer()
+	return err
+}
+
+func (f service) WatchTask(req *treadlev1.WatchTaskRequest, stream grpc.ServerStreamingServer[treadlev1.Task]) error {
+	id, err := fabric.TaskID(req.GetTaskId())
+	if err != nil {
 		return err
 	}
-	return f.s.awaitResults(stream.Context(), ids, stream.Send)
+	return f.s.core.Watch(stream.Context(), callerOf(stream.Context()), id, func(t *task.Task) error { return stream.Send(taskProto(t)) })
 }
 
-func (f fabric) WatchTask(req *treadlev1.WatchTaskRequest, stream grpc.ServerStreamingServer[treadlev1.Task]) error {
-	id, err := taskID(req.GetTaskId())
+func (f service) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest) (*treadlev1.Task, error) {
+	id, err := fabric.TaskID(req.GetTaskId())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := f.s.reach(stream.Context(), id); err != nil {
-		return err
+	t, err := f.s.core.Cancel(ctx, callerOf(ctx), id, req.GetOnlyQueued())
+	if err != nil {
+		return nil, err
 	}
-	return f.s.watch(stream.Context(), id, stream.Send)
+	return taskProto(t), nil
 }
 
-func (f fabric) CancelTask(ctx context.Context, req *treadlev1.CancelTaskRequest) (*treadlev1.Task, error) {
-	id, err := taskID(req.GetTaskId())
+func (f service) GetLogs(ctx context.Context, req *treadlev1.GetLogsRequest) (*treadlev1.TaskLogs, error) {
+	id, err := fabric.TaskID(req.GetTaskId())
 	if err != nil {
 		return nil, err
 	}
-	if err := f.s.reach(ctx, id); err != nil {
-		return nil, err
-	}
-	records, err := f.s.cfg.Store.Cancel(ctx, f.s.cfg.Now(), []task.ID{id}, req.GetOnlyQueued())
+	log, attempt, err := f.s.core.Log(ctx, callerOf(ctx), id, int(req.GetAttempt()))
 	if err != nil {
 		return nil, err
 	}
-	if records[0] == nil {
-		return nil, noTask(id.String())
-	}
-	return taskProto(records[0]), nil
+	return &treadlev1.TaskLogs{TaskId: id.String(), Attempt: int32(attempt), Text: text(string(log))}, nil
 }
 
-func (f fabric) GetLogs(ctx context.Context, req *treadlev1.GetLogsRequest) (*treadlev1.TaskLogs, error) {
-	attempt := int(req.GetAttempt())
-	if attempt < 0 {
-		return nil, invalid("attempt", "attempt %d: want a number from 1, or 0 for the latest", attempt)
-	}
-	t, err := f.s.taskFor(ctx, req.GetTaskId())
-	if err != nil {
-		return nil, err
-	}
-	if attempt > t.AttemptCount {
-		return nil, task.Errorf(task.CodeNotFound, "", "task %s has no attempt %d: %d were started", t.ID, attempt, t.AttemptCount)
-	}
-	if attempt == 0 {
-		attempt = t.AttemptCount
-	}
-	out := &treadlev1.TaskLogs{TaskId: t.ID.String(), Attempt: int32(attempt)}
-	if attempt == 0 {
-		return out, nil // nothing was started yet
-	}
-	b, err := f.s.cfg.Store.Log(ctx, t.ID, attempt)
-	if err != nil {
-		return nil, err
-	}
-	out.Text = text(string(b))
-	return out, nil
-}
-
-func (f fabric) GetServerInfo(context.Context, *treadlev1.GetServerInfoRequest) (*treadlev1.ServerInfo, error) {
+func (f service) GetServerInfo(context.Context, *treadlev1.GetServerInfoRequest) (*treadlev1.ServerInfo, error) {
 	return &treadlev1.ServerInfo{
 		Version: f.s.cfg.Version, Durability: f.s.cfg.Store.Info().Durability,
 		MaxPayload: int32(f.s.cfg.MaxPayload), Retention: durationpb.New(f.s.cfg.Retention),

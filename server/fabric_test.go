@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
@@ -336,7 +337,7 @@ func TestCallAndWaits(t *testing.T) {
 	if r = <-replies; r.err != nil || string(r.res.GetResult()) != "null" {
 		t.Fatalf("an empty value: %v, %v", r.res, r.err)
 	}
-	for _, d := range []*durationpb.Duration{durationpb.New(-1), durationpb.New(maxWait + 1), {Seconds: 1 << 40}} {
+	for _, d := range []*durationpb.Duration{durationpb.New(-1), durationpb.New(fabric.MaxWait + 1), {Seconds: 1 << 40}} {
 		_, err := e.fabric.Call(ctx, &treadlev1.CallRequest{Function: "f", Timeout: d})
 		wantCode(t, err, codes.InvalidArgument, "INVALID_REQUEST")
 		_, err = e.fabric.GetResult(ctx, &treadlev1.GetResultRequest{TaskId: id, Wait: d})
@@ -362,19 +363,8 @@ func (e *env) await() store.Claimed {
 
 // waiters counts the tasks that are waited for.
 func (e *env) waiters() int {
-	tasks, _, _ := e.srv.waiters.count()
+	tasks, _, _ := e.srv.core.Waiting()
 	return tasks
-}
-
-// count returns how many tasks are waited for, how many are watched, and by how many waiters in all.
-func (ws *waiters) count() (tasks, watched, waiters int) {
-	for i := range ws.shards {
-		s := &ws.shards[i]
-		s.mu.Lock()
-		tasks, watched = tasks+len(s.byTask), watched+len(s.watchers)
-		s.mu.Unlock()
-	}
-	return tasks, watched, int(ws.linked.Load())
 }
 
 // waiting returns when n tasks are waited for.
@@ -474,7 +464,7 @@ func TestWatchIsRung(t *testing.T) {
 		t.Error("the watch goes on after the end")
 	}
 	e.eventually("nobody watches any more", func() bool {
-		_, watched, _ := e.srv.waiters.count()
+		_, watched, _ := e.srv.core.Waiting()
 		return watched == 0
 	})
 }
@@ -709,7 +699,7 @@ func TestClosingEndsWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.eventually("two calls wait", func() bool {
-		tasks, _, waiters := e.srv.waiters.count()
+		tasks, _, waiters := e.srv.core.Waiting()
 		return tasks == 1 && waiters == 2
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

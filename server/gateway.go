@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
-	"github.com/treadle-dev/treadle/server/pickle"
+	"github.com/treadle-dev/treadle/internal/pickle"
 	"github.com/treadle-dev/treadle/server/restjson"
 )
 

@@ -90,7 +90,7 @@ func methodsOf(g *grpc.Server) []string {
 // registerServices registers the API with the gRPC server or the gateway's connection.
 func (s *Server) registerServices(g grpc.ServiceRegistrar) {
 	if !s.cfg.WorkersOnly || s.cfg.TaskTokens != nil {
-		treadlev1.RegisterFabricServiceServer(g, fabric{s: s})
+		treadlev1.RegisterFabricServiceServer(g, service{s: s})
 	}
 	if !s.cfg.WorkersOnly {
 		treadlev1.RegisterRootServiceServer(g, root{s: s})

@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
-	"github.com/treadle-dev/treadle/server/pickle"
+	"github.com/treadle-dev/treadle/internal/pickle"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/pebblestore"
 	"github.com/treadle-dev/treadle/task"

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/treadle-dev/treadle/server/pickle"
+	"github.com/treadle-dev/treadle/internal/pickle"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )

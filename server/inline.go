@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/wire"
 )
 
@@ -172,7 +173,7 @@ func (s *inlineStream) CloseSend() error {
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
 	if s.conn.closed {
-		s.err = toStatus(s.ctx, nil, s.method, errClosing)
+		s.err = toStatus(s.ctx, nil, s.method, fabric.ErrClosing)
 		close(s.ended)
 		return nil
 	}

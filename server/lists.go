@@ -46,7 +46,7 @@ func (p *listPage) takes(m proto.Message) bool {
 	return true
 }
 
-func (f fabric) ListFunctions(ctx context.Context, req *treadlev1.ListFunctionsRequest) (*treadlev1.ListFunctionsResponse, error) {
+func (f service) ListFunctions(ctx context.Context, req *treadlev1.ListFunctionsRequest) (*treadlev1.ListFunctionsResponse, error) {
 	page, err := newListPage(req.GetPageSize())
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (f fabric) ListFunctions(ctx context.Context, req *treadlev1.ListFunctionsR
 	if err != nil {
 		return nil, err
 	}
-	found, err := f.s.cfg.Store.ListFunctions(ctx, before, page.left)
+	found, err := f.s.core.ListFunctions(ctx, before, page.left)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (f fabric) ListFunctions(ctx context.Context, req *treadlev1.ListFunctionsR
 	return out, nil
 }
 
-func (f fabric) ListTasks(ctx context.Context, req *treadlev1.ListTasksRequest) (*treadlev1.ListTasksResponse, error) {
+func (f service) ListTasks(ctx context.Context, req *treadlev1.ListTasksRequest) (*treadlev1.ListTasksResponse, error) {
 	page, err := newListPage(req.GetPageSize())
 	if err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func (f fabric) ListTasks(ctx context.Context, req *treadlev1.ListTasksRequest) 
 	if err != nil {
 		return nil, err
 	}
-	q, err := f.s.listQuery(ctx, req.GetFilter())
+	q, err := f.s.core.ListQuery(ctx, req.GetFilter())
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func (f fabric) ListTasks(ctx context.Context, req *treadlev1.ListTasksRequest) 
 	// though seldom empty.
 	for empty := 0; empty < maxListRounds; {
 		q.Limit = min(page.left, rows)
-		found, next, err := f.s.cfg.Store.ListTasks(ctx, q)
+		found, next, err := f.s.core.ListTasks(ctx, q)
 		if err != nil {
 			return nil, err
 		}
@@ -174,7 +174,7 @@ func basicTask(t *task.Task) *treadlev1.Task {
 	return taskProto(&short)
 }
 
-func (f fabric) ListWorkers(ctx context.Context, req *treadlev1.ListWorkersRequest) (*treadlev1.ListWorkersResponse, error) {
+func (f service) ListWorkers(ctx context.Context, req *treadlev1.ListWorkersRequest) (*treadlev1.ListWorkersResponse, error) {
 	page, err := newListPage(req.GetPageSize())
 	if err != nil {
 		return nil, err
@@ -183,7 +183,7 @@ func (f fabric) ListWorkers(ctx context.Context, req *treadlev1.ListWorkersReque
 	if err != nil {
 		return nil, err
 	}
-	list, err := f.s.cfg.Store.Workers(ctx, f.s.cfg.Now())
+	list, err := f.s.core.Workers(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (f fabric) ListWorkers(ctx context.Context, req *treadlev1.ListWorkersReque
 	return out, nil
 }
 
-func (f fabric) ListQueues(ctx context.Context, req *treadlev1.ListQueuesRequest) (*treadlev1.ListQueuesResponse, error) {
+func (f service) ListQueues(ctx context.Context, req *treadlev1.ListQueuesRequest) (*treadlev1.ListQueuesResponse, error) {
 	page, err := newListPage(req.GetPageSize())
 	if err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func (f fabric) ListQueues(ctx context.Context, req *treadlev1.ListQueuesRequest
 	if err != nil {
 		return nil, err
 	}
-	stats, err := f.s.cfg.Store.QueueStats(ctx)
+	stats, err := f.s.core.Queues(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/link/linkpb"
 	"github.com/treadle-dev/treadle/store"
 )
@@ -16,12 +17,11 @@ import (
 // metrics are what /metrics shows. Each server has a registry of its own, so that
 // several fit into one process.
 type metrics struct {
-	registry  *prometheus.Registry
-	submitted prometheus.Counter
-	rpcs      *prometheus.CounterVec
-	rpcTime   *prometheus.HistogramVec
-	requests  *prometheus.CounterVec
-	httpTime  *prometheus.HistogramVec
+	registry *prometheus.Registry
+	rpcs     *prometheus.CounterVec
+	rpcTime  *prometheus.HistogramVec
+	requests *prometheus.CounterVec
+	httpTime *prometheus.HistogramVec
 }
 
 // latencyBuckets reach from a cached look-up to a call that waits for its task.
@@ -30,9 +30,6 @@ var latencyBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25
 func newMetrics(s store.Store, version string) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		submitted: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "treadle_tasks_submitted_total", Help: "Tasks that this server recorded.",
-		}),
 		rpcs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "treadle_grpc_calls_total", Help: "gRPC calls, those behind REST included, by method and code.",
 		}, []string{"method", "code"}),
@@ -51,9 +48,16 @@ func newMetrics(s store.Store, version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version, "durability": s.Info().Durability},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.submitted, m.rpcs, m.rpcTime, m.requests, m.httpTime, info, queueCollector{s},
+	m.registry.MustRegister(m.rpcs, m.rpcTime, m.requests, m.httpTime, info, queueCollector{s},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// submitted counts the tasks that were recorded.
+func (m *metrics) submitted(core *fabric.Fabric) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "treadle_tasks_submitted_total", Help: "Tasks that this server recorded.",
+	}, func() float64 { return float64(core.Submitted()) }))
 }
 
 // security says in the metrics how the server is protected.

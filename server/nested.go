@@ -7,7 +7,6 @@ import (
 
 	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/server/auth"
-	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -104,63 +103,4 @@ func (s *Server) forTask(ctx context.Context, req any, handler grpc.UnaryHandler
 		return nil, ended
 	}
 	return resp, err
-}
-
-// adopt makes a submission that of a child. It has no more time than its parent, and its
-// request id is its parent's own: the next attempt of the parent finds what this one
-// submitted by it, and nobody else does.
-func adopt(p auth.Principal, item *store.Submission) {
-	t := item.Task
-	t.Parent = p.Task
-	if !p.Deadline.IsZero() && (t.Deadline.IsZero() || t.Deadline.After(p.Deadline)) {
-		t.Deadline = p.Deadline
-	}
-	if item.Key.ID != "" {
-		item.Key.ID = childKey(p, item.Key.ID)
-	}
-}
-
-func childKey(p auth.Principal, id string) string {
-	return store.InternalKey("child", p.Task.String()+"/"+id)
-}
-
-// reach refuses tasks that the caller may not have: a running task has its own children,
-// everybody else has all. Ids that nobody knows are left to the call itself.
-func (s *Server) reach(ctx context.Context, ids ...task.ID) error {
-	p, _ := auth.From(ctx)
-	if p.Role != auth.Task {
-		return nil
-	}
-	for len(ids) > 0 {
-		some := ids[:min(len(ids), 1000)]
-		ids = ids[len(some):]
-		found, err := s.cfg.Store.Tasks(ctx, some)
-		if err != nil {
-			return err
-		}
-		for _, t := range found {
-			if err := reaches(p, t); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func reaches(p auth.Principal, t *task.Task) error {
-	if p.Role != auth.Task || t == nil || t.Parent == p.Task {
-		return nil
-	}
-	return task.Errorf(task.CodeDenied, "", "task %s was not submitted by task %s, whose token this is: it may read and cancel what it submitted, and nothing else",
-		t.ID, p.Task)
-}
-
-// taskFor is the record of a task that the caller may have.
-func (s *Server) taskFor(ctx context.Context, text string) (*task.Task, error) {
-	t, err := s.task(ctx, text)
-	if err != nil {
-		return nil, err
-	}
-	p, _ := auth.From(ctx)
-	return t, reaches(p, t)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/link"
@@ -61,7 +61,7 @@ func (n *nest) parent(change ...func(*task.Task)) store.Claimed {
 	}
 	t := &task.Task{
 		ID: n.srv.cfg.NewID(), Function: fn, FunctionName: "f", Queue: "default", Runtime: task.RuntimePython, Form: task.FormSource,
-		Args: task.EncodingJSON, Returns: task.EncodingJSON, Priority: 9, CreatedBy: n.ring.ids[auth.Client],
+		Args: task.EncodingJSON, Returns: task.EncodingJSON, Spec: task.Spec{Priority: 9}, CreatedBy: n.ring.ids[auth.Client],
 	}
 	for _, f := range change {
 		f(t)
@@ -275,7 +275,7 @@ func TestTaskTokensEnd(t *testing.T) {
 				_, err := n.fabric.GetResult(ctx, &treadlev1.GetResultRequest{TaskId: child, Wait: durationpb.New(time.Minute)})
 				waits <- err
 			}()
-			n.eventually("both calls wait", func() bool { return n.srv.waiters.linked.Load() >= 2 })
+			n.eventually("both calls wait", func() bool { _, _, waits := n.srv.core.Waiting(); return waits >= 2 })
 			end(n, c)
 			for range 2 {
 				select {
@@ -372,7 +372,7 @@ func TestChildrenTakeAfterTheirParents(t *testing.T) {
 func TestForkBombsAreBoundedByTheOwnersQuota(t *testing.T) {
 	for _, asks := range []bool{true, false} {
 		n := newNest(t, func(c *Config) {
-			c.Quotas = Quotas{Tasks: 20}
+			c.Quotas = fabric.Quotas{Tasks: 20}
 			if !asks {
 				c.Tokens = nil
 			}
@@ -425,95 +425,4 @@ func TestTaskTokensElsewhere(t *testing.T) {
 			}
 		}
 	}
-}
-
-// lines is a log that tests read.
-type lines chan string
-
-func (l lines) Write(b []byte) (int, error) {
-	select {
-	case l <- string(b):
-	default:
-	}
-	return len(b), nil
-}
-
-// TestStuckParentsAreTold: once for as long as all slots wait for what nobody can run.
-func TestStuckParentsAreTold(t *testing.T) {
-	log := make(lines, 1000)
-	n := newNest(t, func(c *Config) {
-		c.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	})
-	n.srv.notices.after = 0
-	announce := func(name string, slots, running int) {
-		t.Helper()
-		err := n.store.Announce(t.Context(), time.Now().Add(3*time.Hour), []store.Presence{{
-			Worker: name, Queues: []string{"default"}, Runtimes: []string{task.RuntimePython}, Slots: slots, Running: running,
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	silent := func(why string) {
-		t.Helper()
-		n.srv.notices.look(t.Context())
-		select {
-		case line := <-log:
-			t.Fatalf("%s: %s", why, line)
-		default:
-		}
-	}
-	parents := []store.Claimed{n.parent(), n.parent()}
-	announce("w1", 2, 2)
-	announce("w2", 1, 0)
-	waiting := func(c store.Claimed) {
-		t.Helper()
-		ctx := n.as(c)
-		child := n.child(ctx)
-		before := n.srv.waiters.linked.Load()
-		s, err := n.fabric.AwaitResults(ctx, &treadlev1.AwaitResultsRequest{TaskIds: []string{child}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() { _, _ = s.Recv() }()
-		n.eventually("the call waits", func() bool { return n.srv.waiters.linked.Load() != before })
-	}
-	waiting(parents[0])
-	silent("a slot works on")
-	waiting(parents[1])
-	silent("another worker has a free slot")
-	announce("w2", 1, 1)
-	told := func() {
-		t.Helper()
-		n.srv.notices.look(t.Context())
-		select {
-		case line := <-log:
-			if !strings.Contains(line, "--slots MIN-MAX") || !strings.Contains(line, "worker=w1") || !strings.Contains(line, "queue=default") {
-				t.Error(line)
-			}
-		case <-time.After(20 * time.Second):
-			t.Fatal("nothing was told")
-		}
-	}
-	told()
-	silent("it was told already")
-	// For an hour nothing changes, but that the calls are made anew now and then.
-	now := time.Now()
-	n.srv.notices.now = func() time.Time { return now }
-	for i := range 3600 / 10 {
-		now = now.Add(10 * time.Second)
-		n.srv.notices.after = 0
-		if i%10 == 0 {
-			n.srv.notices.after = 2 * time.Hour // as if each wait had just begun
-		}
-		silent("it was told already")
-	}
-	// A slot is free for a while, and then none again.
-	announce("w2", 1, 0)
-	silent("another worker has a free slot")
-	now = now.Add(stuckOver)
-	silent("another worker has a free slot")
-	announce("w2", 1, 1)
-	told()
-	silent("it was told already")
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/treadle-dev/treadle/fabric"
 )
 
 // boundedSchema is what the document says of the values of one parameter or field.
@@ -105,7 +107,7 @@ var moreEdges = map[string]struct{ in, out []any }{
 	"options.timeout":      {in: []any{"1ms"}, out: []any{"0s", "-1s"}},
 	"timeout":              {in: []any{"0s"}, out: []any{"5m1ms", "301s"}},
 	"wait":                 {in: []any{"5m"}, out: []any{"5m1ms", "301s"}},
-	"filter":               {in: []any{"status = QUEUED" + strings.Repeat(" ", maxFilter-len("status = QUEUED"))}},
+	"filter":               {in: []any{"status = QUEUED" + strings.Repeat(" ", fabric.MaxFilter-len("status = QUEUED"))}},
 	"page_size":            {in: []any{0, 1, maxPage, maxPage + 1, 1<<31 - 1}, out: []any{"many", "1.5"}},
 	"attempt":              {out: []any{"latest"}},
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/gen/openapi"
 	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/server/restjson"
@@ -287,9 +288,9 @@ func TestOpenAPILimits(t *testing.T) {
 	for at, want := range map[string]int{
 		"RegisterFunctionRequest.name maxLength":       task.MaxNameLength,
 		"RegisterFunctionRequest.queue maxLength":      task.MaxQueueLength,
-		"RegisterFunctionRequest.request_id maxLength": maxRequestID,
-		"ExecuteRequest.request_id maxLength":          maxRequestID,
-		"CallInput.request_id maxLength":               maxRequestID,
+		"RegisterFunctionRequest.request_id maxLength": fabric.MaxRequestID,
+		"ExecuteRequest.request_id maxLength":          fabric.MaxRequestID,
+		"CallInput.request_id maxLength":               fabric.MaxRequestID,
 		"RegisterRootRequest.name maxLength":           task.MaxNameLength,
 		"ExecuteBatchRequest.requests maxItems":        maxBatch,
 		"ExecuteOptions.priority minimum":              task.MinPriority,
@@ -312,8 +313,8 @@ func TestOpenAPILimits(t *testing.T) {
 		}
 	}
 	for _, p := range doc.Paths["/v1/tasks"]["get"].Parameters {
-		if p.Name == "filter" && p.Schema.MaxLength != maxFilter {
-			t.Errorf("filter has %d, want %d", p.Schema.MaxLength, maxFilter)
+		if p.Name == "filter" && p.Schema.MaxLength != fabric.MaxFilter {
+			t.Errorf("filter has %d, want %d", p.Schema.MaxLength, fabric.MaxFilter)
 		}
 	}
 }

@@ -1,22 +1,17 @@
 package server
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/server/auth"
-	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -38,13 +33,13 @@ func wantOver(t *testing.T, err error, quota, used, limit string) {
 	}
 }
 
-func withQuotas(q Quotas) func(*Config) { return func(c *Config) { c.Quotas = q } }
+func withQuotas(q fabric.Quotas) func(*Config) { return func(c *Config) { c.Quotas = q } }
 
 // What is over a quota is refused and leaves nothing; what ends makes room; another token
 // has its own.
 func TestQuotaOfTasks(t *testing.T) {
 	ring := newRing(t)
-	e := start(t, ring.use(t), withQuotas(Quotas{Tasks: 2}))
+	e := start(t, ring.use(t), withQuotas(fabric.Quotas{Tasks: 2}))
 	ctx := ring.as(t.Context(), auth.Client)
 	f, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Payload: anyPickle})
 	if err != nil {
@@ -100,7 +95,7 @@ func TestQuotaOfTasks(t *testing.T) {
 // A batch is let in as far as there is room, item by item, and repeats need none.
 func TestQuotaOfABatch(t *testing.T) {
 	ring := newRing(t)
-	e := start(t, ring.use(t), withQuotas(Quotas{Tasks: 3}))
+	e := start(t, ring.use(t), withQuotas(fabric.Quotas{Tasks: 3}))
 	ctx := ring.as(t.Context(), auth.Client)
 	if _, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Payload: anyPickle}); err != nil {
 		t.Fatal(err)
@@ -137,7 +132,7 @@ func TestQuotaOfABatch(t *testing.T) {
 
 func TestQuotasOfFunctionsBytesAndQueues(t *testing.T) {
 	ring := newRing(t)
-	e := start(t, ring.use(t), withQuotas(Quotas{Functions: 3, Bytes: int64(3*len(anyPickle)) + 40, Queues: 2}))
+	e := start(t, ring.use(t), withQuotas(fabric.Quotas{Functions: 3, Bytes: int64(3*len(anyPickle)) + 40, Queues: 2}))
 	ctx := ring.as(t.Context(), auth.Client)
 	register := func(queue, key string) (*treadlev1.Function, error) {
 		return e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Payload: anyPickle, Queue: queue, RequestId: key})
@@ -187,7 +182,7 @@ func TestQuotasOfFunctionsBytesAndQueues(t *testing.T) {
 
 // Without tokens nothing is bounded, and nothing says whose it is.
 func TestNoQuotasWithoutTokens(t *testing.T) {
-	e := start(t, withQuotas(Quotas{Tasks: 1, Functions: 1, Bytes: 1, Queues: 1}))
+	e := start(t, withQuotas(fabric.Quotas{Tasks: 1, Functions: 1, Bytes: 1, Queues: 1}))
 	ctx := t.Context()
 	for range 2 {
 		f, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Payload: anyPickle})
@@ -199,83 +194,4 @@ func TestNoQuotasWithoutTokens(t *testing.T) {
 			t.Fatalf("%v, %v", got, err)
 		}
 	}
-}
-
-// One server never lets in more than the quota, however many call at once; two let in what
-// the other did within a second at most.
-func TestQuotasUnderConcurrency(t *testing.T) {
-	const limit, callers, each = 100, 16, 20
-	st := newStore(t)
-	newServer := func() *Server {
-		return &Server{cfg: Config{Store: st}, quotas: &quotas{limits: Quotas{Tasks: limit}, usage: st.Usage, accounts: map[string]*account{}}}
-	}
-	ctx := auth.WithPrincipal(t.Context(), auth.Principal{ID: "owner", Role: auth.Client})
-	submit := func(s *Server) error {
-		item := store.Submission{Task: newTestTask(), Key: store.Key{}}
-		got, err := s.recordTasks(ctx, time.Now(), []store.Submission{item})
-		if err != nil {
-			return err
-		}
-		return got[0].Err
-	}
-	one := newServer()
-	var wg sync.WaitGroup
-	for range callers {
-		wg.Go(func() {
-			for range each {
-				var over *overQuota
-				if err := submit(one); err != nil && !errors.As(err, &over) {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	u, err := st.Usage(ctx, "owner")
-	if err != nil || u.Tasks > limit || u.Tasks < limit-callers {
-		t.Fatalf("%d calls left %d tasks, %v, want no more than %d, and less only by what is under way", callers*each, u.Tasks, err, limit)
-	}
-	for u.Tasks < limit { // alone, there is room to the last
-		if err := submit(one); err != nil {
-			t.Fatal(err)
-		}
-		u.Tasks++
-	}
-	for _, s := range []*Server{one, newServer()} {
-		var over *overQuota
-		if err := submit(s); !errors.As(err, &over) || over.used != limit {
-			t.Errorf("over the quota: %v", err)
-		}
-	}
-}
-
-// A store that does not answer refuses nobody by a quota, and holds no room.
-func TestQuotasWithoutAStore(t *testing.T) {
-	down := task.Errorf(task.CodeUnavailable, "usage", "down")
-	answer := func() (store.Usage, error) { return store.Usage{}, down }
-	q := &quotas{limits: Quotas{Tasks: 1}, accounts: map[string]*account{},
-		usage: func(context.Context, string) (store.Usage, error) { return answer() }}
-	for range 3 {
-		if _, err := q.admit(t.Context(), "owner", []demand{{tasks: 1}}); task.CodeOf(err) != task.CodeUnavailable {
-			t.Fatalf("admitted with %v", err)
-		}
-	}
-	answer = func() (store.Usage, error) { return store.Usage{}, nil }
-	ad, err := q.admit(t.Context(), "owner", []demand{{tasks: 1}})
-	if err != nil || ad.refused != nil {
-		t.Fatalf("admitted %+v, %v", ad, err)
-	}
-	if other, err := q.admit(t.Context(), "owner", []demand{{tasks: 1}}); err != nil || other.refused == nil {
-		t.Errorf("what is under way counts: %+v, %v", other, err)
-	} else {
-		other.done([]bool{false})
-	}
-	ad.done([]bool{false})
-	if again, err := q.admit(t.Context(), "owner", []demand{{tasks: 1}}); err != nil || again.refused != nil {
-		t.Errorf("what was not stored counts: %+v, %v", again, err)
-	}
-}
-
-func newTestTask() *task.Task {
-	return &task.Task{ID: task.ID(uuid.New()), Queue: task.DefaultQueue, Runtime: task.RuntimePython, Priority: task.DefaultPriority, CreatedBy: "owner"}
 }

@@ -3,9 +3,9 @@ package server
 import (
 	"context"
 
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
-	"github.com/treadle-dev/treadle/server/pickle"
-	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/internal/pickle"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -55,9 +55,7 @@ func (r root) RegisterRoot(ctx context.Context, req *treadlev1.RegisterRootReque
 	if err != nil {
 		return nil, err
 	}
-	f, err := r.s.register(ctx, registration{
-		name: req.GetName(), queue: task.DefaultQueue, runtime: task.RuntimePython, form: task.FormPickle, payload: payload,
-	})
+	f, err := r.s.core.Register(ctx, callerOf(ctx), fabric.Registration{Name: req.GetName(), AnyName: true, Pickle: payload})
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +70,8 @@ func (r root) ExecuteRoot(ctx context.Context, req *treadlev1.ExecuteRootRequest
 	if err != nil {
 		return nil, invalidRequest{{"function_id", kindUUID, "Input should be a valid UUID: " + err.Error()}}
 	}
-	f, err := r.s.functionByID(ctx, id)
-	if err != nil {
+	// Known functions first: what is no function is not worth a look at its arguments.
+	if _, err := r.s.core.Function(ctx, id.String()); err != nil {
 		return nil, err
 	}
 	args, err := r.payload(req.GetPayload())
@@ -81,16 +79,14 @@ func (r root) ExecuteRoot(ctx context.Context, req *treadlev1.ExecuteRootRequest
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPickle(args); err != nil {
-		return nil, err
+	if len(args) == 0 {
+		return nil, fabric.CheckPickle(args) // these routes know no other arguments
 	}
-	t := r.s.newTask(ctx, f)
-	t.Args, t.Returns, t.ArgsSize = task.EncodingPickle, task.EncodingPickle, len(args)
-	answer, err := r.s.submit(ctx, r.s.cfg.Now(), store.Submission{Task: t, Args: args, Transient: f.Transient})
+	t, err := r.s.core.Submit(ctx, callerOf(ctx), &fabric.Submission{Function: id.String(), Pickle: args})
 	if err != nil {
 		return nil, err
 	}
-	return &treadlev1.ExecuteRootResponse{TaskId: answer.ID.String()}, nil
+	return &treadlev1.ExecuteRootResponse{TaskId: t.ID.String()}, nil
 }
 
 // payload decodes base64 text and checks its size.
@@ -101,11 +97,15 @@ func (r root) payload(encoded string) ([]byte, error) {
 		e.Field = "payload"
 		return nil, e
 	}
-	return b, r.s.checkSize("payload", len(b))
+	return b, r.s.core.CheckSize("payload", len(b))
 }
 
 func (r root) GetRootStatus(ctx context.Context, req *treadlev1.GetRootStatusRequest) (*treadlev1.GetRootStatusResponse, error) {
-	t, err := r.s.task(ctx, req.GetTaskId())
+	id, err := fabric.TaskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	t, err := r.s.core.Task(ctx, callerOf(ctx), id)
 	if err != nil {
 		return nil, err
 	}
@@ -113,11 +113,11 @@ func (r root) GetRootStatus(ctx context.Context, req *treadlev1.GetRootStatusReq
 }
 
 func (r root) GetRootResult(ctx context.Context, req *treadlev1.GetRootResultRequest) (*treadlev1.GetRootResultResponse, error) {
-	id, err := taskID(req.GetTaskId())
+	id, err := fabric.TaskID(req.GetTaskId())
 	if err != nil {
 		return nil, err
 	}
-	t, result, err := r.s.answerNow(ctx, id)
+	t, result, err := r.s.core.Await(ctx, callerOf(ctx), r.s.reader(ctx), id, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/treadle-dev/treadle/server/pickle"
+	"github.com/treadle-dev/treadle/internal/pickle"
 	"github.com/treadle-dev/treadle/task"
 )
 

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/wire"
 	"github.com/treadle-dev/treadle/link/linkpb"
 )
@@ -24,24 +25,20 @@ import (
 // Server serves the API. Use it in this order: New, Listen, Serve; Shutdown may be
 // called at any time and more than once.
 type Server struct {
-	cfg       Config
-	log       *slog.Logger
-	metrics   *metrics
-	health    healthServer
-	waiters   *waiters
-	functions functionCache
-	guard     *guard
-	budget    *budget
-	frames    *budget // of frames of workers over freeFrame while they arrive
+	cfg Config
+	log *slog.Logger
+	// core is what the API does.
+	core    *fabric.Fabric
+	metrics *metrics
+	health  healthServer
+	guard   *guard
+	budget  *budget
+	frames  *budget // of frames of workers over freeFrame while they arrive
 	// links is what the streams of workers may hold.
 	links  *linkpb.Budget
 	public *publicCalls
 	// watchAge is how long a watch of the health service lasts.
 	watchAge time.Duration
-	// quotas is nil where nothing is bounded.
-	quotas *quotas
-	// notices tells of tasks that wait for each other for ever.
-	notices *notices
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
@@ -53,7 +50,8 @@ type Server struct {
 	http    *http.Server
 	httpLis net.Listener
 
-	// closing ends the waits of long calls early, so that a drain is short.
+	// closing is closed when a shutdown begins. The waits of long calls end then, so that the drain
+	// is short.
 	closing   chan struct{}
 	closeOnce sync.Once
 	// stopped is closed when Shutdown has finished.
@@ -66,15 +64,20 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
+	core, err := fabric.New(cfg.core())
+	if err != nil {
+		return nil, err
+	}
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Store, cfg.Version), waiters: newWaiters(cfg.QuotaWaited, cfg.MaxWaited), guard: newGuard(&cfg),
-		quotas: newQuotas(&cfg), notices: newNotices(&cfg),
+		cfg: cfg, log: cfg.Logger, core: core, metrics: newMetrics(cfg.Store, cfg.Version), guard: newGuard(&cfg),
 		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), frames: newBudget(2*int64(cfg.maxMessage()), int64(cfg.maxMessage())), links: linkpb.NewBudget(cfg.MaxPayload), public: newPublicCalls(), watchAge: watchAge,
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
+	s.budget.core = core
 	s.health = healthServer{Server: health.NewServer(), s: s}
 	s.metrics.security(&cfg)
 	s.metrics.budget(s.budget)
+	s.metrics.submitted(core)
 	if cfg.Dispatcher != nil {
 		s.metrics.links(s.links, cfg.Dispatcher)
 	}
@@ -143,7 +146,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	if s.grpcLis == nil {
 		return errors.New("server: Serve before Listen")
 	}
-	stopBell := s.cfg.Store.Bell().Listen(s.waiters.listen)
+	stopBell := s.core.Listen()
 	defer stopBell()
 	background, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -199,6 +202,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 func (s *Server) shutdown(ctx context.Context) {
 	s.health.Shutdown()
 	s.closeOnce.Do(func() { close(s.closing) })
+	s.core.Close()
 	var group sync.WaitGroup
 	if s.http != nil {
 		group.Go(func() {
@@ -269,8 +273,7 @@ func (s *Server) sweepLoop(ctx context.Context) {
 		case <-ticker.C:
 		}
 		s.guard.sweep(ctx, s.cfg.Now())
-		s.notices.look(ctx)
-		if err := s.waiters.sweep(ctx, s.cfg.Store); err != nil && ctx.Err() == nil {
+		if err := s.core.Sweep(ctx); err != nil && ctx.Err() == nil {
 			s.log.Debug("waiting tasks could not be looked up", "error", err)
 		}
 	}

@@ -20,6 +20,9 @@ const (
 // Terminal reports whether the status is final.
 func (s Status) Terminal() bool { return s == Completed || s == Failed || s == Cancelled }
 
+// Known reports whether s is one of the statuses.
+func (s Status) Known() bool { return s == Queued || s == Running || s.Terminal() }
+
 // Move is a transition of the state machine. There are no others.
 type Move string
 

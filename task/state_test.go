@@ -9,7 +9,7 @@ import (
 var t0 = time.Unix(1_000_000, 0).UTC()
 
 func submitted(change func(*Task)) *Task {
-	t := &Task{ID: ID{1}, MaxRetries: DefaultMaxRetries}
+	t := &Task{ID: ID{1}, Spec: Spec{MaxRetries: DefaultMaxRetries}}
 	if change != nil {
 		change(t)
 	}

@@ -76,23 +76,14 @@ type Task struct {
 	// Parent is the task whose attempt submitted this one; zero for a client's.
 	Parent ID
 
-	Priority int
+	// Spec is what was asked for; it never changes.
+	Spec
 	// Args and Returns say how the arguments are encoded and how the caller wants
 	// the result. Returns falls back to pickle when JSON cannot hold the value.
 	Args    Encoding
 	Returns Encoding
 	// ArgsSize is the size of the arguments in bytes.
 	ArgsSize int
-	// Timeout limits one attempt's run time from its start; 0 means none.
-	Timeout time.Duration
-	// Deadline is absolute and counts waiting too; zero means none.
-	Deadline time.Time
-	// MaxRetries is how many lost workers the task survives.
-	MaxRetries int
-	// FunctionRetries is how often a raised exception is tried again.
-	FunctionRetries int
-	// MemoryLimit bounds one attempt's memory in bytes; 0 means the worker's own limit.
-	MemoryLimit int64
 
 	CreatedAt time.Time
 	// NotBefore delays a requeued task; zero means ready now.
@@ -130,6 +121,23 @@ type Task struct {
 	ResultRepr string
 	// Failure is set when the task is FAILED or CANCELLED.
 	Failure *Failure
+}
+
+// Spec is what a submission may ask for: the options of a task. It travels whole, from the
+// submission to the record and to the offer. docs/architecture.md says how one is added.
+type Spec struct {
+	// Priority is from MinPriority to MaxPriority, higher first.
+	Priority int
+	// Timeout limits one attempt's run time from its start; 0 means none.
+	Timeout time.Duration
+	// Deadline is absolute and counts waiting too; zero means none.
+	Deadline time.Time
+	// MaxRetries is how many lost workers the task survives.
+	MaxRetries int
+	// FunctionRetries is how often a raised exception is tried again.
+	FunctionRetries int
+	// MemoryLimit bounds one attempt's memory in bytes; 0 means the worker's own limit.
+	MemoryLimit int64
 }
 
 // Lease is a session's right to one attempt until a moment of store time.

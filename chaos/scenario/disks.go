@@ -274,8 +274,8 @@ func fillStore(ctx context.Context, dir string, open func(string) (*pebblestore.
 	for i := range 300 {
 		id := task.ID{0: byte(i >> 8), 1: byte(i), 6: 0x70, 8: 0x80}
 		t := &task.Task{
-			ID: id, FunctionName: "f", Queue: task.DefaultQueue, Runtime: task.RuntimePython, Form: task.FormSource, Priority: task.DefaultPriority,
-			MaxRetries: 3, Args: task.EncodingJSON, Returns: task.EncodingJSON, ArgsSize: 100,
+			ID: id, FunctionName: "f", Queue: task.DefaultQueue, Runtime: task.RuntimePython, Form: task.FormSource, Spec: task.Spec{Priority: task.DefaultPriority, MaxRetries: 3},
+			Args: task.EncodingJSON, Returns: task.EncodingJSON, ArgsSize: 100,
 		}
 		if _, err := s.Submit(ctx, now, []store.Submission{{Task: t, Args: make([]byte, 100)}}); err != nil {
 			return nil, errors.Join(err, s.Close())

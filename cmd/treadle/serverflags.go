@@ -14,8 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/dialaddr"
-	"github.com/treadle-dev/treadle/server"
 	"github.com/treadle-dev/treadle/task"
 	"github.com/treadle-dev/treadle/worker"
 )
@@ -89,7 +89,7 @@ type serverFlags struct {
 	// QuotaWaited is how many tasks the calls of one token wait for; 0 is no limit.
 	QuotaWaited int
 	// Quotas are what one token may have in the store; 0 is no limit.
-	Quotas server.Quotas
+	Quotas fabric.Quotas
 	// Insecure lets a server listen on addresses that are not loopback without TLS and
 	// tokens, and a worker's token travel without TLS.
 	Insecure  bool

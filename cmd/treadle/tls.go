@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/tlsfiles"
 	"github.com/treadle-dev/treadle/link/linkpb"
 	"github.com/treadle-dev/treadle/server"
@@ -42,7 +43,7 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 	f.RateLimit = -1
 	fl.Var((*ratePerSecond)(&f.RateLimit), "rate-limit",
 		fmt.Sprintf("calls of one token a second, by cost, or off (default off on loopback, else %d)", networkRate))
-	fl.IntVar(&f.QuotaWaited, "quota-waited", server.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
+	fl.IntVar(&f.QuotaWaited, "quota-waited", fabric.DefaultQuotaWaited, "tasks that the calls of one token wait for at a time; 0 is no limit")
 	// At a dispatcher they are for what running tasks submit, for the token of each.
 	f.registerQuotas(cmd)
 	fl.BoolVar(&f.Insecure, "insecure", false, "allow addresses that other machines can reach without TLS or tokens")
@@ -51,7 +52,7 @@ func (f *serverFlags) registerSecurity(cmd *cobra.Command, r role) {
 // registerQuotas adds what one token may have in the store.
 func (f *serverFlags) registerQuotas(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	f.Quotas = server.DefaultQuotas
+	f.Quotas = fabric.DefaultQuotas
 	fl.IntVar(&f.Quotas.Tasks, "quota-tasks", f.Quotas.Tasks, "unfinished tasks of one token; 0 is no limit")
 	fl.Var((*byteSize)(&f.Quotas.Bytes), "quota-bytes", "stored bytes of one token: arguments, results and functions; 0 is no limit")
 	fl.IntVar(&f.Quotas.Functions, "quota-functions", f.Quotas.Functions, "registered functions of one token; 0 is no limit")

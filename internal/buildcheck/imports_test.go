@@ -20,6 +20,9 @@ type rule struct {
 	imports []string
 	// outside are the modules or packages of others that it may import; "*" is any.
 	outside []string
+	// without are packages of the standard library that it must not import, for what is below them
+	// too; tests may.
+	without []string
 	// tests are more directories of this module, for test files only.
 	tests []string
 	// network is the one file that may import link/linkpb and gRPC as well.
@@ -55,6 +58,14 @@ var rules = []rule{
 	},
 
 	{
+		// The application in plain types: it knows no wire, so that whoever submits or waits can use it.
+		part:    "fabric",
+		imports: []string{"task", "store", "internal"},
+		outside: []string{"github.com/google/uuid"},
+		without: []string{"net"},
+		tests:   []string{"store/pebblestore"},
+	},
+	{
 		part:    "dispatcher",
 		imports: []string{"task", "store", "link", "internal"},
 		tests:   []string{"store/pebblestore", "store/redisstore", "worker"},
@@ -69,7 +80,7 @@ var rules = []rule{
 	},
 	{
 		part:    "server",
-		imports: []string{"dispatcher", "store", "link", "link/linkpb", "task", "gen", "internal", "internal/wire"},
+		imports: []string{"fabric", "dispatcher", "store", "link", "link/linkpb", "task", "gen", "internal", "internal/wire"},
 		outside: []string{"*"},
 		tests:   []string{"store/pebblestore", "store/redisstore", "worker"},
 	},
@@ -124,6 +135,13 @@ func TestRulesRefuse(t *testing.T) {
 		{file: "store/redisstore/x.go", imported: module + "/store/pebblestore"},
 		{file: "link/x.go", imported: module + "/gen/go/treadle/v1"},
 		{file: "link/linkpb/x.go", imported: module + "/gen/go/treadle/v1", ok: true},
+		{file: "fabric/x.go", imported: module + "/store", ok: true},
+		{file: "fabric/x.go", imported: module + "/server/auth"},
+		{file: "fabric/x.go", imported: module + "/gen/go/treadle/v1"},
+		{file: "fabric/x.go", imported: module + "/link"},
+		{file: "fabric/x.go", imported: "google.golang.org/grpc"},
+		{file: "fabric/x.go", imported: "net/http"},
+		{file: "server/x.go", imported: module + "/fabric", ok: true},
 		{file: "dispatcher/x.go", imported: module + "/store/pebblestore"},
 		{file: "dispatcher/x_test.go", imported: module + "/store/pebblestore", ok: true},
 		{file: "dispatcher/x.go", imported: module + "/link/linkpb"},
@@ -180,7 +198,13 @@ func (r rule) check(name, imported string) error {
 		}
 		return fmt.Errorf("%s must not import %s (it may import %s)", r.part, own, orNone(allowed))
 	case !strings.Contains(first, "."):
-		return nil // The standard library.
+		// The standard library.
+		for _, w := range r.without {
+			if under(imported, w) && !isTest {
+				return fmt.Errorf("%s must not import %s", r.part, imported)
+			}
+		}
+		return nil
 	default:
 		allowed := slices.Clone(r.outside)
 		if isTest {

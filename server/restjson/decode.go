@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/treadle-dev/treadle/server/jsonscan"
+	"github.com/treadle-dev/treadle/internal/jsonscan"
 )
 
 // Decode reads a document into msg. A returned error is an *[Error]. Neither msg nor

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/treadle-dev/treadle/server/jsonscan"
+	"github.com/treadle-dev/treadle/internal/jsonscan"
 )
 
 // Encode returns the document of msg. Fields that hold JSON are trusted to be valid

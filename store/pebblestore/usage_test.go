@@ -81,7 +81,7 @@ func TestRowsOfOlderBuilds(t *testing.T) {
 	t.Parallel()
 	rec, err := decodeRecord(spaceLive, task.ID{1}, []byte("\xde\x00\x06"+
 		"\x02\xa6double"+"\x03\xa7default"+"\x04\xa6python"+"\x07\x05"+"\x13\xa6QUEUED"+"\x25\xa43.12"))
-	want := &task.Task{ID: task.ID{1}, FunctionName: "double", Queue: "default", Runtime: "python", Priority: 5, Status: task.Queued, Python: "3.12"}
+	want := &task.Task{ID: task.ID{1}, FunctionName: "double", Queue: "default", Runtime: "python", Spec: task.Spec{Priority: 5}, Status: task.Queued, Python: "3.12"}
 	if err != nil || !reflect.DeepEqual(rec.task, want) {
 		t.Errorf("read %+v, %v, want %+v", rec.task, err, want)
 	}

@@ -33,8 +33,8 @@ func randomID() (id task.ID) {
 func sampleTask(args []byte) *task.Task {
 	return &task.Task{
 		ID: newID(), Function: task.ID{1}, FunctionName: "double", Queue: task.DefaultQueue, Runtime: task.RuntimePython,
-		Form: task.FormPickle, Hash: [32]byte{1, 2, 3}, Priority: task.DefaultPriority, Args: task.EncodingPickle,
-		Returns: task.EncodingPickle, ArgsSize: len(args), MaxRetries: task.DefaultMaxRetries,
+		Form: task.FormPickle, Hash: [32]byte{1, 2, 3}, Spec: task.Spec{Priority: task.DefaultPriority, MaxRetries: task.DefaultMaxRetries}, Args: task.EncodingPickle,
+		Returns: task.EncodingPickle, ArgsSize: len(args),
 	}
 }
 

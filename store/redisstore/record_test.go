@@ -15,8 +15,7 @@ func fullTask() *task.Task {
 	at := time.Date(2030, 1, 2, 3, 4, 5, 6789, time.UTC)
 	return &task.Task{
 		ID: task.ID{1}, Function: task.ID{2}, FunctionName: "f\x00ü", Queue: "q", Runtime: "go/x", Form: task.FormSource, Python: "3.12", CreatedBy: "0123456789abcdef", Parent: task.ID{0, 7},
-		Hash: [32]byte{3}, Priority: 7, Args: task.EncodingJSON, Returns: task.EncodingPickle, ArgsSize: 5, Timeout: time.Minute,
-		Deadline: at.Add(time.Hour), MaxRetries: 2, FunctionRetries: 4, MemoryLimit: 1 << 40, CreatedAt: at,
+		Hash: [32]byte{3}, Spec: task.Spec{Priority: 7, Timeout: time.Minute, Deadline: at.Add(time.Hour), MaxRetries: 2, FunctionRetries: 4, MemoryLimit: 1 << 40}, Args: task.EncodingJSON, Returns: task.EncodingPickle, ArgsSize: 5, CreatedAt: at,
 		NotBefore: at.Add(time.Second), Status: task.Failed, Losses: 1, Failures: 2, Lapses: 3, LastClaim: task.ID{9},
 		Attempts: []task.Attempt{
 			{Number: 1, Worker: "w", StartedAt: at, FinishedAt: at.Add(1), End: task.EndRaised, Reason: "r"},

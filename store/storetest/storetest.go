@@ -142,8 +142,8 @@ func randomID() (id task.ID) {
 func newTask(change ...func(*task.Task)) *task.Task {
 	t := &task.Task{
 		ID: newID(), Function: task.ID{1}, FunctionName: "double", Queue: task.DefaultQueue,
-		Runtime: task.RuntimePython, Form: task.FormPickle, Hash: [32]byte{1, 2, 3}, Priority: task.DefaultPriority,
-		Args: task.EncodingPickle, Returns: task.EncodingJSON, MaxRetries: task.DefaultMaxRetries,
+		Runtime: task.RuntimePython, Form: task.FormPickle, Hash: [32]byte{1, 2, 3}, Spec: task.Spec{Priority: task.DefaultPriority, MaxRetries: task.DefaultMaxRetries},
+		Args: task.EncodingPickle, Returns: task.EncodingJSON,
 	}
 	for _, f := range change {
 		f(t)

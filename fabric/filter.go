@@ -1,4 +1,4 @@
-package server
+package fabric
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 	"github.com/treadle-dev/treadle/task"
 )
 
-// maxFilter bounds the text of a filter, in bytes.
-const maxFilter = 4096
+// MaxFilter bounds the text of a filter, in bytes.
+const MaxFilter = 4096
 
 // term is one restriction of a filter.
 type term struct{ field, op, value string }
@@ -21,8 +21,8 @@ type term struct{ field, op, value string }
 // "field < value" joined by AND. Values may stand in double quotes, with
 // backslashes before quotes and backslashes.
 func parseFilter(filter string) ([]term, error) {
-	if len(filter) > maxFilter {
-		return nil, invalid("filter", "filter has %d bytes: want at most %d", len(filter), maxFilter)
+	if len(filter) > MaxFilter {
+		return nil, invalid("filter", "filter has %d bytes: want at most %d", len(filter), MaxFilter)
 	}
 	words, err := filterWords(filter)
 	if err != nil {
@@ -115,8 +115,9 @@ func unquoteFilter(s string) (text, rest string, ok bool) {
 	return "", "", false
 }
 
-// listQuery turns a filter into a query of the store.
-func (s *Server) listQuery(ctx context.Context, filter string) (store.ListQuery, error) {
+// ListQuery turns a filter, a subset of AIP-160, into a query of the store. docs/rest.md has its
+// fields.
+func (f *Fabric) ListQuery(ctx context.Context, filter string) (store.ListQuery, error) {
 	var q store.ListQuery
 	terms, err := parseFilter(filter)
 	if err != nil {
@@ -141,7 +142,7 @@ func (s *Server) listQuery(ctx context.Context, filter string) (store.ListQuery,
 			}
 			return q, invalid("filter", "filter: %s %s is not supported: status, function, parent and worker take =, create_time takes < and >", t.field, t.op)
 		}
-		if err := s.applyTerm(ctx, &q, t); err != nil {
+		if err := f.applyTerm(ctx, &q, t); err != nil {
 			return q, err
 		}
 	}
@@ -154,19 +155,19 @@ func unknownField(name string) error {
 	return invalid("filter", "filter: unknown field %.64q: want status, function, parent, worker or create_time", name)
 }
 
-func (s *Server) applyTerm(ctx context.Context, q *store.ListQuery, t term) error {
+func (f *Fabric) applyTerm(ctx context.Context, q *store.ListQuery, t term) error {
 	switch t.field {
 	case "status":
 		q.Status = task.Status(t.value)
-		if statusProto(q.Status) == 0 {
+		if !q.Status.Known() {
 			return invalid("filter", "filter: status %.64q: want QUEUED, RUNNING, COMPLETED, FAILED or CANCELLED", t.value)
 		}
 	case "function":
-		f, err := s.lookup(ctx, t.value)
+		fn, err := f.Function(ctx, t.value)
 		if err != nil {
 			return err
 		}
-		q.Function = f.ID
+		q.Function = fn.ID
 	case "parent":
 		id, err := task.ParseID(t.value)
 		if err != nil {

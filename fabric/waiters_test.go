@@ -1,4 +1,4 @@
-package server
+package fabric
 
 import (
 	"context"
@@ -10,12 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
-	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
-	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -32,7 +27,7 @@ func someIDs(n int) []task.ID {
 // mustAdd registers a waiter of nobody in particular.
 func mustAdd(t testing.TB, ws *waiters, ids ...task.ID) *waiter {
 	t.Helper()
-	w, err := ws.add(context.Background(), ids...)
+	w, err := ws.add("", ids...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +59,7 @@ func TestWaitersRing(t *testing.T) {
 				t.Errorf("order %v: %d nodes are linked after %d left", order, n, left+1)
 			}
 		}
-		if tasks, watched, _ := ws.count(); tasks+watched+ws.waiting+len(ws.byToken) != 0 {
+		if tasks, watched, _ := ws.count(); tasks+watched+ws.waiting+len(ws.byOwner) != 0 {
 			t.Errorf("something stays behind: %d tasks, %d waited for", tasks, ws.waiting)
 		}
 	}
@@ -86,13 +81,10 @@ func TestRejoin(t *testing.T) {
 	ws.remove(w)
 }
 
-// TestWaitQuota: the limits of one token and of all hold at their edges, and what ends
+// TestWaitQuota: the limits of one owner and of all hold at their edges, and what ends
 // gives room again.
 func TestWaitQuota(t *testing.T) {
 	ws := newWaiters(10, 25)
-	as := func(id string) context.Context {
-		return auth.WithPrincipal(t.Context(), auth.Principal{ID: id, Role: auth.Client})
-	}
 	refused := func(err error, parts ...string) {
 		t.Helper()
 		if task.CodeOf(err) != task.CodeExhausted {
@@ -104,95 +96,28 @@ func TestWaitQuota(t *testing.T) {
 			}
 		}
 	}
-	a, err := ws.add(as("a"), someIDs(9)...)
+	a, err := ws.add("a", someIDs(9)...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch, err := ws.watch(as("a"), someIDs(1)[0]) // watchers count
+	watch, err := ws.watch("a", someIDs(1)[0]) // watchers count
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = ws.add(as("a"), someIDs(1)...)
+	_, err = ws.add("a", someIDs(1)...)
 	refused(err, "token a", "10", "--quota-waited")
-	if _, err = ws.add(as("b"), someIDs(10)...); err != nil {
+	if _, err = ws.add("b", someIDs(10)...); err != nil {
 		t.Fatal(err)
 	}
-	_, err = ws.add(auth.WithPrincipal(t.Context(), auth.Local), someIDs(6)...) // nobody's quota, but the server's limit
+	_, err = ws.add("", someIDs(6)...) // nobody's quota, but the limit of all
 	refused(err, "this server", "25")
-	if _, err = ws.add(auth.WithPrincipal(t.Context(), auth.Local), someIDs(5)...); err != nil {
+	if _, err = ws.add("", someIDs(5)...); err != nil {
 		t.Fatal(err)
 	}
 	ws.remove(watch)
 	ws.remove(a)
-	if _, err = ws.add(as("a"), someIDs(10)...); err != nil {
+	if _, err = ws.add("a", someIDs(10)...); err != nil {
 		t.Errorf("no room after the first waits ended: %v", err)
-	}
-}
-
-// TestWaitQuotaInTheAPI: each kind of wait is refused with words, and a refused call
-// records nothing.
-func TestWaitQuotaInTheAPI(t *testing.T) {
-	ring := newRing(t)
-	e := start(t, ring.use(t), func(c *Config) { c.QuotaWaited = 2 })
-	ctx := ring.as(t.Context(), auth.Client)
-	if _, err := e.fabric.RegisterFunction(ctx, &treadlev1.RegisterFunctionRequest{Name: "f", Source: "def f(): pass"}); err != nil {
-		t.Fatal(err)
-	}
-	var ids []string
-	for range 3 {
-		made, err := e.fabric.Execute(ctx, &treadlev1.ExecuteRequest{Function: "f"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, made.GetTaskId())
-	}
-	held, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if _, err := e.fabric.AwaitResults(held, &treadlev1.AwaitResultsRequest{TaskIds: ids[:2]}); err != nil {
-		t.Fatal(err)
-	}
-	e.waiting(2)
-	calls := map[string]func(context.Context) error{
-		"AwaitResults": func(ctx context.Context) error {
-			stream, err := e.fabric.AwaitResults(ctx, &treadlev1.AwaitResultsRequest{TaskIds: ids[2:]})
-			if err == nil {
-				_, err = stream.Recv()
-			}
-			return err
-		},
-		"WatchTask": func(ctx context.Context) error {
-			stream, err := e.fabric.WatchTask(ctx, &treadlev1.WatchTaskRequest{TaskId: ids[2]})
-			if err == nil {
-				_, err = stream.Recv()
-			}
-			return err
-		},
-		"GetResult": func(ctx context.Context) error {
-			_, err := e.fabric.GetResult(ctx, &treadlev1.GetResultRequest{TaskId: ids[2], Wait: durationpb.New(time.Millisecond)})
-			return err
-		},
-		"Call": func(ctx context.Context) error {
-			_, err := e.fabric.Call(ctx, &treadlev1.CallRequest{Function: "f", Timeout: durationpb.New(time.Millisecond)})
-			return err
-		},
-	}
-	for name, call := range calls {
-		if err := call(ctx); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "quota waited") {
-			t.Errorf("%s over the quota: %v", name, err)
-		}
-	}
-	page, err := e.fabric.ListTasks(ctx, &treadlev1.ListTasksRequest{})
-	if err != nil || len(page.GetTasks()) != 3 {
-		t.Errorf("a refused call left %d tasks, %v", len(page.GetTasks()), err)
-	}
-	cancel()
-	e.waiting(0)
-	for name, call := range calls {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		if err := call(ctx); status.Code(err) == codes.ResourceExhausted {
-			t.Errorf("%s after the waits ended: %v", name, err)
-		}
-		cancel()
 	}
 }
 
@@ -316,10 +241,9 @@ func BenchmarkWaiters(b *testing.B) {
 			for range 100 {
 				mustAdd(b, ws, ids...)
 			}
-			ctx := auth.WithPrincipal(context.Background(), auth.Principal{ID: "a", Role: auth.Client})
 			b.ReportAllocs()
 			for b.Loop() {
-				w, err := ws.add(ctx, ids...)
+				w, err := ws.add("a", ids...)
 				if err != nil {
 					b.Fatal(err)
 				}

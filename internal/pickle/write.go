@@ -9,7 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/treadle-dev/treadle/server/jsonscan"
+	"github.com/treadle-dev/treadle/internal/jsonscan"
 )
 
 // MaxIntDigits bounds the integers that [JSON] converts, as conversion

@@ -1,4 +1,4 @@
-package server
+package fabric
 
 import (
 	"slices"
@@ -39,7 +39,7 @@ func FuzzFilter(f *testing.F) {
 			parts = append(parts, x.field+" "+x.op+` "`+quoted+`"`)
 		}
 		joined := strings.Join(parts, " AND ")
-		if len(joined) > maxFilter {
+		if len(joined) > MaxFilter {
 			return
 		}
 		again, err := parseFilter(joined)

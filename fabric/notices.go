@@ -1,4 +1,4 @@
-package server
+package fabric
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -30,8 +29,7 @@ const (
 // one that could take them has a free slot. A task that waits keeps its slot, so nothing will
 // change by itself.
 //
-// It sees the waits of its own process: those of the workers that are attached here. It is
-// nil where running tasks do not call.
+// It sees the waits of its own process: those of the workers that are attached here.
 type notices struct {
 	store store.Store
 	log   *slog.Logger
@@ -52,9 +50,6 @@ type nestedWait struct {
 }
 
 func newNotices(cfg *Config) *notices {
-	if cfg.TaskTokens == nil {
-		return nil
-	}
 	return &notices{
 		store: cfg.Store, log: cfg.Logger, now: cfg.Now, after: stuckAfter,
 		open: make(map[*nestedWait]struct{}), told: make(map[string]time.Time),
@@ -62,12 +57,11 @@ func newNotices(cfg *Config) *notices {
 }
 
 // waits notes that a call waits for tasks, if a running task makes it, until done is called.
-func (n *notices) waits(ctx context.Context, children ...task.ID) (done func()) {
-	p, _ := auth.From(ctx)
-	if n == nil || p.Role != auth.Task {
+func (n *notices) waits(c Caller, children ...task.ID) (done func()) {
+	if c.Task.IsZero() {
 		return func() {}
 	}
-	w := &nestedWait{parent: p.Task, children: children, since: n.now()}
+	w := &nestedWait{parent: c.Task, children: children, since: n.now()}
 	n.mu.Lock()
 	n.open[w] = struct{}{}
 	n.mu.Unlock()
@@ -80,9 +74,6 @@ func (n *notices) waits(ctx context.Context, children ...task.ID) (done func()) 
 
 // look writes a line for each worker that is stuck, once for as long as it stays so.
 func (n *notices) look(ctx context.Context) {
-	if n == nil {
-		return
-	}
 	waits := n.longWaits()
 	if len(waits) == 0 {
 		return

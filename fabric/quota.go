@@ -1,4 +1,4 @@
-package server
+package fabric
 
 import (
 	"context"
@@ -8,12 +8,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/treadle-dev/treadle/server/auth"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
-// Quotas bound what one token may have in the store at one time; 0 is no bound.
+// Quotas bound what one owner may have in the store at one time; 0 is no bound.
 type Quotas struct {
 	// Tasks bounds the unfinished tasks, Functions the registrations, Queues the names of
 	// queues that the two are in.
@@ -23,21 +22,8 @@ type Quotas struct {
 	Bytes int64
 }
 
-// DefaultQuotas are generous: they keep one token from filling the store for all.
+// DefaultQuotas are generous: they keep one owner from filling the store for all.
 var DefaultQuotas = Quotas{Tasks: 10_000_000, Functions: 100_000, Queues: 10_000, Bytes: 64 << 30}
-
-// ownerOf is who made what a call stores: the id of its token, or of the token that a running
-// task belongs to; empty where none are asked for.
-func ownerOf(ctx context.Context) string {
-	switch p, ok := auth.From(ctx); {
-	case !ok || p.ID == auth.Local.ID:
-		return ""
-	case p.Role == auth.Task:
-		return p.Owner
-	default:
-		return p.ID
-	}
-}
 
 // quotas keep owners within their quotas. What an owner has is read from the store now and
 // then, and this server adds what it let in since, so it never lets in more than the quota by
@@ -65,7 +51,7 @@ const (
 
 // newQuotas returns nil where nothing is bounded.
 func newQuotas(cfg *Config) *quotas {
-	if cfg.Tokens == nil && cfg.TaskTokens == nil || cfg.Quotas == (Quotas{}) {
+	if cfg.Quotas == (Quotas{}) {
 		return nil
 	}
 	return &quotas{limits: cfg.Quotas, usage: cfg.Store.Usage, accounts: make(map[string]*account)}
@@ -238,13 +224,13 @@ func (a *account) take(limits *Quotas, owner string, w demand) error {
 		{"functions", int64(a.have.Functions + a.since.functions + a.asked.functions), int64(w.functions), int64(limits.Functions)},
 	} {
 		if c.limit > 0 && c.wants > 0 && c.used+c.wants > c.limit {
-			return &overQuota{owner: owner, quota: c.name, used: c.used, wants: c.wants, limit: c.limit}
+			return &OverQuota{owner: owner, quota: c.name, used: c.used, wants: c.wants, limit: c.limit}
 		}
 	}
 	if _, had := a.have.Queues[w.queue]; !had {
 		use, got := a.queues[w.queue]
 		if used := len(a.have.Queues) + len(a.queues); !got && limits.Queues > 0 && used >= limits.Queues {
-			return &overQuota{owner: owner, quota: "queues", used: int64(used), wants: 1, limit: int64(limits.Queues)}
+			return &OverQuota{owner: owner, quota: "queues", used: int64(used), wants: 1, limit: int64(limits.Queues)}
 		}
 		use.calls++
 		a.queues[w.queue] = use
@@ -285,10 +271,9 @@ func (ad *admission) done(stored []bool) {
 
 // recordTasks has the store record tasks of one caller, as far as the quotas allow. What is
 // over a quota is answered with that as its error, unless it is a repeat.
-func (s *Server) recordTasks(ctx context.Context, now time.Time, items []store.Submission) ([]store.Submitted, error) {
-	owner := ownerOf(ctx)
-	if s.quotas == nil || owner == "" {
-		return s.cfg.Store.Submit(ctx, now, items)
+func (f *Fabric) recordTasks(ctx context.Context, owner string, now time.Time, items []store.Submission) ([]store.Submitted, error) {
+	if f.quotas == nil || owner == "" {
+		return f.cfg.Store.Submit(ctx, now, items)
 	}
 	out := make([]store.Submitted, len(items))
 	todo := make([]int, len(items))
@@ -296,7 +281,7 @@ func (s *Server) recordTasks(ctx context.Context, now time.Time, items []store.S
 		todo[i] = i
 	}
 	for {
-		refused, freed, err := s.recordSome(ctx, now, owner, items, todo, out)
+		refused, freed, err := f.recordSome(ctx, now, owner, items, todo, out)
 		if err != nil {
 			return nil, err
 		}
@@ -309,7 +294,7 @@ func (s *Server) recordTasks(ctx context.Context, now time.Time, items []store.S
 
 // recordSome is one round of recordTasks for the items todo. It returns those that a quota
 // refused, and whether repeats among the others gave room back.
-func (s *Server) recordSome(ctx context.Context, now time.Time, owner string, items []store.Submission, todo []int, out []store.Submitted) (
+func (f *Fabric) recordSome(ctx context.Context, now time.Time, owner string, items []store.Submission, todo []int, out []store.Submitted) (
 	refused []int, freed bool, err error,
 ) {
 	wants := make([]demand, len(todo))
@@ -317,7 +302,7 @@ func (s *Server) recordSome(ctx context.Context, now time.Time, owner string, it
 		t := items[i].Task
 		wants[k] = demand{tasks: 1, bytes: int64(t.ArgsSize), queue: t.Queue}
 	}
-	ad, err := s.quotas.admit(ctx, owner, wants)
+	ad, err := f.quotas.admit(ctx, owner, wants)
 	if err != nil {
 		return nil, false, err
 	}
@@ -331,7 +316,7 @@ func (s *Server) recordSome(ctx context.Context, now time.Time, owner string, it
 		send, of = append(send, item), append(of, k)
 	}
 	if len(send) > 0 {
-		answers, err := s.cfg.Store.Submit(ctx, now, send)
+		answers, err := f.cfg.Store.Submit(ctx, now, send)
 		if err != nil {
 			ad.done(nil)
 			return nil, false, err
@@ -355,33 +340,34 @@ func (s *Server) recordSome(ctx context.Context, now time.Time, owner string, it
 }
 
 // recordFunction has the store record a function, if the quotas allow it or if it is a repeat.
-func (s *Server) recordFunction(ctx context.Context, f task.Function, payload []byte, key store.Key) (task.Function, error) {
-	if s.quotas == nil || f.CreatedBy == "" {
-		return s.cfg.Store.PutFunction(ctx, f, payload, key)
+func (f *Fabric) recordFunction(ctx context.Context, fn task.Function, payload []byte, key store.Key) (task.Function, error) {
+	if f.quotas == nil || fn.CreatedBy == "" {
+		return f.cfg.Store.PutFunction(ctx, fn, payload, key)
 	}
-	ad, err := s.quotas.admit(ctx, f.CreatedBy, []demand{{functions: 1, bytes: int64(f.Size), queue: f.Queue}})
+	ad, err := f.quotas.admit(ctx, fn.CreatedBy, []demand{{functions: 1, bytes: int64(fn.Size), queue: fn.Queue}})
 	if err != nil {
-		return f, err
+		return fn, err
 	}
 	if ad.refused != nil {
-		if key.ID == "" && !f.Transient {
+		if key.ID == "" && !fn.Transient {
 			ad.done(nil)
-			return f, ad.refused[0]
+			return fn, ad.refused[0]
 		}
 		key.Refused = ad.refused[0]
 	}
-	recorded, err := s.cfg.Store.PutFunction(ctx, f, payload, key)
-	ad.done([]bool{err == nil && recorded.ID == f.ID || task.CodeOf(err) == task.CodeUnavailable})
+	recorded, err := f.cfg.Store.PutFunction(ctx, fn, payload, key)
+	ad.done([]bool{err == nil && recorded.ID == fn.ID || task.CodeOf(err) == task.CodeUnavailable})
 	return recorded, err
 }
 
-// overQuota is a refusal: nothing was stored.
-type overQuota struct {
+// OverQuota is a refusal: nothing was stored. It is of [task.CodeExhausted].
+type OverQuota struct {
 	owner, quota       string
 	used, wants, limit int64
 }
 
-func (e *overQuota) Error() string {
+// Error implements error.
+func (e *OverQuota) Error() string {
 	t := quotaTexts[e.quota]
 	return fmt.Sprintf("quota %s: token %s has %d %s, and %d more would pass its limit of %d (--quota-%s): %s",
 		e.quota, e.owner, e.used, t.of, e.wants, e.limit, e.quota, t.fix)
@@ -397,9 +383,9 @@ var quotaTexts = map[string]struct{ of, fix string }{
 }
 
 // Unwrap makes it an error of [task.CodeExhausted].
-func (e *overQuota) Unwrap() error { return &task.Error{Code: task.CodeExhausted} }
+func (e *OverQuota) Unwrap() error { return &task.Error{Code: task.CodeExhausted} }
 
-// metadata is the same for programs.
-func (e *overQuota) metadata() map[string]string {
+// Metadata is the same for programs.
+func (e *OverQuota) Metadata() map[string]string {
 	return map[string]string{"quota": e.quota, "used": strconv.FormatInt(e.used, 10), "limit": strconv.FormatInt(e.limit, 10)}
 }

@@ -1,4 +1,4 @@
-package server
+package fabric
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 // Limits of waits. Whatever waits for a task counts with each id: AwaitResults, Call,
 // GetResult with a wait, WatchTask.
 const (
-	// DefaultQuotaWaited is how many ids the calls of one token wait for at most.
+	// DefaultQuotaWaited is how many ids the calls of one owner wait for at most.
 	DefaultQuotaWaited = 100_000
 	// DefaultMaxWaited is how many ids all calls of a server wait for at most. An id takes
 	// some 200 bytes with what its call keeps.
@@ -41,13 +41,13 @@ const (
 // Joining and leaving cost the same whoever else waits for the same task, and no lock is
 // held for more than waitRun ids, so the end of many large waits stops nobody.
 type waiters struct {
-	// perToken and inAll bound the ids that are waited for; perToken holds where callers
-	// have tokens.
-	perToken, inAll int
-	// waiting counts ids in all, and those of each token.
+	// perOwner and inAll bound the ids that are waited for; perOwner holds where callers
+	// have an owner.
+	perOwner, inAll int
+	// waiting counts ids in all, and those of each owner.
 	mu      sync.Mutex
 	waiting int
-	byToken map[string]int
+	byOwner map[string]int
 
 	// linked is how many nodes stand in the shards: without any a signal means nothing here.
 	// watching is how many of them want to know of every change.
@@ -81,8 +81,8 @@ type waitNode struct {
 	first, linked bool
 }
 
-func newWaiters(perToken, inAll int) *waiters {
-	ws := &waiters{perToken: perToken, inAll: inAll, byToken: make(map[string]int)}
+func newWaiters(perOwner, inAll int) *waiters {
+	ws := &waiters{perOwner: perOwner, inAll: inAll, byOwner: make(map[string]int)}
 	for i := range ws.shards {
 		ws.shards[i].byTask, ws.shards[i].watchers = make(map[task.ID]*waitNode), make(map[task.ID]*waitNode)
 	}
@@ -96,8 +96,8 @@ type waiter struct {
 	// nodes are sorted by their shards.
 	nodes []waitNode
 	one   [1]waitNode
-	// token is whom the ids count for, held how many do; watches tells the two maps apart.
-	token   string
+	// owner is whom the ids count for, held how many do; watches tells the two maps apart.
+	owner   string
 	held    int
 	watches bool
 
@@ -107,18 +107,17 @@ type waiter struct {
 
 // add registers a new waiter for the ends of tasks, whose ids must differ. It must be
 // removed. An error of [task.CodeExhausted] says which limit stands against it.
-func (ws *waiters) add(ctx context.Context, ids ...task.ID) (*waiter, error) {
-	return ws.register(ctx, false, ids)
+func (ws *waiters) add(owner string, ids ...task.ID) (*waiter, error) {
+	return ws.register(owner, false, ids)
 }
 
 // watch registers a new waiter for every change of a task. It must be removed.
-func (ws *waiters) watch(ctx context.Context, id task.ID) (*waiter, error) {
-	return ws.register(ctx, true, []task.ID{id})
+func (ws *waiters) watch(owner string, id task.ID) (*waiter, error) {
+	return ws.register(owner, true, []task.ID{id})
 }
 
-func (ws *waiters) register(ctx context.Context, watches bool, ids []task.ID) (*waiter, error) {
-	w := &waiter{ring: make(chan struct{}, 1), held: len(ids), watches: watches}
-	w.token = ownerOf(ctx)
+func (ws *waiters) register(owner string, watches bool, ids []task.ID) (*waiter, error) {
+	w := &waiter{ring: make(chan struct{}, 1), held: len(ids), watches: watches, owner: owner}
 	if err := ws.reserve(w); err != nil {
 		return nil, err
 	}
@@ -149,8 +148,8 @@ func (ws *waiters) register(ctx context.Context, watches bool, ids []task.ID) (*
 func (ws *waiters) reserve(w *waiter) error {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if mine := ws.byToken[w.token]; w.token != "" && ws.perToken > 0 && mine+w.held > ws.perToken {
-		return &overQuota{owner: w.token, quota: "waited", used: int64(mine), wants: int64(w.held), limit: int64(ws.perToken)}
+	if mine := ws.byOwner[w.owner]; w.owner != "" && ws.perOwner > 0 && mine+w.held > ws.perOwner {
+		return &OverQuota{owner: w.owner, quota: "waited", used: int64(mine), wants: int64(w.held), limit: int64(ws.perOwner)}
 	}
 	if ws.waiting+w.held > ws.inAll {
 		return task.Errorf(task.CodeExhausted, "",
@@ -158,8 +157,8 @@ func (ws *waiters) reserve(w *waiter) error {
 			ws.waiting, w.held, ws.inAll)
 	}
 	ws.waiting += w.held
-	if w.token != "" {
-		ws.byToken[w.token] += w.held
+	if w.owner != "" {
+		ws.byOwner[w.owner] += w.held
 	}
 	return nil
 }
@@ -169,9 +168,9 @@ func (ws *waiters) release(w *waiter) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	ws.waiting -= w.held
-	if w.token != "" {
-		if ws.byToken[w.token] -= w.held; ws.byToken[w.token] == 0 {
-			delete(ws.byToken, w.token)
+	if w.owner != "" {
+		if ws.byOwner[w.owner] -= w.held; ws.byOwner[w.owner] == 0 {
+			delete(ws.byOwner, w.owner)
 		}
 	}
 	w.held = 0
@@ -319,6 +318,20 @@ func (ws *waiters) end(id task.ID) {
 		n.w.wake()
 		n = next
 	}
+}
+
+// Waiting returns how many tasks are waited for, how many are watched, and how often in all: a
+// task that two calls wait for counts twice.
+func (f *Fabric) Waiting() (tasks, watched, waits int) { return f.waiters.count() }
+
+func (ws *waiters) count() (tasks, watched, waits int) {
+	for i := range ws.shards {
+		s := &ws.shards[i]
+		s.mu.Lock()
+		tasks, watched = tasks+len(s.byTask), watched+len(s.watchers)
+		s.mu.Unlock()
+	}
+	return tasks, watched, int(ws.linked.Load())
 }
 
 // take returns the tasks that ended since the last call.
