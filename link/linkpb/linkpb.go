@@ -2,8 +2,9 @@
 //
 // [NewDispatcherConn] and [NewWorkerConn] make a [link.Conn] of either end; [Dial]
 // is the worker's way to a dispatcher. Each connection has one goroutine that
-// writes and one that reads, so neither side ever sends from its receive loop and
-// two peers that both send cannot lock each other.
+// reads and, while there is something to be written, one that writes, so neither
+// side ever sends from its receive loop and two peers that both send cannot lock each
+// other. A dispatcher has thousands of connections on which nothing is to be written.
 //
 // Values over 256 KiB leave in chunks, one at a time, and frames without such
 // values go first: a large payload delays a heartbeat by one chunk at most.
@@ -74,8 +75,9 @@ type conn[S, R any] struct {
 	unread   unread
 	recvErr  error // set before received is closed
 
-	mu      sync.Mutex
-	wake    sync.Cond
+	mu sync.Mutex
+	// writing says that there is a goroutine that writes, or that the last one has ended.
+	writing bool
 	control []queued[S]
 	bulk    []*bulkMessage[S]
 	chunks  chunker
@@ -126,14 +128,12 @@ func newConn[S, R any](s stream[S, R], c codec[S, R], parts assembler, quota *Qu
 		closed:   make(chan struct{}),
 		readDone: make(chan struct{}),
 	}
-	cn.wake.L = &cn.mu
 	cn.member.end = cn.end
 	cn.parts.quota, cn.parts.stop = quota, cn.closed
 	cn.unread.quota = quota
 	if quota != nil {
 		cn.member.owner = quota.owner
 	}
-	go cn.write()
 	go cn.read()
 	return cn
 }
@@ -313,7 +313,7 @@ func (c *conn[S, R]) Close(reason error) {
 		if c.stall != nil {
 			c.stall.Stop()
 		}
-		c.wake.Broadcast()
+		c.awaken()
 		c.mu.Unlock()
 		close(c.closed)
 		c.dropUnread()
@@ -322,7 +322,6 @@ func (c *conn[S, R]) Close(reason error) {
 		}
 		c.mu.Lock()
 		c.aborted = true
-		c.wake.Broadcast()
 		c.mu.Unlock()
 		if c.whole != nil {
 			c.whole()

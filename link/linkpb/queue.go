@@ -2,6 +2,7 @@ package linkpb
 
 import (
 	"fmt"
+	"runtime"
 	"time"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
@@ -63,7 +64,7 @@ func (c *conn[S, R]) queue(f link.Frame, written func()) (slowest []*member, err
 	}
 	if over {
 		c.closing, c.aborted = true, true
-		c.wake.Broadcast()
+		c.awaken()
 		return nil, err
 	}
 	before := len(c.chunks.pending)
@@ -91,8 +92,16 @@ func (c *conn[S, R]) queue(f link.Frame, written func()) (slowest []*member, err
 		c.bulk = append(c.bulk, b)
 	}
 	slowest = c.count(bytes)
-	c.wake.Signal()
+	c.awaken()
 	return slowest, nil
+}
+
+// awaken has somebody write what waits, or end what was to be written. c.mu is held.
+func (c *conn[S, R]) awaken() {
+	if !c.writing {
+		c.writing = true
+		go c.write()
+	}
 }
 
 // count changes the bytes that wait. c.mu is held.
@@ -151,77 +160,89 @@ func (c *conn[S, R]) end(reason error) {
 	c.Close(reason)
 }
 
-// next waits for what is to be sent next: control messages first, then one chunk.
-// It returns nil when the connection is closing and everything was sent.
-func (c *conn[S, R]) next() []queued[S] {
+// next returns what is to be sent next: control messages first, then one chunk. Where there is
+// nothing, over says that the connection is closing; else the goroutine that writes has to end, as the next
+// message comes with another one. It ends only where wait is false: it has given others the time to queue more.
+func (c *conn[S, R]) next(wait bool) (batch []queued[S], over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for {
-		if c.aborted {
-			return nil
+	switch {
+	case c.aborted:
+		return nil, true
+	case len(c.control) > 0:
+		batch, c.control = c.control, nil
+		return batch, false
+	case len(c.bulk) > 0:
+		head := c.bulk[0]
+		if len(head.chunks) > 0 {
+			out := c.codec.chunk(head.chunks[0])
+			head.chunks = head.chunks[1:]
+			return []queued[S]{{message: out}}, false
 		}
-		if len(c.control) > 0 {
-			out := c.control
-			c.control = nil
-			return out
-		}
-		if len(c.bulk) > 0 {
-			head := c.bulk[0]
-			if len(head.chunks) > 0 {
-				out := c.codec.chunk(head.chunks[0])
-				head.chunks = head.chunks[1:]
-				return []queued[S]{{message: out}}
-			}
-			c.bulk[0] = nil
-			c.bulk = c.bulk[1:]
-			return []queued[S]{head.queued}
-		}
-		if c.closing {
-			return nil
-		}
-		c.wake.Wait()
+		c.bulk[0] = nil
+		c.bulk = c.bulk[1:]
+		return []queued[S]{head.queued}, false
+	case !c.closing && !wait:
+		c.writing = false
 	}
+	return nil, c.closing
 }
 
+// write writes what waits until there is nothing left, or until the connection ends.
 func (c *conn[S, R]) write() {
-	defer close(c.written)
-	var batch []queued[S]
-	defer func() { c.abandon(batch) }()
 	for {
-		batch = c.next()
+		batch, over := c.next(true)
+		if batch == nil && !over {
+			runtime.Gosched() // under load there is more in a moment
+			if batch, over = c.next(false); batch == nil && !over {
+				return
+			}
+		}
 		if batch == nil {
 			if c.half != nil {
 				c.half()
 			}
+			c.abandon(nil)
+			close(c.written)
 			return
 		}
-		var left int64
-		for len(batch) > 0 {
-			q := batch[0]
-			if err := c.stream.Send(q.message); err != nil {
-				c.mu.Lock()
-				c.closing, c.aborted = true, true
-				if c.sendErr == nil {
-					c.sendErr = unsendable(err)
-				}
-				lame := c.sendErr != nil && c.whole == nil
-				c.mu.Unlock()
-				if lame {
-					c.Close(err) // the stream itself goes on: its handler has to end it
-				}
-				return
-			}
-			c.sent.Add(1)
-			batch[0] = queued[S]{}
-			batch = batch[1:]
-			if left += q.bytes; q.written != nil {
-				q.written()
-			}
-		}
-		if left > 0 {
-			c.left(left)
+		if !c.writeAll(batch) {
+			close(c.written)
+			return
 		}
 	}
+}
+
+// writeAll writes a batch; false means that the connection has ended, with what was left to be written.
+func (c *conn[S, R]) writeAll(batch []queued[S]) bool {
+	var left int64
+	for len(batch) > 0 {
+		q := batch[0]
+		if err := c.stream.Send(q.message); err != nil {
+			c.mu.Lock()
+			c.closing, c.aborted = true, true
+			if c.sendErr == nil {
+				c.sendErr = unsendable(err)
+			}
+			lame := c.sendErr != nil && c.whole == nil
+			c.mu.Unlock()
+			if lame {
+				c.Close(err) // the stream itself goes on: its handler has to end it
+			}
+			c.abandon(batch)
+			return false
+		}
+		c.sent.Add(1)
+		batch[0] = queued[S]{}
+		batch = batch[1:]
+		if left += q.bytes; q.written != nil {
+			q.written()
+		}
+	}
+	if left > 0 {
+		c.left(left)
+	}
+	return true
 }
 
 // left notes that so many bytes were written.

@@ -12,7 +12,7 @@ import (
 // to more than freeUnread count for all links, and the link is read on when there is room: gRPC's
 // flow control makes the worker wait.
 const (
-	unreadFrames = 64
+	unreadFrames = 16
 	freeUnread   = 64 << 10
 )
 
