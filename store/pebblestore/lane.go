@@ -24,9 +24,10 @@ type lane struct {
 	// rung is the commit that last rang Ready for this lane.
 	rung *txn
 	// filled says that the lane is in index.filled; round is the round of serving that
-	// last looked at it.
+	// last looked at it, told how many requests it has sent to claim there.
 	filled bool
 	round  uint64
+	told   int
 }
 
 func (l *lane) push(e *entry) {

@@ -2,6 +2,7 @@ package pebblestore
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/treadle-dev/treadle/internal/seededbug"
@@ -94,7 +95,7 @@ func (x *txn) serveStanding() {
 		t := w.turns[0]
 		g := t.of.group
 		switch {
-		case g == nil && t.of.lane.ready > 0:
+		case g == nil && t.of.lane.ready > 0 && t.of.lane.told < w.maxTold:
 			w.find(t.of.post, t.age)
 		case g == nil || g.first == nil:
 			w.turns.pop()
@@ -110,12 +111,19 @@ func (x *txn) serveStanding() {
 // serve answers a request from lanes, and says whether there was anything.
 func (x *txn) serve(st *standing, lanes []*lane) bool {
 	s := x.s
-	e, _ := first(lanes)
+	e, l := first(lanes)
+	for e != nil && !e.atHand(s.now) && l.told >= s.waiting.maxTold {
+		// Enough are sent to claim it; what is behind it waits for that.
+		lanes = slices.DeleteFunc(slices.Clone(lanes), func(o *lane) bool { return o == l })
+		e, l = first(lanes)
+	}
 	if e == nil {
 		return false
 	}
 	var got []store.Claimed
-	if e.atHand(s.now) {
+	if !e.atHand(s.now) {
+		l.told++
+	} else {
 		if g := s.ix.claims[st.claim]; g != nil && !seededbug.On(seededbug.ClaimTwice) {
 			got = g.again(st.claim)
 		} else {
@@ -173,7 +181,7 @@ func (w *waiting) begin(ix *index, ready []*lane) {
 // look adds a lane to the round.
 func (w *waiting) look(l *lane) {
 	if l.ready > 0 && l.round != w.round {
-		l.round = w.round
+		l.round, l.told = w.round, 0
 		w.lanes = append(w.lanes, l)
 		w.steps++
 	}
@@ -218,6 +226,11 @@ func (w *waiting) end() {
 			a.group.away = append(a.group.away, a.post)
 		} else {
 			a.post.groups.push(a.group.first.age, a.group)
+		}
+	}
+	for _, l := range w.lanes {
+		if l.told >= w.maxTold && l.ready > 0 {
+			w.woken = append(w.woken, l) // the claim that makes room goes on with the others
 		}
 	}
 	w.lanes, w.open, w.turns, w.aside = emptied(w.lanes), emptied(w.open), emptied(w.turns), emptied(w.aside)

@@ -326,9 +326,9 @@ func TestStandingAgainstAModel(t *testing.T) {
 	}
 }
 
-// bound sets other bounds on the memory of groups.
+// bound sets other bounds on the memory of groups, and none on those that are told to claim.
 func (f *fixture) bound(size, idle int) {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
-	f.s.waiting.maxSize, f.s.waiting.maxIdle = size, idle
+	f.s.waiting.maxSize, f.s.waiting.maxIdle, f.s.waiting.maxTold = size, idle, 1<<30
 }

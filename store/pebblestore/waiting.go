@@ -81,6 +81,9 @@ const (
 	maxStanding = 1 << 18
 	// maxIdle bounds the size of groups that are kept while nobody waits in them, 10 MB.
 	maxIdle = 1 << 16
+	// maxTold bounds the requests that a round answers with nothing for the sake of a task
+	// that only Claim can hand out: otherwise one such task would have all idle workers claim.
+	maxTold = 16
 )
 
 // waiting are the standing requests, found by what they wait for. Between two changes
@@ -115,14 +118,14 @@ type waiting struct {
 	aside []stood
 	// steps counts groups and lanes looked at.
 	steps uint64
-	// maxSize and maxIdle are maxStanding and maxIdle, but for tests.
-	maxSize, maxIdle int
+	// maxSize, maxIdle and maxTold are maxStanding, maxIdle and maxTold, but for tests.
+	maxSize, maxIdle, maxTold int
 }
 
 func newWaiting() waiting {
 	return waiting{
 		seed: maphash.MakeSeed(), claims: make(map[task.ID]*standing), groups: make(map[uint64]*standGroup),
-		posts: make(map[laneKey]*post), maxSize: maxStanding, maxIdle: maxIdle,
+		posts: make(map[laneKey]*post), maxSize: maxStanding, maxIdle: maxIdle, maxTold: maxTold,
 	}
 }
 

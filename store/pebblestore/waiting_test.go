@@ -419,3 +419,61 @@ func TestStandingConcurrently(t *testing.T) {
 		t.Fatalf("%d tasks were served and %d left, want %d in all", served, len(rest[0]), submitted.Load())
 	}
 }
+
+// TestStandingFewAreTold: a task that only Claim can hand out, as its arguments are large,
+// does not send all who stand for it to claim; what is behind it is served when it was
+// claimed, and when nobody comes others are told.
+func TestStandingFewAreTold(t *testing.T) {
+	t.Parallel()
+	for _, own := range []bool{false, true} {
+		t.Run(fmt.Sprintf("own=%t", own), func(t *testing.T) {
+			t.Parallel()
+			v := newStands(t)
+			told, served := 0, 0
+			ctx, s := context.Background(), v.f.s
+			for i := range 1000 {
+				r := store.ClaimRequest{Claim: randomID(), Session: task.ID{1}, Worker: "w", Queues: []string{"default"}, Runtimes: py}
+				if own {
+					r.Queues = append(r.Queues, fmt.Sprint("own", i))
+				}
+				err := s.Stand(ctx, v.f.clock.Now(), r, time.Minute, func(tasks []store.Claimed) {
+					if served += len(tasks); len(tasks) == 0 {
+						told++
+					}
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			args := make([]byte, maxArgsKept+1)
+			large := store.Submission{Task: sampleTask(args), Args: args}
+			small := store.Submission{Task: sampleTask([]byte("args")), Args: []byte("args")}
+			steps := v.steps(func() {
+				if _, err := s.Submit(ctx, v.f.clock.Now(), []store.Submission{large, small}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if told != maxTold || served != 0 || steps > 10*maxTold {
+				t.Fatalf("%d requests were told of the large task and %d served in %d steps, want %d and none", told, served, steps, maxTold)
+			}
+			v.check()
+			// Nobody comes: a look for what is due tells others.
+			if _, err := s.Reap(ctx, v.f.clock.Now(), 10); err != nil {
+				t.Fatal(err)
+			}
+			if told == maxTold || told > 4*maxTold {
+				t.Fatalf("%d requests were told, want some more than %d after nobody came", told, maxTold)
+			}
+			before := told
+			r := store.ClaimRequest{Claim: randomID(), Session: task.ID{1}, Worker: "w", Queues: []string{"default"}, Runtimes: py, Max: 1,
+				Until: v.f.clock.Now().Add(time.Minute)}
+			if got, err := s.Claim(ctx, v.f.clock.Now(), []store.ClaimRequest{r}); err != nil || len(got[0]) != 1 {
+				t.Fatalf("claimed %v, %v", got, err)
+			}
+			if told != before || served != 1 {
+				t.Fatalf("%d were told and %d served, want %d and the one behind the large task", told, served, before)
+			}
+			v.check()
+		})
+	}
+}
