@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"time"
@@ -47,21 +48,30 @@ type Config struct {
 	// Default nil: this process serves no calls of tasks, and workers get none.
 	TaskKey func(session task.ID) []byte
 
+	// Registrar makes the Go handlers of workers known. It is required.
+	Registrar Registrar
 	// ID tells this dispatcher from others on the store; NewID makes ids for
-	// sessions and claims (random) and NewFunctionID those of Go handlers (version 7).
-	ID            task.ID
-	NewID         func() task.ID
-	NewFunctionID func() task.ID
+	// sessions and claims (random).
+	ID    task.ID
+	NewID func() task.ID
 	// Jitter returns a random number in [0,1). Default the runtime's generator.
 	Jitter func() float64
 	Logger *slog.Logger
 }
 
+// Registrar records functions by the rules of the application: package fabric is one.
+type Registrar interface {
+	// RegisterHandler makes a Go handler known as the function of its name. A handler that is
+	// known keeps its function. An error of [task.CodeInvalid] refuses the worker for good.
+	RegisterHandler(ctx context.Context, name string) error
+}
+
 // Backend is the slice of the store that a dispatcher uses.
 type Backend interface {
 	store.Queue
-	store.Functions
 	store.Fleet
+	// FunctionPayload is that of [store.Functions].
+	FunctionPayload(ctx context.Context, hash [32]byte) ([]byte, error)
 	Bell() store.Bell
 }
 
@@ -87,8 +97,8 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	switch {
-	case c.ID.IsZero() || c.NewID == nil || c.NewFunctionID == nil || c.Jitter == nil:
-		return c, fmt.Errorf("dispatcher: ID, NewID, NewFunctionID and Jitter are required")
+	case c.ID.IsZero() || c.NewID == nil || c.Registrar == nil || c.Jitter == nil:
+		return c, fmt.Errorf("dispatcher: ID, NewID, Registrar and Jitter are required")
 	case c.Heartbeat <= 0 || c.Heartbeat*time.Duration(c.MissedBeats) >= c.Lease:
 		return c, fmt.Errorf("heartbeat %s and lease %s: the lease must outlast %d missed heartbeats; lengthen the lease",
 			c.Heartbeat, c.Lease, c.MissedBeats)

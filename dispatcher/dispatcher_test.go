@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/treadle-dev/treadle/dispatcher"
+	core "github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/pebblestore"
@@ -78,7 +79,11 @@ func newFabricOn(t testing.TB, s checkedStore) *fabric {
 // dispatcher starts one and returns it with its stop.
 func (f *fabric) dispatcher(change func(*dispatcher.Config)) (*dispatcher.Dispatcher, func()) {
 	f.t.Helper()
-	cfg := dispatcher.Config{ID: newID(), NewID: newID, NewFunctionID: newTimeID, Jitter: rand.Float64, Logger: testLogger(f.t)}
+	functions, err := core.New(core.Config{Store: f.store})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	cfg := dispatcher.Config{ID: newID(), NewID: newID, Registrar: functions, Jitter: rand.Float64, Logger: testLogger(f.t)}
 	if change != nil {
 		change(&cfg)
 	}

@@ -23,7 +23,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, now: time.Unix(1_000_000, 0)}
-	cfg, err := Config{ID: r.id(), NewID: r.id, NewFunctionID: r.id, Jitter: func() float64 { return 0 }}.withDefaults()
+	cfg, err := Config{ID: r.id(), NewID: r.id, Registrar: noHandlers{}, Jitter: func() float64 { return 0 }}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}

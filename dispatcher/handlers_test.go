@@ -56,3 +56,24 @@ func TestHandlersHaveKeysOfTheirOwn(t *testing.T) {
 		t.Errorf("functions %v, %q is %s (%v), it was %s", names, "kept", got.ID, err, kept.ID)
 	}
 }
+
+// TestHandlersOfImpossibleNames: a worker with a handler that nobody could submit to is told so,
+// and does not come again and again.
+func TestHandlersOfImpossibleNames(t *testing.T) {
+	f := newFabric(t)
+	d, stop := f.dispatcher(nil)
+	defer stop()
+	far, near := link.Pipe()
+	attached := make(chan error, 1)
+	go func() { attached <- d.Attach(t.Context(), far, link.Push) }()
+	name := strings.Repeat("n", task.MaxNameLength+1)
+	if err := near.Send(&link.Hello{Version: link.Version, Worker: "w", Slots: 1, Queues: []string{"default"}, Handlers: []string{name}}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := near.Recv()
+	if bye, ok := got.(*link.Bye); err != nil || !ok || bye.Retry || !strings.Contains(bye.Reason, "want 1 to 256") {
+		t.Errorf("%+v, %v, want a Bye for good", got, err)
+	}
+	near.Close(nil)
+	<-attached
+}

@@ -28,7 +28,7 @@ func newFleet(tb testing.TB, sessions int) *fleet {
 func newFleetOf(tb testing.TB, sessions int, queues func(i int) []string) *fleet {
 	tb.Helper()
 	f := &fleet{now: time.Unix(1_000_000, 0), queues: queues}
-	cfg, err := Config{ID: f.id(), NewID: f.id, NewFunctionID: f.id, Jitter: func() float64 { return 0.5 }, Modes: []link.Mode{link.Push}}.withDefaults()
+	cfg, err := Config{ID: f.id(), NewID: f.id, Registrar: noHandlers{}, Jitter: func() float64 { return 0.5 }, Modes: []link.Mode{link.Push}}.withDefaults()
 	if err != nil {
 		tb.Fatal(err)
 	}

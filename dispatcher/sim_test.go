@@ -217,7 +217,7 @@ func (s *sim) bell(signals []store.Signal) {
 
 func (s *sim) newEngine() *simEngine {
 	cfg, err := Config{
-		ID: s.id(), NewID: s.id, NewFunctionID: s.timeID, Jitter: s.rng.Float64,
+		ID: s.id(), NewID: s.id, Registrar: noHandlers{}, Jitter: s.rng.Float64,
 		Modes: []link.Mode{link.Push, link.Pull}, StreamAge: 15 * time.Second,
 	}.withDefaults()
 	if err != nil {
@@ -632,3 +632,8 @@ func (s *sim) workerOf(session task.ID) *simWorker {
 
 // link modes of the simulated workers: by turns push, pull and local.
 func simMode(i int) link.Mode { return []link.Mode{link.Push, link.Pull, link.Push}[i%3] }
+
+// noHandlers registers nothing: the engine never asks.
+type noHandlers struct{}
+
+func (noHandlers) RegisterHandler(context.Context, string) error { return nil }

@@ -2,9 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -170,7 +167,7 @@ func (d *Dispatcher) doRenews(ctx context.Context, batch []renew) {
 func (d *Dispatcher) doResume(ctx context.Context, r resume) {
 	ev := resumed{session: r.session, held: r.hello.Held}
 	for _, name := range r.handlers {
-		if ev.err = d.register(ctx, name); ev.err != nil {
+		if ev.err = d.cfg.Registrar.RegisterHandler(ctx, name); ev.err != nil {
 			break
 		}
 	}
@@ -179,39 +176,6 @@ func (d *Dispatcher) doResume(ctx context.Context, r resume) {
 	}
 	d.post(ev)
 }
-
-// register records a Go handler as a function of its name, once for ever: workers
-// that come and go must not make new ids. Stores of earlier builds know handlers by a key that
-// clients could use too, so that one is looked at, and no longer written.
-func (d *Dispatcher) register(ctx context.Context, name string) error {
-	f := task.Function{
-		ID: d.cfg.NewFunctionID(), Name: name, Queue: task.DefaultQueue, Runtime: task.GoRuntime(name),
-		Form: task.FormNone, Hash: sha256.Sum256(nil), CreatedAt: time.Now(),
-	}
-	digest := sha256.Sum256([]byte(f.Runtime))
-	key := store.Key{ID: store.InternalKey("handler", name), Digest: digest}
-	looks := []string{key.ID}
-	if old := "handler/" + name; len(old) <= store.MaxKey {
-		looks = append(looks, old)
-	}
-	for _, id := range looks {
-		_, err := d.store.PutFunction(ctx, f, nil, store.Key{ID: id, Digest: digest, Refused: errNotRegistered})
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, errNotRegistered), id != key.ID && task.CodeOf(err) == task.CodeConflict:
-		default:
-			return fmt.Errorf("handler %q: %w", name, err)
-		}
-	}
-	if _, err := d.store.PutFunction(ctx, f, nil, key); err != nil {
-		return fmt.Errorf("handler %q: %w", name, err)
-	}
-	return nil
-}
-
-// errNotRegistered is the store's answer to a look at a key that nobody has used.
-var errNotRegistered = errors.New("not registered")
 
 // reap ends what is overdue. It does not pause after the store was away: a store that can
 // be away ends no lease then that could not be renewed (see redisstore), one in this process

@@ -44,7 +44,7 @@ func newStory() *story {
 		now: time.Unix(1_000_000, 0), names: map[task.ID]string{}, byName: map[string]task.ID{},
 		claims: map[string]store.ClaimRequest{}, resumes: map[string]resume{}, tokens: map[string]task.Token{},
 	}
-	cfg, err := Config{ID: s.id("this"), NewID: s.claimID, NewFunctionID: s.claimID, Jitter: func() float64 { return 0 }}.withDefaults()
+	cfg, err := Config{ID: s.id("this"), NewID: s.claimID, Registrar: noHandlers{}, Jitter: func() float64 { return 0 }}.withDefaults()
 	if err != nil {
 		panic(err)
 	}

@@ -41,6 +41,9 @@ const (
 type Config struct {
 	// Store is required.
 	Store store.Store
+	// Fabric is what the API does, where the process has one already: it was made of
+	// [Config.Core]. Default: a new one.
+	Fabric *fabric.Fabric
 	// Dispatcher takes worker streams; nil refuses them.
 	Dispatcher Attacher
 	// Modes are the worker RPCs that are admitted. Default: push and pull.
@@ -173,8 +176,8 @@ func (c *Config) fill() error {
 	return nil
 }
 
-// core is the part of the configuration that is the fabric's.
-func (c *Config) core() fabric.Config {
+// Core is the part of the configuration that is the fabric's.
+func (c *Config) Core() fabric.Config {
 	return fabric.Config{
 		Store: c.Store, Logger: c.Logger, MaxPayload: c.MaxPayload, MaxRetries: c.MaxRetries, TaskTimeout: c.TaskTimeout,
 		Quotas: c.Quotas, QuotaWaited: c.QuotaWaited, MaxWaited: c.MaxWaited, NewID: c.NewID, Now: c.Now, SafetyNet: c.SafetyNet,

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/treadle-dev/treadle/dispatcher"
+	"github.com/treadle-dev/treadle/fabric"
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
@@ -33,9 +34,14 @@ func startWhole(t *testing.T, mode link.Mode, handlers *worker.Handlers) *env {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 2)
 	e := start(t, func(c *Config) {
+		core, err := fabric.New(c.Core())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Fabric = core
 		d, err := dispatcher.New(dispatcher.Config{
 			Modes: []link.Mode{mode}, Heartbeat: 200 * time.Millisecond, ID: task.ID(uuid.New()), NewID: func() task.ID { return task.ID(uuid.New()) },
-			NewFunctionID: func() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }, Jitter: rand.Float64,
+			Registrar: core, Jitter: rand.Float64,
 		}, c.Store)
 		if err != nil {
 			t.Fatal(err)

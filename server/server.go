@@ -64,10 +64,13 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
-	core, err := fabric.New(cfg.core())
-	if err != nil {
-		return nil, err
+	if cfg.Fabric == nil {
+		var err error
+		if cfg.Fabric, err = fabric.New(cfg.Core()); err != nil {
+			return nil, err
+		}
 	}
+	core := cfg.Fabric
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, core: core, metrics: newMetrics(cfg.Store, cfg.Version), guard: newGuard(&cfg),
 		budget: newBudget(cfg.MaxBodies, cfg.bodyShare()), frames: newBudget(2*int64(cfg.maxMessage()), int64(cfg.maxMessage())), links: linkpb.NewBudget(cfg.MaxPayload), public: newPublicCalls(), watchAge: watchAge,

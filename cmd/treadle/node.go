@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/treadle-dev/treadle/dispatcher"
+	"github.com/treadle-dev/treadle/fabric"
 	"github.com/treadle-dev/treadle/internal/collector"
 	"github.com/treadle-dev/treadle/internal/tasktoken"
 	"github.com/treadle-dev/treadle/link"
@@ -53,8 +54,6 @@ type node struct {
 const heapFloor = 128 << 20
 
 func randomID() task.ID { return task.ID(uuid.New()) }
-
-func timeID() task.ID { return task.ID(uuid.Must(uuid.NewV7())) }
 
 // The stores of one process.
 const (
@@ -172,6 +171,9 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 	if err := n.secure(&cfg); err != nil {
 		return err
 	}
+	if cfg.Fabric, err = fabric.New(cfg.Core()); err != nil {
+		return err
+	}
 	var d *dispatcher.Dispatcher
 	if p.dispatcher {
 		issuer := tasktoken.New()
@@ -179,8 +181,8 @@ func (n *node) serve(ctx context.Context, p parts) (err error) {
 		d, err = dispatcher.New(dispatcher.Config{
 			Lease: n.Lease, Heartbeat: n.Heartbeat, Grace: orNone(n.ReconnectGrace), MaxPayload: int(n.MaxPayload),
 			Modes: p.modes, StreamAge: orNone(n.StreamAge),
-			TaskKey: func(session task.ID) []byte { return issuer.SessionKey(session) },
-			ID:      randomID(), NewID: randomID, NewFunctionID: timeID, Jitter: rand.Float64, Logger: n.Log,
+			TaskKey:   func(session task.ID) []byte { return issuer.SessionKey(session) },
+			Registrar: cfg.Fabric, ID: randomID(), NewID: randomID, Jitter: rand.Float64, Logger: n.Log,
 		}, st)
 		if err != nil {
 			return err

@@ -68,13 +68,13 @@ var rules = []rule{
 	{
 		part:    "dispatcher",
 		imports: []string{"task", "store", "link", "internal"},
-		tests:   []string{"store/pebblestore", "store/redisstore", "worker"},
+		tests:   []string{"fabric", "store/pebblestore", "store/redisstore", "worker"},
 	},
 	{
 		part:    "worker",
 		imports: []string{"task", "link", "internal"},
 		outside: []string{"github.com/google/uuid", "github.com/cenkalti/backoff/v5", "golang.org/x/sys"},
-		tests:   []string{"dispatcher", "store", "store/pebblestore", "link/linkpb"},
+		tests:   []string{"dispatcher", "fabric", "store", "store/pebblestore", "link/linkpb"},
 		// Serve alone dials: the agent and the executors know frames, not gRPC.
 		network: "worker/serve.go",
 	},
