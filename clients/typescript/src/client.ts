@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import { randomUUID } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
@@ -57,8 +58,11 @@ export interface Registration {
 const SUBMIT_NAMES = ["kwargs", "options", "requestId", "signal", "cancelOnAbort"];
 const WAIT_NAMES = ["waitMs", "signal", "cancelOnAbort"];
 
-/** The longest wait that a server grants to one call, in milliseconds. */
-const SERVER_WAIT_MS = 300_000;
+/**
+ * How long a server is asked to wait in a call, in milliseconds. It grants 5 min, but as long as it may wait a call
+ * that something has swallowed is not told from one that runs; what lasts longer is awaited by a stream.
+ */
+const SERVER_WAIT_MS = 20_000;
 /**
  * How many calls wait in a request of their own. That answers soonest, but costs the machine many times the share
  * of a batch: past that number calls travel together.

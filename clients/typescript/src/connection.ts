@@ -63,7 +63,7 @@ export function connectionTo(address: string | undefined, options: ClientOptions
   let closed = false;
   const isClosed = () => closed;
   const baseUrl = `${tls ? "https" : "http"}://${checked}`;
-  const sessions = new Sessions(baseUrl, secure);
+  const sessions = new Sessions(baseUrl, secure, attemptMs);
   const interceptors: Interceptor[] = [retrying({ address: checked, totalMs: retryMs, attemptMs, isClosed, isOpen: () => sessions.isOpen() })];
   const token = options.token ?? process.env["TREADLE_TOKEN"]?.trim() ?? "";
   if (token !== "") {

@@ -169,7 +169,9 @@ function hopeless(error: ConnectError): string {
     return "the server speaks plain text and this client TLS: leave the CA (ca, TREADLE_TLS_CA) out, or start the server with --tls-cert and --tls-key";
   }
   if (/^ERR_SSL_.*ALERT_(CERTIFICATE_REQUIRED|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN|CERTIFICATE_EXPIRED|CERTIFICATE_REVOKED)$/.test(code)) {
-    return `it refuses this client's certificate, or wants one (${error.rawMessage}): give one that its CA signed (cert, key)`;
+    // OpenSSL's own text has addresses and source lines.
+    const alert = code.slice("ERR_SSL_".length).toLowerCase().replaceAll("_", " ");
+    return `it refuses this client's certificate, or wants one (${alert}): give one that its CA signed (cert, key)`;
   }
   if (/^(UNABLE_TO_|SELF_SIGNED_|DEPTH_ZERO_|CERT_|ERR_TLS_CERT_)/.test(code)) {
     return `its certificate is refused (${error.rawMessage}): check the CA (ca, TREADLE_TLS_CA), and the name or address that is dialled`;

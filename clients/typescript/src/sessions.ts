@@ -8,7 +8,7 @@ import { Http2SessionManager } from "@connectrpc/connect-node";
  */
 export const PATIENCE_HEADER = "treadle-patience-ms";
 
-/** How long a connection may take to come about, TLS included, in milliseconds. The system's own limit is minutes. */
+/** The longest time that a connection may take to come about, TLS included, in milliseconds. The system's own limit is minutes. */
 const CONNECT_MS = 10_000;
 
 // The server cuts off who pings more often than every 5 s.
@@ -22,12 +22,15 @@ const PINGS = { pingIntervalMs: 10_000, pingTimeoutMs: 5_000 };
 export class Sessions {
   readonly authority: string;
   readonly #options: SecureClientSessionOptions;
+  readonly #connectMs: number;
   #current: Http2SessionManager;
   /** Those that were left, for what is still under way on them. */
   readonly #left = new Set<Http2SessionManager>();
 
-  constructor(baseUrl: string, options: SecureClientSessionOptions) {
+  /** `attemptMs` is how long one attempt of a call may take; a connection comes about in that time, or not at all. */
+  constructor(baseUrl: string, options: SecureClientSessionOptions, attemptMs: number) {
     this.#options = options;
+    this.#connectMs = Math.min(CONNECT_MS, attemptMs);
     this.authority = baseUrl;
     this.#current = this.#open();
     this.authority = this.#current.authority;
@@ -48,9 +51,9 @@ export class Sessions {
     const session = this.#current;
     const connecting = setTimeout(() => {
       if (session.state() === "connecting") {
-        session.abort(new ConnectError(`no connection within ${String(CONNECT_MS / 1000)} s`, Code.Unavailable));
+        session.abort(new ConnectError(`no connection within ${String(this.#connectMs / 1000)} s`, Code.Unavailable));
       }
-    }, CONNECT_MS);
+    }, this.#connectMs);
     let stream: ClientHttp2Stream;
     try {
       stream = await session.request(method, path, rest, options);

@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
 import { createServer, connect as dial, type Server as Proxy, type Socket } from "node:net";
 import { once } from "node:events";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { Code, ConnectError, createClient } from "../src/index.js";
 import { startServer, type Server } from "./server.js";
@@ -58,6 +61,95 @@ describe("calls while no server answers", { timeout: 120_000 }, () => {
     } finally {
       client.close();
       proxy.close();
+    }
+  });
+
+  test("what nothing answers is asked again by a connection of its own, and what is under way stays", async () => {
+    // The first connection goes dead when it is told to, without a word; the others work.
+    let dead = false;
+    let connections = 0;
+    const [host, port] = server.grpcAddress.split(":") as [string, string];
+    const proxy = createServer((near: Socket) => {
+      const first = connections++ === 0;
+      const far = dial(Number(port), host);
+      near.on("error", () => far.destroy()).on("close", () => far.destroy());
+      far.on("error", () => near.destroy()).on("close", () => near.destroy());
+      near.on("data", (data: Buffer) => (first && dead ? undefined : far.write(data)));
+      far.pipe(near);
+    });
+    proxy.listen(0, "127.0.0.1");
+    await once(proxy, "listening");
+    const client = createClient(`127.0.0.1:${String((proxy.address() as { port: number }).port)}`, { attemptMs: 300 });
+    try {
+      const nap = await client.register({ name: "nap", source: "import time\ndef nap(s):\n    time.sleep(s)\n    return s\n" });
+      const task = await client.submit<number>(nap, [1]);
+      const result = task.result();
+      assert.equal(await client.call(nap, [0]), 0); // the stream for the result is open by now
+      dead = true;
+      const late = await client.submit(nap, [0.5]);
+      assert.equal(await late.result({ waitMs: 30_000 }), 0.5);
+      assert.equal(connections, 2);
+      assert.equal(await result, 1);
+      const { tasks } = await client.rpc.listTasks({ filter: 'function = "nap"' });
+      assert.equal(tasks.length, 3, "nothing is recorded twice");
+    } finally {
+      client.close();
+      proxy.close();
+    }
+  });
+
+  test("a connection that does not come about is given up", async () => {
+    const silent = createServer();
+    silent.listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const address = `127.0.0.1:${String((silent.address() as { port: number }).port)}`;
+    try {
+      for (const [tls, why] of [
+        [true, /no server answered at 127.* within 0\.5 s: no connection within 0\.2 s/],
+        [false, /no server answered at 127.* within 0\.5 s: nothing has answered within 0\.2 s/],
+      ] as const) {
+        const client = createClient(address, { tls, attemptMs: 200, retryMs: 500 });
+        try {
+          await assert.rejects(client.submit("double", [1]), (error: unknown) => {
+            assert.equal(ConnectError.from(error).code, Code.Unavailable);
+            assert.match(String(error), why);
+            return true;
+          });
+          await assert.rejects(client.call("double", [1], { waitMs: 100 }), {
+            name: "TaskUnfinishedError",
+            message: /the task of "double" is not recorded yet.*: no server has answered/,
+          });
+        } finally {
+          client.close();
+        }
+      }
+    } finally {
+      silent.close();
+    }
+  });
+
+  test("waits, maps and calls ride through a restart of the server", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "treadle-ts-restart-"));
+    let own = await startServer("--data-dir", folder);
+    const client = createClient(own.grpcAddress);
+    try {
+      const nap = await client.register({ name: "nap", source: "import time\ndef nap(s):\n    time.sleep(s)\n    return s\n" });
+      const task = await client.submit<number>(nap, [0.5]);
+      const waits = [task.result(), client.call(nap, [0.5]), Array.fromAsync(client.map<number>(nap, Array(8).fill(0.1), { inFlight: 4 }))];
+      const settled = Promise.allSettled(waits);
+      while ((await task.status()) === "QUEUED");
+      await own.stop();
+      own = await startServer("--data-dir", folder, "--grpc-addr", own.grpcAddress);
+      assert.deepEqual(
+        (await settled).map((wait) => (wait.status === "fulfilled" ? wait.value : String(wait.reason))),
+        [0.5, 0.5, Array(8).fill(0.1)],
+      );
+      const { tasks } = await client.rpc.listTasks({ filter: 'function = "nap"' });
+      assert.equal(tasks.length, 10, "nothing is recorded twice");
+    } finally {
+      client.close();
+      await own.stop();
+      await rm(folder, { recursive: true, force: true });
     }
   });
 

@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
+import { once } from "node:events";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createSecureServer } from "node:http2";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -61,7 +64,7 @@ describe("a client of a server with TLS and tokens", { timeout: 120_000 }, () =>
   test("a CA that does not know the server", async () => {
     const error = await attempt({ ca: "system", token: tokens["client"]! });
     assert.ok(error !== undefined);
-    assert.match(error.message, /certificate/);
+    assert.match(error.message, /its certificate is refused .*: check the CA/);
   });
 
   test("a token does not travel in plain text", () => {
@@ -76,7 +79,57 @@ describe("a client of a server with TLS and tokens", { timeout: 120_000 }, () =>
     }
   });
 
-  test("a CA that is none", () => {
-    assert.throws(() => createClient("localhost:1", { ca: join(folder, "none.pem") }), /none\.pem/);
+  test("TLS to plain text", async () => {
+    const plain = await startServer();
+    const client = createClient(plain.grpcAddress, { ca, token: "" });
+    try {
+      await assert.rejects(client.rpc.getServerInfo({}), /the server speaks plain text and this client TLS/);
+    } finally {
+      client.close();
+      await plain.stop();
+    }
+  });
+
+  test("a server that wants a certificate gets it, and what it says without one is told", async () => {
+    const at = (name: string) => join(folder, name);
+    const [cert, key, authority] = await Promise.all(["server.pem", "server-key.pem", "ca.pem"].map((name) => readFile(at(name))));
+    const wants = createSecureServer({ cert: cert!, key: key!, ca: authority!, requestCert: true, rejectUnauthorized: true, minVersion: "TLSv1.3" });
+    wants.on("stream", (stream) => stream.respond({ ":status": 200, "content-type": "application/grpc", "grpc-status": "7" }, { endStream: true }));
+    wants.listen(0, "127.0.0.1");
+    await once(wants, "listening");
+    const address = `127.0.0.1:${String((wants.address() as AddressInfo).port)}`;
+    const ask = async (options: ClientOptions) => {
+      const client = createClient(address, { ca, token: "", retryMs: 2000, ...options });
+      try {
+        return await client.rpc.getServerInfo({}).then(() => assert.fail("it answers nothing"), ConnectError.from);
+      } finally {
+        client.close();
+      }
+    };
+    try {
+      const none = await ask({});
+      assert.equal(none.code, Code.Unavailable);
+      assert.match(none.message, /it refuses this client's certificate, or wants one \(.*certificate required\): .*cert, key/);
+      assert.equal((await ask({ cert: at("client.pem"), key: at("client-key.pem") })).code, Code.PermissionDenied);
+    } finally {
+      wants.close();
+    }
+    assert.equal(await attempt({ ca, cert: at("client.pem"), key: at("client-key.pem"), token: tokens["client"]! }), undefined);
+  });
+
+  test("files that are none, or of another kind", async () => {
+    const empty = join(folder, "empty.pem");
+    await writeFile(empty, "");
+    for (const [options, word] of [
+      [{ ca: join(folder, "none.pem") }, /the CA \(ca, TREADLE_TLS_CA\): .*none\.pem/],
+      [{ ca: empty }, /the CA .*: there is no certificate in PEM in .*empty\.pem/],
+      [{ ca, cert: ca, key: ca }, /the key \(key\): there is no private key in PEM in .*ca\.pem/],
+      [{ ca, cert: join(folder, "none.pem"), key: empty }, /the certificate \(cert\): .*none\.pem/],
+    ] as const) {
+      assert.throws(
+        () => createClient("localhost:1", options),
+        (error: unknown) => error instanceof TypeError && word.test(error.message),
+      );
+    }
   });
 });
