@@ -1,9 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { Code, ConnectError, type Client as ConnectClient } from "@connectrpc/connect";
+import { Code, ConnectError } from "@connectrpc/connect";
+import type { Connection } from "./connection.js";
 import { ClientClosedError } from "./errors.js";
-import { mayPass, pauses } from "./retry.js";
+import { lost, mayPass, pauses, unanswered } from "./retry.js";
 import { isFinal, statusOf } from "./records.js";
-import type { FabricService, TaskResult } from "./gen/treadle/v1/fabric_pb.js";
+import type { TaskResult } from "./gen/treadle/v1/fabric_pb.js";
 
 /** How many streams are open at once, as long as the server's limit of ids per stream allows so few. */
 const MAX_STREAMS = 8;
@@ -46,23 +47,19 @@ class Group {
  * become one: an id is sent again a few times, not once for each newcomer.
  */
 export class Awaiter {
-  readonly #rpc: ConnectClient<typeof FabricService>;
-  readonly #patienceMs: number;
-  readonly #isClosed: () => boolean;
+  readonly #connection: Connection;
   readonly #groups = new Set<Group>();
   readonly #home = new Map<Waiter, Group>();
   #joining = new Set<Waiter>();
 
-  /** Streams are opened again for `patienceMs` while no server answers. */
-  constructor(rpc: ConnectClient<typeof FabricService>, patienceMs: number, isClosed: () => boolean) {
-    this.#rpc = rpc;
-    this.#patienceMs = patienceMs;
-    this.#isClosed = isClosed;
+  /** Streams are opened again for the connection's `retryMs` while no server answers. */
+  constructor(connection: Connection) {
+    this.#connection = connection;
   }
 
   /** Has the result of a waiter's task delivered to it, or an error, unless it leaves before. */
   add(waiter: Waiter): void {
-    if (this.#isClosed()) {
+    if (this.#connection.isClosed()) {
       waiter.failed(new ClientClosedError());
       return;
     }
@@ -168,8 +165,13 @@ export class Awaiter {
       if (error.code === Code.NotFound) {
         if (await this.#sift(group)) continue;
       }
-      if (!mayPass(error) || performance.now() - since > this.#patienceMs) {
+      const { address, retryMs } = this.#connection;
+      if (!mayPass(error)) {
         this.#giveUp(group, error);
+        return;
+      }
+      if (performance.now() - since >= retryMs) {
+        this.#giveUp(group, retryMs === 0 ? lost(address, error) : unanswered(address, retryMs, error));
         return;
       }
       await sleep(pause.next().value);
@@ -183,7 +185,7 @@ export class Awaiter {
     const stream = new AbortController();
     group.stream = stream;
     try {
-      for await (const { results } of this.#rpc.awaitResults({ taskIds: [...group.waiting.keys()] }, { signal: stream.signal })) {
+      for await (const { results } of this.#connection.rpc.awaitResults({ taskIds: [...group.waiting.keys()] }, { signal: stream.signal })) {
         progress = true;
         for (const result of results) {
           if (isFinal(statusOf(result.status))) this.#deliver(group, result.taskId, (waiter) => { waiter.done(result); });
@@ -217,7 +219,7 @@ export class Awaiter {
     let found = false;
     for (const id of [...group.waiting.keys()]) {
       try {
-        await this.#rpc.getTask({ taskId: id });
+        await this.#connection.rpc.getTask({ taskId: id });
       } catch (error) {
         if (ConnectError.from(error).code !== Code.NotFound) {
           return found;

@@ -23,7 +23,7 @@ export class Core {
   constructor(connection: Connection) {
     this.connection = connection;
     this.#batcher = new Batcher((request) => connection.rpc.executeBatch(request));
-    this.awaiter = new Awaiter(connection.rpc, connection.retryMs, () => connection.isClosed());
+    this.awaiter = new Awaiter(connection);
   }
 
   /** Records one task; its handle. */

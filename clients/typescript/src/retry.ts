@@ -83,8 +83,11 @@ export function retrying(retries: Retries): Interceptor {
           throw new ConnectError(`at ${address}: ${why}`, Code.Unavailable, undefined, undefined, error);
         }
         met ||= reasonOf(error) !== undefined;
-        if (request.stream || request.signal.aborted || retries.isClosed() || !mayPass(error)) {
+        if (request.signal.aborted || retries.isClosed() || !mayPass(error)) {
           throw error;
+        }
+        if (request.stream || totalMs === 0) {
+          throw lost(address, error);
         }
         const now = performance.now();
         // A server that waited for a task was there until a moment ago: the time without one begins now.
@@ -92,7 +95,7 @@ export function retrying(retries: Retries): Interceptor {
           end = Math.max(end, now + totalMs);
         }
         if (now + pause > end) {
-          throw totalMs > 0 && reasonOf(error) === undefined ? unanswered(address, totalMs, error) : error;
+          throw unanswered(address, totalMs, error);
         }
         await sleep(pause, undefined, { signal: request.signal });
       }
@@ -101,7 +104,19 @@ export function retrying(retries: Retries): Interceptor {
   };
 }
 
-function unanswered(address: string, totalMs: number, error: ConnectError): ConnectError {
+/** What to tell of an error that may pass, and was not waited for: what the transport says of a broken connection is no code of the server's. */
+export function lost(address: string, error: ConnectError): ConnectError {
+  if (reasonOf(error) !== undefined || error.code === Code.Unavailable) {
+    return error;
+  }
+  return new ConnectError(`the connection to ${address} broke: ${error.rawMessage}`, Code.Unavailable, undefined, undefined, error);
+}
+
+/** What to tell when an error that may pass did not pass in time. */
+export function unanswered(address: string, totalMs: number, error: ConnectError): ConnectError {
+  if (reasonOf(error) !== undefined) {
+    return error;
+  }
   const message = `no server answered at ${address} within ${String(totalMs / 1000)} s: ${error.rawMessage}`;
   return new ConnectError(message, Code.Unavailable, undefined, undefined, error);
 }

@@ -153,6 +153,28 @@ describe("calls while no server answers", { timeout: 120_000 }, () => {
     }
   });
 
+  test("without retries a connection that breaks is told as one, to calls and to waits", async () => {
+    const own = await startServer();
+    const client = createClient(own.grpcAddress, { retryMs: 0 });
+    try {
+      await client.register({ name: "nap", source: "import time\ndef nap(s):\n    time.sleep(s)\n" });
+      const task = await client.submit("nap", [60]);
+      const waits = [task.result(), client.call("nap", [60])].map((wait) =>
+        assert.rejects(wait, (error: unknown) => {
+          assert.equal(ConnectError.from(error).code, Code.Unavailable);
+          assert.match(String(error), new RegExp(`the connection to ${own.grpcAddress} broke`));
+          return true;
+        }),
+      );
+      while ((await task.status()) === "QUEUED");
+      own.kill();
+      await Promise.all(waits);
+    } finally {
+      client.close();
+      await own.stop();
+    }
+  });
+
   test("without retries the first failure is told", async () => {
     const client = createClient("127.0.0.1:1", { retryMs: 0 });
     await assert.rejects(client.rpc.getServerInfo({}), (error: unknown) => ConnectError.from(error).code === Code.Unavailable);

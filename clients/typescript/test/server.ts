@@ -10,6 +10,8 @@ import { fileURLToPath } from "node:url";
 export interface Server {
   grpcAddress: string;
   httpAddress: string;
+  /** Ends the process without a word. */
+  kill(): void;
   /** Stops the process, waits for its end and removes its data. */
   stop(): Promise<void>;
 }
@@ -38,7 +40,7 @@ export async function startServer(...flags: string[]): Promise<Server> {
     log = (log + data.toString()).slice(-16384);
   });
   const stop = async () => {
-    if (child.exitCode === null && child.signalCode === null && child.pid !== undefined) {
+    if (child.pid !== undefined) {
       child.kill("SIGTERM");
       await ended;
     }
@@ -47,7 +49,7 @@ export async function startServer(...flags: string[]): Promise<Server> {
   try {
     const line = await firstLine(child, ended);
     const ready = JSON.parse(line) as { grpc_addr: string; http_addr: string };
-    return { grpcAddress: ready.grpc_addr, httpAddress: ready.http_addr, stop };
+    return { grpcAddress: ready.grpc_addr, httpAddress: ready.http_addr, kill: () => child.kill("SIGKILL"), stop };
   } catch (error) {
     await stop();
     throw new Error(`${binary} did not get ready; it said:\n${log}`, { cause: error });
