@@ -199,6 +199,9 @@ func (b *body) refuse(err error) {
 	var shape *restjson.Error
 	if errors.As(err, &shape) {
 		e.field = strings.Join(shape.Path, ".")
+		if len(shape.Path) == 0 && shape.Type != restjson.TypeSyntax {
+			e.text = "the body: " + e.text
+		}
 		if shape.Type == restjson.TypeUnknown {
 			e.reason = reasonUnknown
 		}

@@ -94,7 +94,11 @@ func (s *Server) routed(next runtime.HandlerFunc) runtime.HandlerFunc {
 		}
 		p, _ := runtime.HTTPPattern(r.Context())
 		ex.route = p.String()
-		if e := s.routes.judge(ex, r, params); e != nil {
+		e := judgeTimeout(r.Header.Get("Grpc-Timeout"))
+		if e == nil {
+			e = s.routes.judge(ex, r, params)
+		}
+		if e != nil {
 			writeError(w, r, *e)
 			return
 		}

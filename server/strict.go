@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,6 +189,17 @@ func sortedKeys(values url.Values) []string {
 
 func badQuery(field, format string, args ...any) *restError {
 	return &restError{http: http.StatusBadRequest, code: codes.InvalidArgument, reason: reasonInvalid, field: field, text: fmt.Sprintf(format, args...)}
+}
+
+// timeoutForm is how gRPC writes the time that a call may take. The gateway takes more digits.
+var timeoutForm = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
+
+// judgeTimeout refuses a Grpc-Timeout that gRPC would not take.
+func judgeTimeout(value string) *restError {
+	if value == "" || timeoutForm.MatchString(value) {
+		return nil
+	}
+	return badQuery("", "Grpc-Timeout %.40q: want at most 8 digits and a unit (H, M, S, m, u or n), for example 500m", value)
 }
 
 // nameless refuses a path that ends where an id or a name is wanted.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -91,7 +92,7 @@ func TestMessagesOfREST(t *testing.T) {
 		{"GET", "/v1/tasks?page_size=abc", "", "page_size", `"abc" is not an integer`},
 		{"GET", "/v1/tasks?page_size=", "", "page_size", "is not an integer"},
 		{"GET", "/v1/tasks?page_size=1&page_size=2", "", "page_size", "2 times"},
-		{"GET", "/v1/tasks?view=SHORT", "", "view", "SHORT"},
+		{"GET", "/v1/tasks?view=SHORT", "", "view", `"SHORT": want BASIC or FULL`},
 		{"GET", "/v1/tasks/" + id + "/logs?attempt=first", "", "attempt", "is not an integer"},
 		{"GET", "/v1/tasks/" + id + "/result?wait=", "", "wait", "is not a duration"},
 		{"GET", "/v1/tasks/" + id + "/result?wait=1s2", "", "wait", "is not a duration"},
@@ -100,6 +101,7 @@ func TestMessagesOfREST(t *testing.T) {
 		{"POST", "/v1/tasks", `{"function":"double","options":{"timeout":""}}`, "options.timeout", "is not a duration"},
 		{"POST", "/v1/tasks", `{"function":"double","options":{"max_retries":2147483648}}`, "options.max_retries", "not an integer of 32 bits"},
 		{"POST", "/v1/tasks", `{"function":"double","options":{"priority":99}}`, "options.priority", "want 0 to 9"},
+		{"POST", "/v1/tasks", "[]", "", "the body: want an object, not an array"},
 		{"POST", "/v1/tasks:batch", "", "requests", "the body is empty"},
 		{"GET", "/v1/functions/", "", "function", "the id or the name of a function is wanted"},
 		{"GET", "/v1/functions/:call", "", "function", "lacks the id or the name of a function before :call"},
@@ -109,7 +111,8 @@ func TestMessagesOfREST(t *testing.T) {
 	} {
 		a := e.do(c.method, c.path, []byte(c.body))
 		got, _ := a.json["error"].(map[string]any)
-		if a.status != 400 || got["reason"] != "INVALID_REQUEST" || got["field"] != c.field || !strings.Contains(a.str("detail"), c.text) ||
+		field, _ := got["field"].(string)
+		if a.status != 400 || got["reason"] != "INVALID_REQUEST" || field != c.field || !strings.Contains(a.str("detail"), c.text) ||
 			strings.Contains(string(a.raw), "strconv") || strings.Contains(string(a.raw), "ParseInt") {
 			t.Errorf("%s %s %s: %d %s", c.method, c.path, c.body, a.status, a.raw)
 		}
@@ -143,6 +146,12 @@ func TestDeadlineOfACall(t *testing.T) {
 	for _, timeout := range []string{"1n", "20m"} {
 		a := e.do("GET", "/v1/functions/0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11", nil, func(r *http.Request) { r.Header.Set("Grpc-Timeout", timeout) })
 		if a.status != 504 || !strings.Contains(string(a.raw), `"CALL_TIMED_OUT"`) {
+			t.Errorf("%s: %d %s", timeout, a.status, a.raw)
+		}
+	}
+	for _, timeout := range []string{"soon", "5 s", "5", "S", "-1S", "999999999S"} {
+		a := e.do("GET", "/v1/functions/0197c3a2-5e1c-7cc1-9d1a-3f6b0f9d2c11", nil, func(r *http.Request) { r.Header.Set("Grpc-Timeout", timeout) })
+		if text, _ := a.json["detail"].(string); a.status != 400 || !strings.Contains(text, strconv.Quote(timeout)+": want at most 8 digits and a unit") {
 			t.Errorf("%s: %d %s", timeout, a.status, a.raw)
 		}
 	}

@@ -41,7 +41,7 @@ registration.`,
 	cmd.Flags().StringVar(&queue, "queue", "", `queue of its tasks (default "default")`)
 	cmd.Flags().BoolVar(&pickle, "pickle", false, "FILE is a pickled callable")
 	cmd.Flags().StringVar(&python, "pickled-by", "", "with --pickle: version of the Python that pickled code by value, for example 3.12")
-	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the registration idempotent")
+	cmd.Flags().StringVar(&requestID, "request-id", "", "text of at most 128 bytes that makes the registration idempotent: repeat a command with the same one")
 	cmd.Flags().BoolVar(&transient, "transient", false,
 		"share one registration among all who register the same; it is deleted when no task has used it for the retention")
 	return clientCommand(cmd, "print the registration as one JSON object",

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	treadle "github.com/treadle-dev/treadle/clients/go"
+	"github.com/treadle-dev/treadle/task"
 )
 
 // taskFlags are the options of tasks, as flags of run and map.
@@ -26,8 +27,8 @@ func (f *taskFlags) register(cmd *cobra.Command) {
 	fl.DurationVar(&f.timeout, "timeout", 0, "limit on one attempt's run time, for example 30s (default: the server's)")
 	fl.DurationVar(&f.within, "deadline", 0, "give up when the task is not finished within this time, waiting included")
 	fl.IntVar(&f.maxRetries, "max-retries", 3, "how often the task is retried after its worker was lost (default: the server's)")
-	fl.IntVar(&f.functionRetries, "function-retries", 0, "how often a raised exception is tried again")
-	fl.Var(&f.memoryLimit, "memory-limit", "memory of one attempt, for example 512MiB (default: the worker's)")
+	fl.IntVar(&f.functionRetries, "function-retries", 0, "how often a raised exception is tried again (default 0)")
+	fl.Var(&f.memoryLimit, "memory-limit", "memory of one attempt, at least 1MiB, for example 512MiB (default: the worker's)")
 	fl.Lookup("max-retries").DefValue = "0" // hides it in the help: the default is the server's
 }
 
@@ -38,10 +39,14 @@ func (f *taskFlags) options(cmd *cobra.Command) (treadle.Options, error) {
 	switch {
 	case f.priority < 0 || f.priority > 9:
 		return o, misuse("--priority %d: want 0 to 9", f.priority)
-	case f.timeout < 0 || f.within < 0:
-		return o, misuse("--timeout and --deadline: want a time that is not negative")
-	case f.maxRetries < 0 || f.functionRetries < 0:
-		return o, misuse("--max-retries and --function-retries: want a number that is not negative")
+	case f.timeout < 0:
+		return o, misuse("--timeout %s: want more than 0s, or 0s for the server's own limit", f.timeout)
+	case f.within < 0:
+		return o, misuse("--deadline %s: want more than 0s, or 0s for none", f.within)
+	case f.maxRetries < 0 || f.maxRetries > task.MaxRetriesLimit:
+		return o, misuse("--max-retries %d: want 0 to %d", f.maxRetries, task.MaxRetriesLimit)
+	case f.functionRetries < 0 || f.functionRetries > task.MaxRetriesLimit:
+		return o, misuse("--function-retries %d: want 0 to %d", f.functionRetries, task.MaxRetriesLimit)
 	}
 	if given("priority") {
 		o.Priority = &f.priority
@@ -86,7 +91,7 @@ error says why.
 	cmd.Flags().StringVar(&kwargs, "kwargs", "", "keyword arguments, one JSON object")
 	cmd.Flags().StringArrayVarP(&pairs, "kwarg", "k", nil, "one keyword argument, key=value; may be repeated")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait: print the task's id")
-	cmd.Flags().StringVar(&requestID, "request-id", "", "UUID that makes the execution idempotent")
+	cmd.Flags().StringVar(&requestID, "request-id", "", "text of at most 128 bytes that makes the execution idempotent: repeat a command with the same one")
 	task.register(cmd)
 	return clientCommand(cmd, "print the result with its task id and status as one JSON object",
 		func(cmd *cobra.Command, c *treadle.Client, o *clientOptions, args []string) error {

@@ -354,9 +354,20 @@ func (d decoder) enum(e protoreflect.EnumDescriptor) (protoreflect.Value, error)
 	}
 	v := e.Values().ByName(protoreflect.Name(name))
 	if v == nil {
-		return protoreflect.Value{}, wrong(TypeEnum, "%.40q is not one of the values of %s", name, e.Name())
+		return protoreflect.Value{}, wrong(TypeEnum, "%.40q: want %s", name, wordsOf(e))
 	}
 	return protoreflect.ValueOfEnum(v.Number()), nil
+}
+
+// wordsOf lists the words of an enum that mean something.
+func wordsOf(e protoreflect.EnumDescriptor) string {
+	var words []string
+	for i := range e.Values().Len() {
+		if v := e.Values().Get(i); !strings.HasSuffix(string(v.Name()), "_UNSPECIFIED") {
+			words = append(words, string(v.Name()))
+		}
+	}
+	return strings.Join(words, " or ")
 }
 
 // number reads a number, or a string that holds one, and returns its text.
