@@ -63,7 +63,7 @@ func printTask(w io.Writer, t *treadle.Task, why string, workers []treadle.Worke
 	}
 	line("task", t.ID)
 	line("status", string(t.Status))
-	line("waits as", why)
+	line("waits because", why)
 	line("function", fmt.Sprintf("%s (%s, %s)", t.FunctionName, t.FunctionID, t.Runtime))
 	line("queue", fmt.Sprintf("%s, priority %d", t.Queue, t.Priority))
 	line("created", stamp(t.CreatedAt))
@@ -76,7 +76,7 @@ func printTask(w io.Writer, t *treadle.Task, why string, workers []treadle.Worke
 	}
 	line("worker", called(t.Worker))
 	if t.LostWorkers > 0 || t.Raised > 0 {
-		line("spent", fmt.Sprintf("%d lost workers, %d raised exceptions", t.LostWorkers, t.Raised))
+		line("spent", fmt.Sprintf("lost workers: %d, raised exceptions: %d", t.LostWorkers, t.Raised))
 	}
 	for _, a := range t.Attempts {
 		text := a.End
