@@ -16,12 +16,17 @@ const (
 
 // KeepFloor lets the heap grow to about floor bytes before it is collected; above that the
 // collector runs as it always does: whenever the heap has doubled, which would cost a
-// process with a few megabytes a tenth of its time. It holds for the rest of the process, and is to be
-// called once. A GOGC that the user set stays in force, and so does any memory limit.
+// process with a few megabytes a tenth of its time. It holds for the rest of the process, and
+// is to be called once. While little is live, a memory limit bounds garbage too, and what a
+// burst leaves is collected some seconds later. A GOGC that the user set stays in force and
+// turns all this off; a GOMEMLIMIT does so for the limit.
 func KeepFloor(floor uint64) {
 	if chosen() {
 		return
 	}
+	state.mu.Lock()
+	state.floor = true
+	state.mu.Unlock()
 	tune(floor)
 	afterCollection(floor)
 }
@@ -40,7 +45,14 @@ func afterCollection(floor uint64) {
 	}, floor)
 }
 
-func tune(floor uint64) { debug.SetGCPercent(percent(floor, live())) }
+func tune(floor uint64) {
+	found := live()
+	debug.SetGCPercent(percent(floor, found))
+	state.mu.Lock()
+	defer state.mu.Unlock()
+	aim(found)
+	lookAgain(found)
+}
 
 // percent is how much the heap may grow over what is live, so that it reaches the floor.
 func percent(floor, live uint64) int {

@@ -2,7 +2,6 @@ package collector
 
 import (
 	"runtime"
-	"runtime/debug"
 	"runtime/metrics"
 	"testing"
 	"time"
@@ -32,11 +31,7 @@ func TestPercent(t *testing.T) {
 // TestFloor: collections become rare while the heap is small, and the percentage follows
 // what is live.
 func TestFloor(t *testing.T) {
-	t.Setenv("GOGC", "")
-	before := debug.SetGCPercent(100)
-	defer debug.SetGCPercent(before)
-	const floor = 64 << 20
-	KeepFloor(floor)
+	keepFloor(t, 64<<20)
 	held := make([]byte, 48<<20) // live enough for a percentage next to the default
 	runtime.GC()
 	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
@@ -52,6 +47,27 @@ func TestFloor(t *testing.T) {
 		}
 	}
 	runtime.KeepAlive(held)
+}
+
+// TestBurst: what was live for a moment is collected soon, though nobody needs memory.
+func TestBurst(t *testing.T) {
+	runtime.GC()
+	keepFloor(t, 64<<20)
+	state.mu.Lock()
+	state.settled = live()
+	state.mu.Unlock()
+	burst := make([]byte, rise+16<<20)
+	runtime.GC()
+	if live() < rise {
+		t.Fatalf("%d bytes are live, want %d at least", live(), rise)
+	}
+	runtime.KeepAlive(burst)
+	burst = nil
+	for deadline := time.Now().Add(20 * time.Second); live() >= rise; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("what the burst held is still there")
+		}
+	}
 }
 
 // TestFloorLeavesGOGC: who set it knows better.
