@@ -14,6 +14,8 @@ import (
 type fleet struct {
 	mu      sync.Mutex
 	entries map[string]present
+	// prunedAt is when all of them were looked at last.
+	prunedAt time.Time
 }
 
 type present struct {
@@ -76,10 +78,17 @@ func (f *fleet) of(worker string) *store.Presence {
 // run out after that.
 const namesKept = time.Minute
 
+// pruneEvery is how often all workers are looked at: not at each reap, which comes four times a second.
+const pruneEvery = namesKept / 4
+
 // prune forgets workers that have not been announced for long.
 func (f *fleet) prune(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if d := now.Sub(f.prunedAt); d >= 0 && d < pruneEvery {
+		return
+	}
+	f.prunedAt = now
 	for id, p := range f.entries {
 		if !p.until.Add(namesKept).After(now) {
 			delete(f.entries, id)
