@@ -154,38 +154,26 @@ func (b *benchFlags) config(mode, runtime string) bench.Config {
 
 // measureRunning measures the server that is there.
 func (b *benchFlags) measureRunning(cmd *cobra.Command, report *bench.Report) error {
-	c, err := dialFor(cmd, false)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close() }()
-	secure, err := tlsFor(cmd)
-	if err != nil {
-		return err
-	}
-	if err := describe(cmd.Context(), c, report); err != nil {
-		return atAddress(c.Address(), err)
-	}
-	workers, err := c.Workers(cmd.Context())
-	if err != nil {
-		return atAddress(c.Address(), err)
-	}
-	if len(workers) == 0 {
-		return fmt.Errorf("no worker is attached to %s: start one with 'treadle worker'", c.Address())
-	}
-	mode, runtimes, pids := survey(workers)
-	if len(b.runtimes) > 0 {
-		runtimes = b.runtimes
-	}
-	for _, runtime := range runtimes {
-		cfg := b.config(mode, runtime)
-		cfg.Address, cfg.HTTPAddr, cfg.PIDs = c.Address(), b.httpAddr, slices.Concat(pids, b.pids)
-		cfg.TLS, cfg.Token = secure, strings.TrimSpace(os.Getenv(treadle.EnvToken))
-		if err := b.scenariosOf(cmd, cfg, report); err != nil {
+	return b.onRunning(cmd, report, func(t *benchTarget) error {
+		workers, err := t.client.Workers(cmd.Context())
+		if err != nil {
 			return err
 		}
-	}
-	return nil
+		if len(workers) == 0 {
+			return fmt.Errorf("no worker is attached to %s: start one with 'treadle worker'", t.client.Address())
+		}
+		mode, runtimes, pids := survey(workers)
+		if len(b.runtimes) > 0 {
+			runtimes = b.runtimes
+		}
+		t.pids = slices.Concat(pids, t.pids)
+		for _, runtime := range runtimes {
+			if err := b.scenariosOf(cmd, t, b.config(mode, runtime), report); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // survey says how tasks get to the workers, what those run, and which of their
@@ -216,21 +204,8 @@ func survey(workers []treadle.Worker) (mode string, runtimes []string, pids []in
 	return mode, runtimes, pids
 }
 
-func describe(ctx context.Context, c *treadle.Client, report *bench.Report) error {
-	info, err := c.Info(ctx)
-	if err != nil {
-		return err
-	}
-	report.Server, report.Durability = info.Version, info.Durability
-	return nil
-}
-
 // measureOwn starts processes for each mode and runtime.
 func (b *benchFlags) measureOwn(cmd *cobra.Command, report *bench.Report) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	runtimes := b.runtimes
 	if len(runtimes) == 0 {
 		runtimes = []string{bench.RuntimePython}
@@ -240,7 +215,11 @@ func (b *benchFlags) measureOwn(cmd *cobra.Command, report *bench.Report) error 
 			if mode == bench.ModeLocal && runtime == bench.RuntimeGo {
 				continue // the pool of a server has no Go handlers
 			}
-			if err := b.measureStack(cmd, binary, mode, runtime, report); err != nil {
+			cfg := bench.StackConfig{Mode: mode, Runtime: runtime, Slots: b.slots, Python: b.python}
+			err := b.onStack(cmd, cfg, report, func(t *benchTarget) error {
+				return b.scenariosOf(cmd, t, b.config(mode, runtime), report)
+			})
+			if err != nil {
 				return fmt.Errorf("%s, %s: %w", mode, runtime, err)
 			}
 		}
@@ -251,59 +230,17 @@ func (b *benchFlags) measureOwn(cmd *cobra.Command, report *bench.Report) error 
 	return nil
 }
 
-func (b *benchFlags) measureStack(cmd *cobra.Command, binary, mode, runtime string, report *bench.Report) (err error) {
-	dir, err := os.MkdirTemp("", "treadle-bench-")
-	if err != nil {
-		return err
+// scenariosOf runs the scenarios.
+func (b *benchFlags) scenariosOf(cmd *cobra.Command, t *benchTarget, cfg bench.Config, report *bench.Report) error {
+	t.set(&cfg)
+	total := int64(-1)
+	if b.tasks > 0 {
+		total = int64(b.tasks)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	log := &bench.Tail{}
-	// The processes end in order after a first Ctrl-C, not with the context.
-	stack, err := bench.StartStack(context.WithoutCancel(cmd.Context()), bench.StackConfig{
-		Binary: binary, Mode: mode, Runtime: runtime, Slots: b.slots, Dir: dir, Store: b.store, Python: b.python, Log: log,
-	})
-	if err == nil {
-		defer func() { err = errors.Join(err, stack.Stop()) }()
-		err = b.measureAt(cmd, stack, mode, runtime, report)
-	}
-	if text := log.String(); err != nil && text != "" && cmd.Context().Err() == nil {
-		err = fmt.Errorf("%w\nthe processes wrote:\n%s", err, strings.TrimSpace(text))
-	}
-	return err
-}
-
-func (b *benchFlags) measureAt(cmd *cobra.Command, stack *bench.Stack, mode, runtime string, report *bench.Report) error {
-	// The stack is of this command's making: what the environment says is about others.
-	c, err := treadle.Dial(stack.GRPCAddr, treadle.WithCA(""), treadle.WithToken(""))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close() }()
-	if err := describe(cmd.Context(), c, report); err != nil {
-		return err
-	}
-	cfg := b.config(mode, runtime)
-	cfg.Address, cfg.HTTPAddr, cfg.PIDs = stack.GRPCAddr, stack.HTTPAddr, stack.PIDs
-	return b.scenariosOf(cmd, cfg, report)
-}
-
-// scenariosOf runs the scenarios, with a progress bar where somebody can see it.
-func (b *benchFlags) scenariosOf(cmd *cobra.Command, cfg bench.Config, report *bench.Report) error {
-	if isTerminal(cmd.ErrOrStderr()) {
-		total := int64(-1)
-		if b.tasks > 0 {
-			total = int64(b.tasks)
-		}
-		bar := newBar(cmd.ErrOrStderr(), total, "")
-		defer func() { _ = bar.Finish() }()
-		cfg.Progress = func(scenario string, done int64) {
-			bar.Describe(fmt.Sprintf("%s %s %s", cfg.Mode, cfg.Runtime, scenario))
-			_ = bar.Set64(done) // it only draws
-		}
-	}
+	defer showProgress(cmd, &cfg, total, cfg.Mode+" "+cfg.Runtime)()
 	runs, err := bench.Run(cmd.Context(), cfg)
 	report.Runs = append(report.Runs, runs...)
-	return atAddress(cfg.Address, err)
+	return err
 }
 
 // newBenchWorkerCommand is the worker of `bench --up --runtime go`: a handler that

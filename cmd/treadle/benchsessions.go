@@ -1,10 +1,7 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -12,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/treadle-dev/treadle/bench"
-	treadle "github.com/treadle-dev/treadle/clients/go"
 )
 
 // sessionFlags are the choices of bench with --sessions.
@@ -84,10 +80,6 @@ func (b *benchFlags) sessionsConfig(mode, layout string, sessions int) bench.Ses
 // measureSessions measures each number of sessions in each mode and layout, on a server of its
 // own with --up.
 func (b *benchFlags) measureSessions(cmd *cobra.Command, report *bench.Report) error {
-	measure := b.sessionsRunning
-	if b.up {
-		measure = b.sessionsOwn
-	}
 	var configs []bench.SessionsConfig
 	for _, mode := range b.modes {
 		for _, layout := range b.layouts {
@@ -102,7 +94,7 @@ func (b *benchFlags) measureSessions(cmd *cobra.Command, report *bench.Report) e
 	}
 	firsts := map[string]*bench.SessionMeasurement{}
 	for i := range configs {
-		m, err := measure(cmd, &configs[i], report)
+		m, err := b.sessionsOf(cmd, &configs[i], report)
 		if err != nil {
 			return fmt.Errorf("%d sessions, %s, layout %s: %w", configs[i].Sessions, configs[i].Mode, configs[i].Layout, err)
 		}
@@ -122,77 +114,23 @@ func (b *benchFlags) measureSessions(cmd *cobra.Command, report *bench.Report) e
 	return nil
 }
 
-// sessionsRunning measures the server that is there. Its processor time and memory are known
-// by --pid.
-func (b *benchFlags) sessionsRunning(cmd *cobra.Command, cfg *bench.SessionsConfig, report *bench.Report) (m bench.SessionMeasurement, err error) {
-	c, err := dialFor(cmd, false)
-	if err != nil {
-		return m, err
+// sessionsOf measures one number of sessions: on the server that is there, whose processor time and memory
+// are known by --pid, or on one of their own, as the memory of those before would hide what these take.
+func (b *benchFlags) sessionsOf(cmd *cobra.Command, cfg *bench.SessionsConfig, report *bench.Report) (m bench.SessionMeasurement, err error) {
+	measure := func(t *benchTarget) (err error) {
+		t.set(&cfg.Config)
+		defer showProgress(cmd, &cfg.Config, -1, fmt.Sprintf("%d sessions %s", cfg.Sessions, cfg.Layout))()
+		m, err = bench.MeasureSessions(cmd.Context(), *cfg)
+		return err
 	}
-	defer func() { _ = c.Close() }()
-	if cfg.TLS, err = tlsFor(cmd); err != nil {
-		return m, err
-	}
-	if err := describe(cmd.Context(), c, report); err != nil {
-		return m, atAddress(c.Address(), err)
-	}
-	cfg.Address, cfg.PIDs, cfg.Token = c.Address(), b.pids, strings.TrimSpace(os.Getenv(treadle.EnvToken))
-	m, err = b.sessionsAt(cmd, *cfg)
-	return m, atAddress(c.Address(), err)
-}
-
-// sessionsOwn starts a server for one number of sessions: the memory of the one before would
-// hide what these take.
-func (b *benchFlags) sessionsOwn(cmd *cobra.Command, cfg *bench.SessionsConfig, report *bench.Report) (m bench.SessionMeasurement, err error) {
-	binary, err := os.Executable()
-	if err != nil {
-		return m, err
-	}
-	dir, err := os.MkdirTemp("", "treadle-bench-")
-	if err != nil {
-		return m, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	log := &bench.Tail{}
-	// The server ends in order after a first Ctrl-C, not with the context.
-	stack, err := bench.StartStack(context.WithoutCancel(cmd.Context()), bench.StackConfig{
-		Binary: binary, ServerAlone: true, MaxConnections: cfg.ServerConnections(), Dir: dir, Store: b.store, Log: log,
-		// It has as many sessions to end as were attached, should it not have noticed yet that they left.
-		StopTimeout: time.Minute,
-	})
-	if err == nil {
-		defer func() { err = errors.Join(err, stack.Stop()) }()
-		m, err = b.sessionsOf(cmd, cfg, stack, report)
-	}
-	if text := log.String(); err != nil && text != "" && cmd.Context().Err() == nil {
-		err = fmt.Errorf("%w\nthe server wrote:\n%s", err, strings.TrimSpace(text))
+	if b.up {
+		err = b.onStack(cmd, bench.StackConfig{
+			ServerAlone: true, MaxConnections: cfg.ServerConnections(),
+			// It has as many sessions to end as were attached, should it not have noticed yet that they left.
+			StopTimeout: time.Minute,
+		}, report, measure)
+	} else {
+		err = b.onRunning(cmd, report, measure)
 	}
 	return m, err
-}
-
-func (b *benchFlags) sessionsOf(cmd *cobra.Command, cfg *bench.SessionsConfig, stack *bench.Stack, report *bench.Report) (m bench.SessionMeasurement, err error) {
-	// The server is of this command's making: what the environment says is about others.
-	c, err := treadle.Dial(stack.GRPCAddr, treadle.WithCA(""), treadle.WithToken(""))
-	if err != nil {
-		return m, err
-	}
-	defer func() { _ = c.Close() }()
-	if err := describe(cmd.Context(), c, report); err != nil {
-		return m, err
-	}
-	cfg.Address, cfg.PIDs = stack.GRPCAddr, stack.PIDs
-	return b.sessionsAt(cmd, *cfg)
-}
-
-// sessionsAt measures one number of sessions, with a progress bar where somebody can see it.
-func (b *benchFlags) sessionsAt(cmd *cobra.Command, cfg bench.SessionsConfig) (bench.SessionMeasurement, error) {
-	if isTerminal(cmd.ErrOrStderr()) {
-		bar := newBar(cmd.ErrOrStderr(), -1, "")
-		defer func() { _ = bar.Finish() }()
-		cfg.Progress = func(scenario string, done int64) {
-			bar.Describe(fmt.Sprintf("%d sessions %s %s", cfg.Sessions, cfg.Layout, scenario))
-			_ = bar.Set64(done) // it only draws
-		}
-	}
-	return bench.MeasureSessions(cmd.Context(), cfg)
 }
