@@ -1,8 +1,7 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Connection } from "./connection.js";
 import { ClientClosedError } from "./errors.js";
-import { lost, mayPass, pauses, unanswered } from "./retry.js";
+import { Outage } from "./outage.js";
 import { isFinal, statusOf } from "./records.js";
 import type { TaskResult } from "./gen/treadle/v1/fabric_pb.js";
 
@@ -10,8 +9,6 @@ import type { TaskResult } from "./gen/treadle/v1/fabric_pb.js";
 const MAX_STREAMS = 8;
 /** The server's limit of ids per stream. */
 const MAX_IDS = 10_000;
-/** A stream that lasted this many milliseconds had a server at its other end. */
-const LIVED_MS = 15_000;
 
 /** One who waits for one result. */
 export interface Waiter {
@@ -124,7 +121,6 @@ export class Awaiter {
     }
     this.#groups.add(group);
     void this.#serve(group).catch((error: unknown) => {
-      // A fault of this package must not leave anybody waiting for ever.
       this.#giveUp(group, error);
     });
   }
@@ -150,31 +146,17 @@ export class Awaiter {
 
   /** Keeps a stream open until all of the group have their results. */
   async #serve(group: Group): Promise<void> {
-    let pause = pauses();
-    let since = performance.now(); // of a time without a server
+    const outage = new Outage(this.#connection);
     while (!group.retired && group.waiting.size > 0) {
-      const begun = performance.now();
+      outage.begin();
       const { progress, error } = await this.#listen(group);
-      if (progress || performance.now() - begun > LIVED_MS) {
-        pause = pauses();
-        since = performance.now();
+      if (progress) {
+        outage.over();
       }
-      if (error === undefined || group.retired) {
+      if (error === undefined || group.retired || (error.code === Code.NotFound && (await this.#sift(group)))) {
         continue;
       }
-      if (error.code === Code.NotFound) {
-        if (await this.#sift(group)) continue;
-      }
-      const { address, retryMs } = this.#connection;
-      if (!mayPass(error)) {
-        this.#giveUp(group, error);
-        return;
-      }
-      if (performance.now() - since >= retryMs) {
-        this.#giveUp(group, retryMs === 0 ? lost(address, error) : unanswered(address, retryMs, error));
-        return;
-      }
-      await sleep(pause.next().value);
+      await outage.survive(error);
     }
     this.#groups.delete(group);
   }

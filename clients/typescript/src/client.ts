@@ -1,13 +1,13 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import { randomUUID } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
-import { durationFromMs } from "@bufbuild/protobuf/wkt";
+import { durationFromMs, durationMs } from "@bufbuild/protobuf/wkt";
 import type { Waiter } from "./awaiter.js";
 import type { Rpc } from "./connection.js";
 import { unrecorded, type Core } from "./core.js";
 import { toJson } from "./json.js";
 import { mapped, type MapOptions } from "./map.js";
-import { checkNames, described, functionOf, isFinal, optionsMessage, Result, type RegisteredFunction, type TaskOptions } from "./records.js";
+import { checkNames, described, functionOf, isFinal, optionsMessage, Result, taskOf, type RegisteredFunction, type TaskOptions, type TaskRecord } from "./records.js";
 import { TaskHandle, type WaitOptions } from "./task.js";
 import { limitsOf, TIMED_OUT, within, type Limits } from "./waiting.js";
 import { CallRequestSchema, CallInputSchema, ExecuteRequestSchema, type ExecuteRequest } from "./gen/treadle/v1/fabric_pb.js";
@@ -54,6 +54,20 @@ export interface Registration {
   /** Makes a repeated call find what the first one registered. Default: a new one for each call. */
   requestId?: string;
 }
+
+/** What a server is. */
+export interface ServerInfo {
+  readonly version: string;
+  /** "memory", "embedded", "redis-async" or "redis-replicated". */
+  readonly durability: string;
+  /** The one limit on arguments and on a result, in bytes. */
+  readonly maxPayload: number;
+  /** How long records and results of finished tasks are kept, in milliseconds. */
+  readonly retentionMs: number;
+}
+
+/** How many rows a server puts into one page at most. */
+const PAGE = 1000;
 
 const SUBMIT_NAMES = ["kwargs", "options", "requestId", "signal", "cancelOnAbort"];
 const WAIT_NAMES = ["waitMs", "signal", "cancelOnAbort"];
@@ -120,6 +134,29 @@ export class Client {
   /** A registration by id, or the newest one of a name. */
   async function(fn: FunctionLike): Promise<RegisteredFunction> {
     return functionOf(await this.#core.ask(this.rpc.getFunction({ function: functionId(fn) })));
+  }
+
+  /** All registrations, newest first. */
+  async *functions(): AsyncGenerator<RegisteredFunction, void, undefined> {
+    for (let pageToken = ""; ; ) {
+      const page = await this.#core.ask(this.rpc.listFunctions({ pageToken, pageSize: PAGE }));
+      yield* page.functions.map(functionOf);
+      if ((pageToken = page.nextPageToken) === "") return;
+    }
+  }
+
+  /**
+   * Deletes a registration: what register gave, or its id, as a name may mean another one tomorrow. The reason is
+   * FUNCTION_IN_USE while it has unfinished tasks.
+   */
+  async deleteFunction(fn: FunctionLike): Promise<void> {
+    await this.#core.ask(this.rpc.deleteFunction({ functionId: functionId(fn) }));
+  }
+
+  /** Version, durability and limits of the server. */
+  async info(): Promise<ServerInfo> {
+    const { version, durability, maxPayload, retention } = await this.#core.ask(this.rpc.getServerInfo({}));
+    return { version, durability, maxPayload, retentionMs: retention === undefined ? 0 : durationMs(retention) };
   }
 
   /**
@@ -198,6 +235,21 @@ export class Client {
   /** The handle of a task that is recorded, for example by another program. It asks nobody: an unknown id is told by what it is used for. */
   task<T = unknown>(id: string): TaskHandle<T> {
     return new TaskHandle<T>(this.#core, taskId(id), "");
+  }
+
+  /**
+   * Records of tasks, newest first. Their errors have no traceback, and at most 1 KiB of the message; `record()` of a
+   * handle has all of it.
+   *
+   * The filter is for example 'status = FAILED AND function = "double"': status, function, parent and worker with =,
+   * create_time with < and >, joined by AND. Default: all tasks.
+   */
+  async *tasks(filter = ""): AsyncGenerator<TaskRecord, void, undefined> {
+    for (let pageToken = ""; ; ) {
+      const page = await this.#core.ask(this.rpc.listTasks({ filter, pageToken, pageSize: PAGE }));
+      yield* page.tasks.map(taskOf);
+      if ((pageToken = page.nextPageToken) === "") return;
+    }
   }
 
   /**

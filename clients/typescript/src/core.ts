@@ -1,12 +1,14 @@
-import { ConnectError } from "@connectrpc/connect";
+import { equals } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
 import { Awaiter, type Waiter } from "./awaiter.js";
 import { Batcher } from "./batcher.js";
 import type { Connection } from "./connection.js";
 import { ClientClosedError, TaskUnfinishedError } from "./errors.js";
 import { isFinal, Result, statusOf, taskOf, type Status, type TaskRecord } from "./records.js";
+import { Outage } from "./outage.js";
 import { TaskHandle } from "./task.js";
 import { TIMED_OUT, within, type Limits } from "./waiting.js";
-import type { ExecuteRequest } from "./gen/treadle/v1/fabric_pb.js";
+import { TaskSchema, type ExecuteRequest, type Task } from "./gen/treadle/v1/fabric_pb.js";
 
 /** How long a cancellation holds up the end of a wait, in milliseconds. */
 const CANCEL_MS = 5_000;
@@ -97,6 +99,34 @@ export class Core {
   /** A task's record. */
   async record(id: string): Promise<TaskRecord> {
     return taskOf(await this.ask(this.connection.rpc.getTask({ taskId: id })));
+  }
+
+  /** A task's records, until it is finished; the stream is opened again after a connection was lost. */
+  async *watch(id: string): AsyncGenerator<TaskRecord, void, undefined> {
+    let last: Task | undefined;
+    const outage = new Outage(this.connection);
+    const ended = new AbortController();
+    try {
+      for (;;) {
+        outage.begin();
+        try {
+          for await (const task of this.connection.rpc.watchTask({ taskId: id }, { signal: ended.signal })) {
+            outage.over();
+            // A stream that was opened again starts with what may be known already.
+            if (last !== undefined && equals(TaskSchema, task, last)) continue;
+            last = task;
+            yield taskOf(task);
+            if (isFinal(statusOf(task.status))) return;
+          }
+          throw new ConnectError("the stream ended before the task did", Code.Unavailable);
+        } catch (error) {
+          if (!(error instanceof ConnectError) || this.connection.isClosed()) throw this.translated(error);
+          await outage.survive(error);
+        }
+      }
+    } finally {
+      ended.abort();
+    }
   }
 
   /** What an attempt printed; 0 is the latest one. */

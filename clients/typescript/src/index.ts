@@ -8,7 +8,7 @@ import { Client } from "./client.js";
 import { connectionTo, type ClientOptions } from "./connection.js";
 import { Core } from "./core.js";
 
-export type { Client, CallOptions, FunctionLike, Registration, SubmitOptions } from "./client.js";
+export type { Client, CallOptions, FunctionLike, Registration, ServerInfo, SubmitOptions } from "./client.js";
 export { DEFAULT_ADDRESS, type ClientOptions, type Rpc } from "./connection.js";
 export { DEFAULT_PORT } from "./address.js";
 export { ClientClosedError, NoJsonValueError, TaskCancelledError, TaskFailedError, TaskUnfinishedError, type Failure } from "./errors.js";

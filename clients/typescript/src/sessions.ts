@@ -1,4 +1,4 @@
-import type { ClientHttp2Stream, ClientSessionRequestOptions, OutgoingHttpHeaders, SecureClientSessionOptions } from "node:http2";
+import type { ClientHttp2Stream, ClientSessionRequestOptions, Http2Session, OutgoingHttpHeaders, SecureClientSessionOptions } from "node:http2";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { Http2SessionManager } from "@connectrpc/connect-node";
 
@@ -10,6 +10,13 @@ export const PATIENCE_HEADER = "treadle-patience-ms";
 
 /** The longest time that a connection may take to come about, TLS included, in milliseconds. The system's own limit is minutes. */
 const CONNECT_MS = 10_000;
+
+/**
+ * How many bytes a stream, and a connection, may have on their way to this client. The 64 KiB of HTTP/2 make
+ * a line of 40 ms there and back one of 1 MiB/s.
+ */
+const STREAM_WINDOW = 4 << 20;
+const CONNECTION_WINDOW = 16 << 20;
 
 // The server cuts off who pings more often than every 5 s.
 const PINGS = { pingIntervalMs: 10_000, pingTimeoutMs: 5_000 };
@@ -24,12 +31,13 @@ export class Sessions {
   readonly #options: SecureClientSessionOptions;
   readonly #connectMs: number;
   #current: Http2SessionManager;
+  readonly #widened = new WeakSet<Http2Session>();
   /** Those that were left, for what is still under way on them. */
   readonly #left = new Set<Http2SessionManager>();
 
   /** `attemptMs` is how long one attempt of a call may take; a connection comes about in that time, or not at all. */
   constructor(baseUrl: string, options: SecureClientSessionOptions, attemptMs: number) {
-    this.#options = options;
+    this.#options = { ...options, settings: { initialWindowSize: STREAM_WINDOW } };
     this.#connectMs = Math.min(CONNECT_MS, attemptMs);
     this.authority = baseUrl;
     this.#current = this.#open();
@@ -59,6 +67,10 @@ export class Sessions {
       stream = await session.request(method, path, rest, options);
     } finally {
       clearTimeout(connecting);
+    }
+    if (stream.session !== undefined && !this.#widened.has(stream.session)) {
+      this.#widened.add(stream.session);
+      stream.session.setLocalWindowSize(CONNECTION_WINDOW);
     }
     if (patience !== undefined) {
       this.#watch(session, stream, Number(patience));

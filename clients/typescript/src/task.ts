@@ -50,6 +50,14 @@ export class TaskHandle<T = unknown> {
     return this.#core.record(this.id);
   }
 
+  /**
+   * The task's record: now and after each change of its status, until it is finished. A status that lasted only a
+   * moment may be left out.
+   */
+  watch(): AsyncGenerator<TaskRecord, void, undefined> {
+    return this.#core.watch(this.id);
+  }
+
   /** What an attempt printed, its last 64 KiB. Default: the latest attempt. */
   logs(attempt = 0): Promise<string> {
     return this.#core.logs(this.id, attempt);

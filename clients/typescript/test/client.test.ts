@@ -152,6 +152,45 @@ describe("a client of a real server", { timeout: 120_000 }, () => {
     assert.deepEqual(await Array.fromAsync(client.wait([])), []);
   });
 
+  test("waits for more tasks than one stream may have", async () => {
+    const tasks = [];
+    for (let i = 0; i < 10_001; i += 1000) {
+      tasks.push(...(await Promise.all(Array.from({ length: Math.min(1000, 10_001 - i) }, (_, k) => client.submit<number>(fns.double, [i + k])))));
+    }
+    let sum = 0;
+    for await (const result of client.wait<number>(tasks)) sum += result.value();
+    assert.equal(sum, 10_000 * 10_001);
+    await assert.rejects(Array.fromAsync(client.wait([NO_TASK])), (error: unknown) => reasonOf(error) === "NOT_FOUND");
+  });
+
+  test("watches a task to its end, and lists functions and tasks", async () => {
+    const task = await client.submit(fns.sleep, [0.2], { options: { priority: 9 } });
+    const seen: Status[] = [];
+    for await (const record of task.watch()) {
+      assert.equal(record.id, task.id);
+      seen.push(record.status);
+    }
+    assert.equal(seen.at(-1), "COMPLETED");
+    assert.deepEqual(seen, [...new Set(seen)], "each once");
+    await assert.rejects(client.task(NO_TASK).watch().next(), (error: unknown) => reasonOf(error) === "NOT_FOUND");
+
+    const gone = await client.register({ name: "gone", source: "def gone(): pass\n" });
+    await client.call(gone);
+    const [newest] = await Array.fromAsync(client.functions());
+    assert.deepEqual(newest, gone);
+    const [record] = await Array.fromAsync(client.tasks('function = "gone" AND status = COMPLETED'));
+    assert.equal(record?.functionId, gone.id);
+    await client.deleteFunction(gone);
+    await assert.rejects(client.function(gone), (error: unknown) => reasonOf(error) === "NOT_FOUND");
+    let count = 0; // more than a page
+    for await (const { id } of client.tasks()) count += id === "" ? 0 : 1;
+    assert.ok(count > 1000, String(count));
+
+    const info = await client.info();
+    assert.deepEqual([info.durability, info.maxPayload, info.retentionMs], ["embedded", 64 << 20, 24 * 3600 * 1000]);
+    assert.notEqual(info.version, "");
+  });
+
   test("a task that does not exist fails its own wait alone", async () => {
     const task = await client.submit<number>(fns.sleep, [0.2]);
     const [none, value] = await Promise.allSettled([client.task(NO_TASK).result(), task.result()]);
@@ -349,6 +388,7 @@ describe("a client of a real server", { timeout: 120_000 }, () => {
       [async () => loose.task("7"), /the task id is "7": want a UUID/],
       [() => Array.fromAsync(client.map("double", 5 as unknown as [])), /the items are 5/],
       [() => Array.fromAsync(client.map("double", [1], { inFlight: 0 })), /options\.inFlight is 0/],
+      [() => Array.fromAsync(client.map("double", [1], { inFlight: 100_001 })), /options\.inFlight is 100001: want an integer from 1 to 100000/],
       [() => Array.fromAsync(client.map("double", [1], { spread: true })), /the arguments are 1/],
     ] as const) {
       await assert.rejects(attempt as () => Promise<unknown>, (error: unknown) => {
@@ -358,6 +398,7 @@ describe("a client of a real server", { timeout: 120_000 }, () => {
       });
     }
     assert.equal(await recorded("double"), before);
+    assert.deepEqual(await Array.fromAsync(client.map("double", [1], { inFlight: 100_000 })), [2]);
     await assert.rejects(client.call("double", [1], { options: { priority: 99 } }), (error: unknown) => reasonOf(error) === "INVALID_REQUEST");
     await assert.rejects(client.call("no such function"), (error: unknown) => reasonOf(error) === "NOT_FOUND");
   });

@@ -5,7 +5,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { Code, ConnectError, createClient } from "../src/index.js";
+import { Code, ConnectError, createClient, type TaskRecord } from "../src/index.js";
 import { startServer, type Server } from "./server.js";
 
 /** Hands a port's connections on to `target`, and cuts the first `cuts` of them once the server has answered. */
@@ -38,6 +38,13 @@ function hasHeaders(data: Buffer): boolean {
     if (data[at + 3] === 1) return true;
   }
   return false;
+}
+
+/** The status that a watch ends with. */
+async function last(watch: AsyncIterable<TaskRecord>): Promise<string> {
+  let status = "";
+  for await (const record of watch) status = record.status;
+  return status;
 }
 
 describe("calls while no server answers", { timeout: 120_000 }, () => {
@@ -128,21 +135,21 @@ describe("calls while no server answers", { timeout: 120_000 }, () => {
     }
   });
 
-  test("waits, maps and calls ride through a restart of the server", async () => {
+  test("waits, maps, watches and calls ride through a restart of the server", async () => {
     const folder = await mkdtemp(join(tmpdir(), "treadle-ts-restart-"));
     let own = await startServer("--data-dir", folder);
     const client = createClient(own.grpcAddress);
     try {
       const nap = await client.register({ name: "nap", source: "import time\ndef nap(s):\n    time.sleep(s)\n    return s\n" });
       const task = await client.submit<number>(nap, [0.5]);
-      const waits = [task.result(), client.call(nap, [0.5]), Array.fromAsync(client.map<number>(nap, Array(8).fill(0.1), { inFlight: 4 }))];
+      const waits = [task.result(), client.call(nap, [0.5]), Array.fromAsync(client.map<number>(nap, Array(8).fill(0.1), { inFlight: 4 })), last(task.watch())];
       const settled = Promise.allSettled(waits);
       while ((await task.status()) === "QUEUED");
       await own.stop();
       own = await startServer("--data-dir", folder, "--grpc-addr", own.grpcAddress);
       assert.deepEqual(
         (await settled).map((wait) => (wait.status === "fulfilled" ? wait.value : String(wait.reason))),
-        [0.5, 0.5, Array(8).fill(0.1)],
+        [0.5, 0.5, Array(8).fill(0.1), "COMPLETED"],
       );
       const { tasks } = await client.rpc.listTasks({ filter: 'function = "nap"' });
       assert.equal(tasks.length, 10, "nothing is recorded twice");
