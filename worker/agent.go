@@ -12,7 +12,6 @@ import (
 
 	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/internal/seededbug"
-	"github.com/treadle-dev/treadle/internal/window"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -23,55 +22,62 @@ import (
 // them; the session's goroutine alone talks to the dispatcher; the guard stops
 // attempts whose lease runs out. Whoever has something to report leaves it in the
 // outbox and kicks the session, which sends everything that has gathered.
+//
+// Beside each field stands who writes it and who reads it. "The slots" are their goroutines and those of
+// their executors that call a [Feed]; "the session" is the one goroutine that serves a link, or dials the next one.
 type Agent struct {
+	// Written by New alone.
 	cfg       Config
 	log       *slog.Logger
 	executors map[string]Executor
 	runtimes  []string
 	handlers  []string
-	code      *codeCache
+	code      *codeCache // has a lock of its own
 	// callAPI is the method api, made into a value once.
 	callAPI func(task.Token) (API, error)
-	// kick wakes the session's goroutine: the outbox has something.
+	// kick wakes the session: the outbox has something. Written by all, read by the session.
 	kick chan struct{}
-	// started is closed when the executors have started.
+	// started is closed by Run when the executors have started; read by who waits for Started.
 	started chan struct{}
+	// repairing ends when slots that are out of order are waited for no longer. Written by Run before
+	// it starts the slots, read by these.
+	repairing context.Context //nolint:containedctx // the slots' goroutines share it; it ends with Run
 
+	// mu guards what follows.
 	mu sync.Mutex
 	// idle are the slots that wait for work, the one that waited shortest last: it is
-	// woken first, as its runner and caches are still warm.
-	idle   []chan struct{}
+	// woken first, as its runner and caches are still warm. A slot adds itself, who wakes it takes it off.
+	idle []chan struct{}
+	// claims is everything that was offered and not acknowledged. The session adds and removes; all read.
 	claims map[task.Token]*claim
-	queue  []*claim
-	// takenAt is when a slot last took a claim from the queue.
-	takenAt time.Time
-	pool    pool
-	active  int // waiting and running claims
-	// repairing ends when slots that are out of order are waited for no longer.
-	repairing context.Context //nolint:containedctx // the slots' goroutines share it; it ends with Run
-	// fault is why slots are out of order.
-	fault  string
-	window window.Window
-	// terms are those of the last Welcome.
-	terms link.Welcome
-	// attachedTo has the address of the dispatcher that gave them.
+	// queue are the claims that wait, in the order in which they start. The session adds at the end, a slot
+	// takes the first and puts back at the head; who stops a claim or gives it back takes it out.
+	queue []*claim
+	// active counts the waiting and the running claims. Written where a claim comes or ends, read by the
+	// session and the drain.
+	active int
+	// pool is the number of slots: written by the slots, the grower and those that wake a slot; read by all.
+	pool pool
+	// fault is why slots are out of order. Written by these, read by all.
+	fault string
+	// flow bounds the claims that are here; see credit.go.
+	flow
+	// terms are those of the last Welcome, attachedTo has the address of the dispatcher that gave them,
+	// attached says that the link stands. Written by the session; read by all.
+	terms      link.Welcome
 	attachedTo API
-	// Outbox: what the session sends next.
+	attached   bool
+	// Outbox: what the session sends next, and empties then. accepts and reports are written by the slots
+	// and by who ends a claim, needs also by the session.
 	accepts []link.Accept
 	reports []link.Report
 	needs   [][32]byte
-	// careful: reports go one by one; alone is the one that is under way, if any.
+	// careful: reports go one by one; alone is the one that is under way, if any. Of the session alone.
 	careful bool
 	alone   task.Token
-	// asked is the credit that was asked for and not used, under pull.
-	asked int
-	// owed is how many offers were recalled while executors had what could have been
-	// given back; what they return until owedUntil is given back then.
-	owed      int
-	owedUntil time.Time
-	attached  bool
-	draining  bool
-	ending    bool
+	// draining is written by the end of Run's context, ending by Run; read by all.
+	draining bool
+	ending   bool
 }
 
 // New checks the configuration and returns an agent.
@@ -402,54 +408,6 @@ func (a *Agent) halt(c *claim, why stopReason) {
 		}
 	case ended:
 	}
-}
-
-// recallLasts is how long a recall waits for what executors have.
-const recallLasts = 100 * time.Millisecond
-
-// recalled gives up to n offers back that wait for a slot, the latest first.
-func (a *Agent) recalled(n int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.window.Close()
-	a.owed = a.giveBackLocked(n, reasonRecalled)
-	if a.owed > 0 {
-		a.owedUntil = time.Now().Add(recallLasts)
-		a.takeBackLocked()
-	}
-}
-
-// reasonRecalled is what a report says of an offer that was recalled.
-const reasonRecalled = "recalled for a worker with an idle slot"
-
-// giveBackLocked returns up to n waiting claims to the dispatcher, the latest of them, and
-// how many more there would have been to return. They are reported in the order of the queue:
-// a session that waits for one task gets the first that the store has back.
-func (a *Agent) giveBackLocked(n int, reason string) int {
-	keep := max(len(a.queue)-n, 0)
-	n -= len(a.queue) - keep
-	for i, c := range a.queue[keep:] {
-		a.queue[keep+i] = nil
-		a.reportLocked(c, task.Fail(task.EndReturned, reason))
-		a.nudge()
-	}
-	a.queue = a.queue[:keep]
-	return n
-}
-
-// stuck is how long claims may wait while no slot takes one.
-const stuck = 100 * time.Millisecond
-
-// unstickLocked returns what waits behind attempts that are not as short as those before
-// them. It was claimed ahead: in the store it would make way for what is more urgent, and
-// any worker could have it.
-func (a *Agent) unstickLocked(now time.Time) {
-	n := len(a.queue) - a.comingLocked() // the others get slots that are opened for them
-	if n <= 0 || now.Sub(a.takenAt) < stuck || now.Sub(a.queue[0].queuedAt) < stuck {
-		return
-	}
-	a.window.Close()
-	a.giveBackLocked(n, "returned by a worker whose slots stayed busy longer than expected")
 }
 
 // takeBackLocked asks the executors for everything that they have not started.

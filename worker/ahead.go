@@ -63,14 +63,6 @@ func (f *feed) Next(n int, fits func(*Attempt) bool) []*Attempt {
 	return out
 }
 
-// expectedLocked says whether slots on their way will take what waits. Were the first claim given
-// away, they would start those behind it, long before it when the attempt in front of it turns
-// out to be a long one. A runner takes its time to start, so what is more than a claim for each
-// slot does not wait for it.
-func (a *Agent) expectedLocked() bool {
-	return a.pool.woken > 0 || a.pool.preparing > 0 && len(a.queue) <= a.pool.slots
-}
-
 func (f *feed) Started(at *Attempt) {
 	a := f.agent
 	a.mu.Lock()

@@ -44,15 +44,6 @@ func newPool(least, most int) pool {
 	return p
 }
 
-// roomLocked is how many claims that are not ahead may be here, as the dispatcher counts.
-func (p *pool) roomLocked() int {
-	working := p.slots - p.broken
-	if p.most == p.least {
-		return working
-	}
-	return min(p.most, 2*working)
-}
-
 // crowdLocked wakes the grower when a claim waits and no slot will take it.
 func (a *Agent) crowdLocked() {
 	if a.lackLocked() == 0 {
@@ -62,15 +53,6 @@ func (a *Agent) crowdLocked() {
 	case a.pool.crowded <- struct{}{}:
 	default:
 	}
-}
-
-// lackLocked is how many slots should be opened.
-func (a *Agent) lackLocked() int {
-	p := &a.pool
-	if a.draining || a.ending || len(a.idle) > 0 {
-		return 0
-	}
-	return max(0, min(len(a.queue)-p.woken-p.growing, p.roomLocked()-p.slots-p.growing))
 }
 
 // grow opens slots while claims wait, until ctx ends. run starts the goroutine of a slot.
@@ -96,15 +78,6 @@ func (a *Agent) grow(ctx context.Context, run func(slot int)) {
 			}
 		}
 	}
-}
-
-// comingLocked is how many slots will be there soon for claims that wait.
-func (a *Agent) comingLocked() int {
-	n := a.pool.woken + a.pool.preparing
-	if a.pool.paused {
-		return n
-	}
-	return n + a.pool.growing + a.lackLocked()
 }
 
 func (a *Agent) pause(on bool) {

@@ -553,22 +553,6 @@ func (a *Agent) startedLocked() []link.Accept {
 	return out
 }
 
-// wantLocked is the credit to ask for under pull: room for work that is neither
-// here nor asked for. Room in the window is asked for by halves, as it is claimed.
-func (a *Agent) wantLocked() int {
-	if a.cfg.Mode != link.Pull || a.draining {
-		return 0
-	}
-	open := a.active + a.asked
-	size := a.window.Size(a.pool.slots)
-	slots := a.pool.roomLocked()
-	room := slots + size - open
-	if open >= slots && 2*room < size {
-		return 0
-	}
-	return max(room, 0)
-}
-
 func (s *session) send(frames ...link.Frame) error {
 	for _, f := range frames {
 		if err := s.conn.Send(f); err != nil {
