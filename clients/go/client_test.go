@@ -360,7 +360,7 @@ func TestConcurrentCallersTravelTogether(t *testing.T) {
 			ids[i] = id
 		})
 	}
-	// The first request may carry everybody, or a few may fly with what came first.
+	// The first call may carry all requests, or a few may go with what came first.
 	release := sync.OnceFunc(func() { close(hold) })
 	defer release()
 	waitFor(t, func() bool { return flying.Load() > 0 && calling.Load() == callers })
@@ -439,7 +439,7 @@ func TestLeavingTheQueue(t *testing.T) {
 		})
 		waitFor(t, func() bool { return flying.Load() == i+1 })
 	}
-	// The fifth finds no flight; it leaves the queue and is never sent.
+	// The fifth finds no free call; it leaves the queue and is never sent.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := c.Execute(ctx, treadle.Request{Function: "double", Args: []any{1}})

@@ -59,7 +59,7 @@ type resultStream struct {
 
 func newResultStreams(c *Client) *resultStreams {
 	s := &resultStreams{c: c, live: map[*resultStream]bool{}}
-	c.batcher.landed = s.add
+	c.batcher.recorded = s.add
 	return s
 }
 
