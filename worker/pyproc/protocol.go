@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/treadle-dev/treadle/task"
 )
 
 // The wire between agent and runner; script/treadle_runner/wire.py is its other half.
@@ -132,6 +134,9 @@ type reply struct {
 	label, message, traceback string
 	pickle, foreign, result   []byte
 	took                      time.Duration // run time
+	// What the function says of its next attempt, by treadle.NoRetry and treadle.RetryAfter.
+	noRetry    bool
+	retryAfter time.Duration
 }
 
 // readFrame reads one frame of at most limit bytes of body. The body is the caller's.
@@ -194,7 +199,26 @@ func parseReply(body []byte) (reply, error) {
 	}
 	p.label, p.message, p.traceback = string(parts[0]), string(parts[1]), string(parts[2])
 	p.pickle, p.foreign, p.result = parts[3], parts[4], rest
+	if p.end == endRaised && len(rest) > 0 {
+		if err := p.parseWord(); err != nil {
+			return reply{}, err
+		}
+	}
 	return p, nil
+}
+
+// parseWord reads the function's word on its next attempt, which takes the place of a result:
+// the nanoseconds to wait, or -1 for no further attempt.
+func (p *reply) parseWord() error {
+	if len(p.result) != 8 {
+		return fmt.Errorf("%w: %d bytes say when the function is to run again; want 8", errJunk, len(p.result))
+	}
+	word := int64(binary.LittleEndian.Uint64(p.result))
+	if word != -1 && (word <= 0 || word > int64(task.MaxRetryAfter)) {
+		return fmt.Errorf("%w: the function is to run again after %d ns; want 1 to %d", errJunk, word, int64(task.MaxRetryAfter))
+	}
+	p.noRetry, p.retryAfter = word == -1, time.Duration(max(word, 0))
+	return nil
 }
 
 // hello is what a runner says of itself when it is ready.

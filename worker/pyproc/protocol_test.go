@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/treadle-dev/treadle/task"
 )
 
 // encodeReply builds a reply's frame as the runner does.
@@ -26,8 +28,11 @@ func encodeReply(seq uint32, end ending, encoding uint8, flags uint16, parts [5]
 	return append(appendHead(nil, seq, kindReply, len(body)), body...)
 }
 
+// word is what a function says of its next attempt, as it stands in a reply.
+func word(v int64) string { return string(binary.LittleEndian.AppendUint64(nil, uint64(v))) }
+
 func TestFrames(t *testing.T) {
-	frame := encodeReply(7, endRaised, encodingPickle, replyRecycle, [5]string{"T", "message", "trace", "p", "f"}, "rest", time.Second)
+	frame := encodeReply(7, endRaised, encodingPickle, replyRecycle, [5]string{"T", "message", "trace", "p", "f"}, word(int64(task.MaxRetryAfter)), time.Second)
 	read := func(b []byte, seq uint32, limit int) (reply, error) {
 		body, err := readFrame(bufio.NewReader(iotest.OneByteReader(bytes.NewReader(b))), kindReply, seq, limit)
 		if err != nil {
@@ -37,7 +42,7 @@ func TestFrames(t *testing.T) {
 	}
 	p, err := read(frame, 7, 1<<10)
 	if err != nil || p.end != endRaised || p.flags != replyRecycle || p.took != time.Second || p.label+p.message+p.traceback != "Tmessagetrace" ||
-		string(p.pickle)+string(p.foreign)+string(p.result) != "pfrest" {
+		string(p.pickle)+string(p.foreign) != "pf" || p.noRetry || p.retryAfter != task.MaxRetryAfter {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	for name, c := range map[string]struct {
@@ -58,6 +63,10 @@ func TestFrames(t *testing.T) {
 		"unknown end":             {encodeReply(7, 99, 0, 0, [5]string{}, "", 0), 7, 1 << 10, errJunk},
 		"negative run time":       {encodeReply(7, 0, 0, 0, [5]string{}, "", -1), 7, 1 << 10, errJunk},
 		"unknown encoding":        {encodeReply(7, 0, 9, 0, [5]string{}, "", 0), 7, 1 << 10, errJunk},
+		"half a word":             {encodeReply(7, endRaised, 0, 0, [5]string{}, "rest", 0), 7, 1 << 10, errJunk},
+		"no wait":                 {encodeReply(7, endRaised, 0, 0, [5]string{}, word(0), 0), 7, 1 << 10, errJunk},
+		"a negative wait":         {encodeReply(7, endRaised, 0, 0, [5]string{}, word(-2), 0), 7, 1 << 10, errJunk},
+		"more than a day":         {encodeReply(7, endRaised, 0, 0, [5]string{}, word(int64(task.MaxRetryAfter)+1), 0), 7, 1 << 10, errJunk},
 	} {
 		if _, err := read(c.frame, c.seq, c.limit); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
@@ -70,6 +79,7 @@ func TestFrames(t *testing.T) {
 func FuzzReply(f *testing.F) {
 	f.Add(encodeReply(1, endSucceeded, encodingJSON, replyCached, [5]string{}, "42", 1))
 	f.Add(encodeReply(1, endRaised, encodingPickle, 0, [5]string{"ValueError", "x", "Traceback", "\x80\x04.", ""}, "", 0))
+	f.Add(encodeReply(1, endRaised, encodingPickle, 0, [5]string{"ValueError"}, word(-1), 0))
 	f.Add([]byte("TRDL junk"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		body, err := readFrame(bufio.NewReader(bytes.NewReader(data)), kindReply, 1, 1<<16)

@@ -554,7 +554,7 @@ func (p *reply) outcome(maxResult int) task.Outcome {
 		}
 		return task.Outcome{End: task.EndSucceeded, Result: p.result, Encoding: encoding, Repr: p.label}
 	case endRaised:
-		out.End = task.EndRaised
+		out.End, out.NoRetry, out.RetryAfter = task.EndRaised, p.noRetry, p.retryAfter
 	case endExhausted:
 		out.End = task.EndExhausted
 	default:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import pickle
 import sys
 import threading
 
@@ -61,3 +62,34 @@ def test_failures() -> None:
         client.submit("nobody")
     with pytest.raises(treadle.NotFound):
         client.status("nothing")
+
+
+def test_words_on_the_next_attempt() -> None:
+    def refuse(error: object) -> None:
+        raise treadle.NoRetry(error)  # type: ignore[arg-type]
+
+    def later(seconds: float) -> None:
+        raise treadle.RetryAfter(seconds, OSError("busy"))
+
+    client = LocalClient()
+    with pytest.raises(ValueError, match="^bad$"):
+        client.submit(refuse, ValueError("bad")).result()
+    with pytest.raises(treadle.NoRetry, match="^no sense$"):
+        client.submit(refuse, "no sense").result()
+    with pytest.raises(OSError, match="^busy$"):
+        client.submit(later, 1.5).result()
+    for word in (treadle.NoRetry("no"), treadle.RetryAfter(2, ValueError("busy"))):
+        loaded = pickle.loads(pickle.dumps(word))
+        assert (type(loaded), str(loaded), loaded.__dict__.get("seconds")) == (
+            type(word),
+            str(word),
+            word.__dict__.get("seconds"),
+        )
+        # Workers without this package have one module of that name, and none below it.
+        assert b"_retry" not in pickle.dumps(word)
+    for seconds, cut in ((-1.0, 0.001), (0.001, 0.001), (86400, 86400.0), (86400.5, 86400.0), (10**400, 86400.0)):
+        assert treadle.RetryAfter(seconds).seconds == cut
+    with pytest.raises(ValueError, match="NaN"):
+        treadle.RetryAfter(float("nan"))
+    with pytest.raises(TypeError, match="seconds is '1': want a number"):
+        treadle.RetryAfter("1")  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ See Client, TaskFuture, Options and the exceptions in treadle.errors.
 """
 
 from ._current import CurrentTask, current_task
+from ._retry import NoRetry, RetryAfter
 from ._version import __version__
 from .client import Client
 from .errors import (
@@ -57,6 +58,7 @@ __all__ = [
     "Function",
     "IllegalState",
     "InvalidRequest",
+    "NoRetry",
     "NotFound",
     "Options",
     "PermissionDenied",
@@ -64,6 +66,7 @@ __all__ = [
     "Queue",
     "RemoteTraceback",
     "ResourceLimitExceeded",
+    "RetryAfter",
     "SerializationError",
     "ServerInfo",
     "Status",

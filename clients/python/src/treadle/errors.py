@@ -22,6 +22,8 @@ TreadleError
 
 A function that raises an exception which this process can load is no TaskFailed: that
 very exception is raised again, with the worker's traceback as its cause (RemoteTraceback).
+
+Functions themselves raise treadle.NoRetry and treadle.RetryAfter to decide on their next attempt.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from . import _pickling, _results
 from ._gen.treadle.v1 import fabric_pb2 as pb
+from ._retry import reported
 from ._submit import Call
 from ._version import __version__
 from .client import Client
@@ -202,7 +203,7 @@ def _run(fn: Callable[..., Any], payload: bytes, task_id: str) -> tuple[pb.TaskR
             args, kwargs = _pickling.loads(payload)
             value = fn(*args, **kwargs)
         except BaseException as exc:  # sys.exit in a function ends the task, not the test
-            result.error.CopyFrom(_raised(exc, task_id))
+            result.error.CopyFrom(_raised(reported(exc), task_id))
             return result, printed.getvalue()
     try:
         result.result_pickle = _pickling.dump_value(value)

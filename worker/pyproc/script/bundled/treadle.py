@@ -10,7 +10,7 @@ import collections
 import datetime
 import sys
 
-__all__ = ["CurrentTask", "current_task"]
+__all__ = ["CurrentTask", "NoRetry", "RetryAfter", "current_task"]
 
 CurrentTask = collections.namedtuple(
     "CurrentTask", "id attempt function_id function_name deadline timeout max_retries parent"
@@ -33,6 +33,39 @@ def current_task() -> CurrentTask | None:
     if told["deadline"] is not None:
         told["deadline"] = datetime.datetime.fromtimestamp(told["deadline"], datetime.timezone.utc)
     return CurrentTask(*(told[name] for name in CurrentTask._fields))
+
+
+class NoRetry(Exception):
+    """Raise it to fail the task, whatever is left of function_retries; error is an exception or a text."""
+
+    # The runner goes by this mark, as the client package has classes of its own.
+    __treadle_retry__ = "never"
+
+    def __init__(self, error: BaseException | str = "") -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+
+class RetryAfter(Exception):
+    """Raise it to have the next attempt wait so many seconds, 0.001 to 86400; error is an exception or a text."""
+
+    __treadle_retry__ = "after"
+
+    def __init__(self, seconds: float, error: BaseException | str = "") -> None:
+        super().__init__(seconds, error)
+        self.error = error
+        try:
+            self.seconds = float(min(max(seconds, 0.001), 86400.0))
+        except TypeError:
+            raise TypeError(f"RetryAfter: seconds is {seconds!r}: want a number, 0.001 to 86400") from None
+        if self.seconds != self.seconds:  # the one number that differs from itself
+            raise ValueError("RetryAfter: seconds is NaN: want a number, 0.001 to 86400")
+
+    def __str__(self) -> str:
+        return str(self.error)
 
 
 def __getattr__(name: str) -> object:

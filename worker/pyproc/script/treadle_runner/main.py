@@ -14,7 +14,7 @@ import time
 import types
 from typing import Any, Callable
 
-from . import about, children, failures, functions, limits, pickling, settings, state, values, wire
+from . import about, children, failures, functions, limits, pickling, retry, settings, state, values, wire
 
 # Exit codes that the agent explains to people; see protocol.go.
 EXIT_WIRE = 97
@@ -171,7 +171,8 @@ class Runner:
         except MemoryError as exc:
             return self._out_of_memory(exc, limit)
         except BaseException as exc:  # from a signal handler of the function, or its like
-            return _raised(exc, task)
+            told, word = retry.word_of(exc)
+            return _raised(told, task, word)
         finally:
             self._in_function = False
             self._about.forget()
@@ -217,11 +218,14 @@ class Runner:
             self._leave_if_forked(exc)
             if limit is not None and limits.ran_out(exc):
                 raise
-            if failures.lacks_files(exc):
+            told, word = retry.word_of(exc)
+            if failures.lacks_files(told):
                 self._reply_flags |= wire.REPLY_RECYCLE
             # First of all: the function may have left a limit that not even formatting fits in.
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000))
-            return _raised(exc, task)
+            if told is not exc:
+                failures.forget_frames(exc)
+            return _raised(told, task, word)
         if _getpid() != self._pid:
             self._leave_if_forked()
         try:
@@ -255,14 +259,14 @@ class Runner:
         )
 
 
-def _raised(exc: BaseException, task: bytes) -> wire.Reply:
+def _raised(exc: BaseException, task: bytes, word: bytes) -> wire.Reply:
     try:
         told = failures.describe(exc, about.uuid_text(task))
     except MemoryError:
         raise
     except BaseException as broken:  # whatever an exception's own code does, the function raised it
         told = failures.describe(RuntimeError(f"{type(exc).__qualname__} (telling of it raised {broken!r})"), "")
-    return wire.Reply(wire.END_RAISED, wire.ENCODING_PICKLE, b"", *told)
+    return wire.Reply(wire.END_RAISED, wire.ENCODING_PICKLE, word, *told)
 
 
 def _unreadable(exc: functions.UnreadableError) -> wire.Reply:

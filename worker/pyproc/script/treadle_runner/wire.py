@@ -53,7 +53,7 @@ class Reply(NamedTuple):
 
     end: int
     encoding: int = ENCODING_PICKLE
-    result: bytes = b""
+    result: bytes = b""  # with END_RAISED the function's word on its next attempt; see retry.py
     label: bytes = b""  # the repr of a result that JSON cannot hold, or the class of an exception
     message: bytes = b""
     traceback: bytes = b""
