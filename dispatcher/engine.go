@@ -353,8 +353,7 @@ func (e *Engine) claimed(ev claimed) {
 			offers.Items[i] = link.Offer{
 				Token: c.Token, Function: c.Task.Function, FunctionName: c.Task.FunctionName, Runtime: c.Task.Runtime,
 				Form: c.Task.Form, Hash: c.Task.Hash, ArgsEncoding: c.Task.Args, Returns: c.Task.Returns, Args: c.Args,
-				Timeout: c.Task.Timeout, MemoryLimit: c.Task.MemoryLimit, Python: c.Task.Python,
-				Deadline: c.Task.Deadline, MaxRetries: c.Task.MaxRetries, RetriesLeft: c.Task.RetriesLeft(), Parent: c.Task.Parent,
+				Spec: c.Task.Spec.ForWorker(), Python: c.Task.Python, RetriesLeft: c.Task.RetriesLeft(), Parent: c.Task.Parent,
 			}
 		}
 		if s.mode == link.Pull {

@@ -147,12 +147,10 @@ type Offer struct {
 	ArgsEncoding task.Encoding
 	Returns      task.Encoding
 	Args         []byte
-	Timeout      time.Duration
-	MemoryLimit  int64
-	// Deadline, zero for none, MaxRetries and RetriesLeft, what is left of function_retries,
-	// are for the function to know.
-	Deadline    time.Time
-	MaxRetries  int
+	// Spec is what was asked for, as far as workers see it, see [task.Spec.ForWorker]. The worker
+	// enforces timeout and memory limit; the rest is for the function to know.
+	task.Spec
+	// RetriesLeft is what is left of function_retries, for the function to know.
 	RetriesLeft int
 	// Parent is the task that submitted this one, zero for a client's.
 	Parent task.ID

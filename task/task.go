@@ -140,6 +140,13 @@ type Spec struct {
 	MemoryLimit int64
 }
 
+// ForWorker is s as an offer has it: without what only the store and its dispatchers go by.
+// What it leaves, the link carries over gRPC as well as inside of a process.
+func (s Spec) ForWorker() Spec {
+	s.Priority, s.FunctionRetries = 0, 0
+	return s
+}
+
 // Lease is a session's right to one attempt until a moment of store time.
 type Lease struct {
 	Claim   ID

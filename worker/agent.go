@@ -283,8 +283,8 @@ func (a *Agent) attemptLocked(c *claim) *Attempt {
 			code, err := a.code.get(ctx, o.Hash, func() { a.need(o.Hash) })
 			return forPython(o.Python, code), err
 		},
-		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Timeout: o.Timeout, MemoryLimit: o.MemoryLimit,
-		Deadline: o.Deadline, MaxRetries: o.MaxRetries, RetriesLeft: o.RetriesLeft, Parent: o.Parent, API: a.callAPI, MaxResult: a.terms.MaxPayload, Output: c.output.add,
+		ArgsEncoding: o.ArgsEncoding, Returns: o.Returns, Args: o.Args, Spec: o.Spec, RetriesLeft: o.RetriesLeft, Parent: o.Parent,
+		API: a.callAPI, MaxResult: a.terms.MaxPayload, Output: c.output.add,
 	}
 }
 

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"time"
 
 	"github.com/treadle-dev/treadle/task"
 )
@@ -22,14 +21,11 @@ type Attempt struct {
 	ArgsEncoding task.Encoding
 	Returns      task.Encoding
 	Args         []byte
-	// Timeout limits the run time from the start of Run; 0 means none.
-	Timeout time.Duration
-	// MemoryLimit is in bytes; 0 means the executor's default.
-	MemoryLimit int64
-	// Deadline of the task, zero for none, MaxRetries, and RetriesLeft of function_retries are
-	// for the function to know; nobody here acts on them.
-	Deadline    time.Time
-	MaxRetries  int
+	// Spec is what was asked for, as far as workers see it, see [task.Spec.ForWorker]. Timeout
+	// limits the run time from the start of Run, 0 is none; a MemoryLimit of 0 is the executor's
+	// default. The rest is for the function to know; nobody here acts on it.
+	task.Spec
+	// RetriesLeft is what is left of function_retries, for the function to know.
 	RetriesLeft int
 	// Parent is the task that submitted this one, zero for a client's.
 	Parent task.ID

@@ -201,7 +201,7 @@ func TestHandlersKnowTheirTask(t *testing.T) {
 	}
 	a := &worker.Attempt{
 		Token: task.Token{Task: want.ID, Attempt: 2}, Function: want.Function, FunctionName: "who", Runtime: task.GoRuntime("who"),
-		ArgsEncoding: task.EncodingJSON, Args: []byte(`{"args":[1]}`), Timeout: want.Timeout, Deadline: want.Deadline, MaxRetries: 7, RetriesLeft: 3,
+		ArgsEncoding: task.EncodingJSON, Args: []byte(`{"args":[1]}`), Spec: task.Spec{Timeout: want.Timeout, Deadline: want.Deadline, MaxRetries: 7}, RetriesLeft: 3,
 	}
 	out := h.Run(t.Context(), 0, a)
 	var got worker.TaskInfo

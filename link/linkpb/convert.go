@@ -110,16 +110,32 @@ func (c *chunker) offerOut(o link.Offer) *treadlev1.Offer {
 	out := &treadlev1.Offer{
 		Token: tokenOut(o.Token), FunctionId: o.Function[:], FunctionName: o.FunctionName, Runtime: o.Runtime,
 		Form: string(o.Form), Hash: o.Hash[:], ArgsEncoding: string(o.ArgsEncoding), Returns: string(o.Returns),
-		Args: c.value(o.Args), Timeout: durationOut(o.Timeout), MemoryLimit: o.MemoryLimit, Python: o.Python,
-		MaxRetries: int32(min(o.MaxRetries, task.MaxRetriesLimit)), RetriesLeft: int32(min(o.RetriesLeft, task.MaxRetriesLimit)),
+		Args: c.value(o.Args), Python: o.Python, RetriesLeft: int32(min(o.RetriesLeft, task.MaxRetriesLimit)),
 	}
+	specOut(out, &o.Spec)
 	if !o.Parent.IsZero() {
 		out.ParentId = o.Parent[:]
 	}
-	if !o.Deadline.IsZero() {
-		out.Deadline = timestamppb.New(o.Deadline)
-	}
 	return out
+}
+
+// specOut writes what workers see of the options of a task into an offer, see
+// [task.Spec.ForWorker], and specIn reads it.
+func specOut(out *treadlev1.Offer, s *task.Spec) {
+	out.Timeout, out.MemoryLimit, out.MaxRetries = durationOut(s.Timeout), s.MemoryLimit, int32(min(s.MaxRetries, task.MaxRetriesLimit))
+	if !s.Deadline.IsZero() {
+		out.Deadline = timestamppb.New(s.Deadline)
+	}
+}
+
+func specIn(o *treadlev1.Offer) task.Spec {
+	s := task.Spec{
+		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(), MaxRetries: int(o.GetMaxRetries()),
+	}
+	if o.GetDeadline() != nil {
+		s.Deadline = o.GetDeadline().AsTime()
+	}
+	return s
 }
 
 func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
@@ -142,16 +158,12 @@ func (a *assembler) offerIn(o *treadlev1.Offer) (link.Offer, error) {
 	out := link.Offer{
 		Token: tok, Function: fn, FunctionName: o.GetFunctionName(), Runtime: o.GetRuntime(), Form: task.Form(o.GetForm()),
 		Hash: hash, ArgsEncoding: task.Encoding(o.GetArgsEncoding()), Returns: task.Encoding(o.GetReturns()), Args: args,
-		Timeout: o.GetTimeout().AsDuration(), MemoryLimit: o.GetMemoryLimit(), Python: o.GetPython(),
-		MaxRetries: int(o.GetMaxRetries()), RetriesLeft: int(o.GetRetriesLeft()),
+		Spec: specIn(o), Python: o.GetPython(), RetriesLeft: int(o.GetRetriesLeft()),
 	}
 	if len(o.GetParentId()) > 0 {
 		if out.Parent, err = task.IDFromBytes(o.GetParentId()); err != nil {
 			return link.Offer{}, fmt.Errorf("offer: parent: %w", err)
 		}
-	}
-	if o.GetDeadline() != nil {
-		out.Deadline = o.GetDeadline().AsTime()
 	}
 	return out, nil
 }

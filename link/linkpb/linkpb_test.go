@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	treadlev1 "github.com/treadle-dev/treadle/gen/go/treadle/v1"
+	"github.com/treadle-dev/treadle/internal/filltest"
 	"github.com/treadle-dev/treadle/link"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -97,6 +98,8 @@ func TestFramesRoundTrip(t *testing.T) {
 	dispatcher, worker := pair(t)
 	big := randomBytes(t, 3*chunkSize+7)
 	edge := randomBytes(t, chunkSize)
+	var spec task.Spec
+	filltest.Struct(&spec)
 	down := []link.Frame{
 		&link.Welcome{
 			Session: task.ID{9}, Lease: 10 * time.Second, Heartbeat: time.Second, Margin: 2 * time.Second, MaxPayload: 1 << 20,
@@ -104,8 +107,8 @@ func TestFramesRoundTrip(t *testing.T) {
 		},
 		&link.Offers{Items: []link.Offer{{
 			Token: token(2), Function: task.ID{3}, FunctionName: "λ", Runtime: "python", Form: task.FormPickle, Hash: [32]byte{4},
-			ArgsEncoding: task.EncodingPickle, Returns: task.EncodingJSON, Args: edge, Timeout: time.Minute, MemoryLimit: 1 << 40, Python: "3.12",
-			Deadline: time.Date(2030, 1, 2, 3, 4, 5, 678, time.UTC), MaxRetries: 7, RetriesLeft: 4, Parent: task.ID{5},
+			ArgsEncoding: task.EncodingPickle, Returns: task.EncodingJSON, Args: edge, Spec: spec.ForWorker(), Python: "3.12",
+			RetriesLeft: 4, Parent: task.ID{5},
 		}}},
 		&link.Acks{Items: []link.Ack{{Token: token(3), Verdict: task.VerdictStale}, {Token: token(4), Verdict: task.VerdictRecorded}}},
 		&link.BeatAck{Seq: 7, Stale: []task.Token{token(5)}},

@@ -5,12 +5,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/treadle-dev/treadle/internal/filltest"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
 
 var submitTests = []test{
 	{"RecordsQueued", testSubmitRecords},
+	{"KeepsEveryOption", testSubmitOptions},
 	{"KeyIsIdempotent", testSubmitKey},
 	{"KeyTwiceInOneBatch", testSubmitKeyInBatch},
 	{"KeyConflictHurtsNobodyElse", testSubmitConflict},
@@ -46,6 +48,31 @@ func testSubmitRecords(e *env) {
 		got.AttemptCount != 0 || got.Lease != nil || !got.FinishedAt.IsZero() {
 		e.Fatalf("a fresh record must have only its creation time: %+v", got)
 	}
+}
+
+// testSubmitOptions: what was asked for is in the record, in what a claim hands out, and in the
+// record of the finished task, also of an option that this test has never heard of.
+func testSubmitOptions(e *env) {
+	var spec task.Spec
+	filltest.Struct(&spec)
+	spec.Deadline = e.Now().Add(time.Hour).UTC() // it must not have passed
+	in := newTask(func(t *task.Task) { t.Spec = spec })
+	id := e.submitItem(item(in, "args"))
+	check := func(where string, got task.Spec) {
+		e.Helper()
+		if got.Deadline = got.Deadline.UTC(); got != spec {
+			e.Errorf("%s has the options %+v, want %+v", where, got, spec)
+		}
+	}
+	check("the record", e.wantStatus(id, task.Queued).Spec)
+	c := e.claim(1)
+	if len(c) != 1 {
+		e.Fatalf("%d tasks to claim, want the one", len(c))
+	}
+	check("the claim", c[0].Task.Spec)
+	e.start(c[0].Token)
+	e.settle(c[0].Token, success("1"), task.VerdictRecorded)
+	check("the finished record", e.wantStatus(id, task.Completed).Spec)
 }
 
 func testSubmitKey(e *env) {
