@@ -25,6 +25,10 @@ const (
 	limit = 576 << 20
 	// maxLive is the live heap from which the limits would cost more than they save.
 	maxLive = 448 << 20
+	// largeLimit is the limit while so many large values pass that more than maxLive is live,
+	// and maxLarge where that ends: 24 calls at once with 40 MiB each had the heap at 1.1 GiB
+	// without it.
+	largeLimit, maxLarge = 832 << 20, 640 << 20
 	// lasts is how long a large value is taken to be under way.
 	lasts = 15 * time.Second
 	none  = math.MaxInt64
@@ -83,7 +87,9 @@ func passing(lasts time.Duration) {
 func aim(live uint64) {
 	want := int64(none)
 	switch {
+	case live > maxLarge || live > maxLive && state.timer == nil:
 	case live > maxLive:
+		want = largeLimit
 	case state.timer != nil:
 		want = limit
 	case state.floor:

@@ -51,16 +51,23 @@ func TestPassingKeepsTheUsersLimit(t *testing.T) {
 	}
 }
 
-func TestPassingLeavesLargeHeapsAlone(t *testing.T) {
+// TestPassingBesideMuch: the limit follows what is live, and goes where it would have the
+// collector run all the time.
+func TestPassingBesideMuch(t *testing.T) {
 	alone(t)
 	t.Cleanup(runtime.GC) // the next test starts without it
-	ballast := make([]byte, maxLive+1<<20)
-	runtime.GC()
-	Passing(Large)
-	if got := current(); got != math.MaxInt64 {
-		t.Errorf("the limit is %d", got)
+	for _, c := range []struct {
+		live int
+		want int64
+	}{{maxLive + 1<<20, largeLimit}, {maxLarge + 1<<20, math.MaxInt64}} {
+		ballast := make([]byte, c.live)
+		runtime.GC()
+		Passing(Large)
+		if got := current(); got != c.want {
+			t.Errorf("%d bytes live: the limit is %d, want %d", c.live, got, c.want)
+		}
+		runtime.KeepAlive(ballast)
 	}
-	runtime.KeepAlive(ballast)
 }
 
 // alone leaves nothing of a test in force for the next one.
