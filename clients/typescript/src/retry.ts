@@ -64,9 +64,9 @@ export function retrying(retries: Retries): Interceptor {
       allowance = (weight(request.message) / (1 << 20)) * MS_PER_MIB;
       request.header.set(PATIENCE_HEADER, String(Math.ceil(retries.attemptMs + allowance + serverWait(request.message))));
     }
-    let end = performance.now() + totalMs + allowance;
+    // From the first failure on: a server that waited for a task was there until then.
+    let end: number | undefined;
     for (const pause of pauses()) {
-      const begun = performance.now();
       try {
         const response = await next(request);
         met = true;
@@ -90,10 +90,7 @@ export function retrying(retries: Retries): Interceptor {
           throw lost(address, error);
         }
         const now = performance.now();
-        // A server that waited for a task was there until a moment ago: the time without one begins now.
-        if (serverWait(request.message) > 0 && now - begun > retries.attemptMs) {
-          end = Math.max(end, now + totalMs);
-        }
+        end ??= now + totalMs + allowance;
         if (now + pause > end) {
           throw unanswered(address, totalMs, error);
         }
