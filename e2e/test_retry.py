@@ -43,12 +43,12 @@ async def wait_a_second():
 # one item is that of its chunk.
 CALLER = """
 import treadle
-from treadle import NoRetry
+from treadle import NoRetry, current_task
 
 def refuse(text):
     if text == "where":
         import treadle
-        return treadle.__file__
+        return treadle.__file__ if current_task().attempt == 1 else None
     raise NoRetry(text) if text else NoRetry(ValueError("empty"))
 
 options = treadle.Options(function_retries=3)

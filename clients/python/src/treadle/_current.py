@@ -52,3 +52,7 @@ def current_task() -> CurrentTask | None:
         max_retries=told["max_retries"],
         parent=told.get("parent"),
     )
+
+
+# As in _retry.py: a function by value that names them loads on workers without this package.
+CurrentTask.__module__ = current_task.__module__ = "treadle"
