@@ -69,7 +69,7 @@ func TestClientPages(t *testing.T) {
 	readme := string(read(t, "README.md"))
 	for page, begins := range map[string][2]string{
 		"clients/python/README.md":     {"pip install", "treadle.Client()"},
-		"clients/go/README.md":         {"go get", "treadle.Dial("},
+		"clients/go/README.md":         {"go mod edit -require", "treadle.Dial("},
 		"clients/typescript/README.md": {"npm ", "import "},
 	} {
 		if !strings.Contains(readme, "]("+page+")") {
