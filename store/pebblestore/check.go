@@ -1,6 +1,7 @@
 package pebblestore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -389,6 +390,18 @@ func (c *checker) entry(id task.ID, e *entry) *task.Task {
 	if t.Epoch != disk.Epoch || t.Seq != disk.Seq || e.seq != t.Seq || t.LastClaim != disk.LastClaim || t.Losses != disk.Losses ||
 		t.Failures != disk.Failures || (t.Lease == nil) != (disk.Lease == nil) || e.key != rec.key {
 		c.fail("task %s is %+v in memory and %+v on disk", id, t, disk)
+	}
+	if a, b := t.Lease, disk.Lease; a != nil && b != nil && (a.Claim != b.Claim || a.Worker != b.Worker || a.Local != b.Local) {
+		c.fail("task %s has the lease %+v in memory and %+v on disk", id, a, b)
+	}
+	if e.t != nil && (t.Lease == nil || t.Lease.StartedAt.IsZero()) {
+		// Only renewals and steps of the clock are memory's alone.
+		have := *t
+		have.Lease, have.NotBefore = disk.Lease, disk.NotBefore
+		a := appendRecord(nil, &record{task: &have, key: e.key, logs: e.logs, args: e.inlineArgs()})
+		if b := appendRecord(nil, &rec); !bytes.Equal(a, b) {
+			c.fail("task %s is %+v in memory and %+v on disk", id, t, disk)
+		}
 	}
 	if (t.Lease != nil) != (e.where == whereLeased) || int(e.priority) != t.Priority || e.lane.key != (laneKey{t.Queue, t.Runtime}) {
 		c.fail("task %s stands in the wrong place: %+v", id, t)

@@ -131,7 +131,7 @@ func (x *txn) claimFrom(lanes []*lane, m moment, r *store.ClaimRequest) []store.
 			s.fail(err)
 			break
 		}
-		x.save(e, nil)
+		x.saveClaim(e)
 		out = append(out, e.claimed(tok))
 	}
 	return out

@@ -10,7 +10,7 @@ import (
 // The keyspaces. A key is one letter, then what is named; ids grow with time, so
 // the tables of a keyspace are written in order and rarely meet in a compaction.
 //
-//	l<id>            record of an unfinished task
+//	l<id>            record of an unfinished task, with the claim in force merged to it
 //	f<id>            record of a finished task
 //	a<id>[part]      arguments of an unfinished task, unless they are small
 //	r<id>[part]      result of a COMPLETED task, unless it is small
@@ -52,8 +52,9 @@ var (
 
 // formatVersion is what this build writes and the newest that it reads. Records are
 // maps of numbered fields, so a new field needs no new version; a changed meaning does.
-// Format 2 counts commits in the clock row.
-const formatVersion = 2
+// Format 2 counts commits in the clock row. Format 3 writes a claim as a few bytes behind
+// the record, and words, UUIDs and times in a record shorter.
+const formatVersion = 3
 
 func idKey(space byte, id task.ID) []byte {
 	return appendIDKey(make([]byte, 0, 1+len(id)), space, id)

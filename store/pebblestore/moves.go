@@ -21,9 +21,7 @@ func (x *txn) save(e *entry, result []byte) {
 		rec.args = e.inlineArgs()
 		x.buf = appendRecord(x.buf[:0], &rec)
 		x.set(appendIDKey(key[:0], spaceLive, e.id), x.buf)
-		if x.s.bell.Watched(e.id) {
-			x.signals = append(x.signals, store.Signal{Kind: store.Changed, Task: e.id})
-		}
+		x.changed(e)
 		return
 	}
 	apart := len(result) > maxInlineResult
@@ -54,6 +52,31 @@ func (x *txn) save(e *entry, result []byte) {
 		x.retain()
 	}
 	x.signals = append(x.signals, store.Signal{Kind: store.Done, Task: e.id})
+}
+
+// saveClaim writes what the claim that an entry just got changes of its record. Only that:
+// the record with its arguments would be a third of all that is written for a task. The
+// next write of the record holds all of it, so no record ever has two claims behind it.
+func (x *txn) saveClaim(e *entry) {
+	if !e.t.NotBefore.IsZero() {
+		// The record on disk may have a moment from before a step of the clock.
+		x.save(e, nil)
+		return
+	}
+	x.touch(e)
+	var key [32]byte
+	x.buf = appendClaim(x.buf[:0], e.t)
+	if err := x.live.Merge(appendIDKey(key[:0], spaceLive, e.id), x.buf, nil); err != nil {
+		x.s.fail(err)
+	}
+	x.changed(e)
+}
+
+// changed rings for those who watch an unfinished task.
+func (x *txn) changed(e *entry) {
+	if x.s.bell.Watched(e.id) {
+		x.signals = append(x.signals, store.Signal{Kind: store.Changed, Task: e.id})
+	}
 }
 
 // maxRetainedRow bounds the tasks in one row of the retention index.

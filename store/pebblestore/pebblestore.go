@@ -282,6 +282,9 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		MaxOpenFiles:          1000,
 		DisableWAL:            s.opts.Durability == Memory,
 		FormatMajorVersion:    pebble.FormatNewest,
+		// Claims are merged to records (record.go): their bytes are appended. The name of
+		// the merger is on disk.
+		Merger: pebble.DefaultMerger,
 	}
 	for i := range o.Levels {
 		// Look-ups of idempotency keys are mostly for keys that do not exist.

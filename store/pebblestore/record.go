@@ -1,7 +1,9 @@
 package pebblestore
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/treadle-dev/treadle/task"
 )
@@ -19,7 +21,7 @@ type record struct {
 }
 
 // What goes into the record, in bytes. The record of an unfinished task is written
-// again by each claim, that of a finished one only once.
+// again by each requeue, that of a finished one only once.
 const (
 	maxInlineArgs   = 512
 	maxInlineResult = 4 << 10
@@ -107,13 +109,13 @@ func appendRecord(b []byte, rec *record) []byte {
 	m := openMap(b)
 	m.array(fFunction, t.Function[:])
 	m.text(fFunctionName, t.FunctionName)
-	m.text(fQueue, t.Queue)
-	m.text(fRuntime, t.Runtime)
-	m.text(fForm, string(t.Form))
+	m.word(fQueue, t.Queue)
+	m.word(fRuntime, t.Runtime)
+	m.word(fForm, string(t.Form))
 	m.array(fHash, t.Hash[:])
 	m.int(fPriority, int64(t.Priority))
-	m.text(fArgs, string(t.Args))
-	m.text(fReturns, string(t.Returns))
+	m.word(fArgs, string(t.Args))
+	m.word(fReturns, string(t.Returns))
 	m.int(fArgsSize, int64(t.ArgsSize))
 	m.int(fTimeout, int64(t.Timeout))
 	m.time(fDeadline, t.Deadline)
@@ -122,8 +124,8 @@ func appendRecord(b []byte, rec *record) []byte {
 	m.int(fMemoryLimit, t.MemoryLimit)
 	m.time(fCreatedAt, t.CreatedAt)
 	m.time(fNotBefore, t.NotBefore)
-	m.time(fFinishedAt, t.FinishedAt)
-	m.text(fStatus, string(t.Status))
+	m.since(fFinishedAt, t.FinishedAt, t.CreatedAt)
+	m.word(fStatus, string(t.Status))
 	m.uint(fEpoch, t.Epoch)
 	m.int(fLosses, int64(t.Losses))
 	m.int(fFailures, int64(t.Failures))
@@ -138,18 +140,18 @@ func appendRecord(b []byte, rec *record) []byte {
 		m.tag(fAttempts)
 		m.b = appendArrayLen(m.b, len(t.Attempts))
 		for i := range t.Attempts {
-			m.b = appendAttempt(m.b, &t.Attempts[i])
+			m.b = appendAttempt(m.b, &t.Attempts[i], t.CreatedAt)
 		}
 	}
 	m.int(fAttemptCount, int64(t.AttemptCount))
 	m.int(fResultSize, int64(t.ResultSize))
-	m.text(fResultEncoding, string(t.ResultEncoding))
+	m.word(fResultEncoding, string(t.ResultEncoding))
 	m.text(fResultRepr, t.ResultRepr)
 	if t.Failure != nil {
 		m.tag(fFailure)
 		m.b = appendFailure(m.b, t.Failure)
 	}
-	m.text(fKey, rec.key)
+	m.name(fKey, rec.key)
 	if len(rec.logs) > 0 {
 		m.tag(fLogs)
 		m.b = appendInts(m.b, rec.logs)
@@ -157,16 +159,16 @@ func appendRecord(b []byte, rec *record) []byte {
 	m.bytes(fInlineArgs, rec.args)
 	m.bytes(fInlineResult, rec.result)
 	m.text(fPython, t.Python)
-	m.text(fCreatedBy, t.CreatedBy)
+	m.name(fCreatedBy, t.CreatedBy)
 	m.array(fParent, t.Parent[:])
 	return m.done()
 }
 
 func appendLease(b []byte, l *task.Lease) []byte {
-	m := openMap(b)
+	m := openSmallMap(b)
 	m.array(fClaim, l.Claim[:])
 	m.array(fSession, l.Session[:])
-	m.text(fLeaseWorker, l.Worker)
+	m.name(fLeaseWorker, l.Worker)
 	m.bool(fLocal, l.Local)
 	m.time(fClaimedAt, l.ClaimedAt)
 	m.time(fUntil, l.Until)
@@ -174,24 +176,70 @@ func appendLease(b []byte, l *task.Lease) []byte {
 	return m.done()
 }
 
-func appendAttempt(b []byte, a *task.Attempt) []byte {
-	m := openMap(b)
+// appendClaim encodes what a claim changes of the record of a task that had never been
+// delayed. It is merged to the record: Pebble appends it. An array, so that it cannot be
+// taken for a record where that is missing.
+func appendClaim(b []byte, t *task.Task) []byte {
+	l := t.Lease
+	b = appendArrayLen(b, claimFields)
+	b = appendUint(b, t.Epoch)
+	b = appendBytes(b, l.Claim[:])
+	b = appendBytes(b, l.Session[:])
+	b = appendName(b, l.Worker)
+	b = appendBool(b, l.Local)
+	b = appendTime(b, l.ClaimedAt)
+	return appendSince(b, l.Until, l.ClaimedAt)
+}
+
+// claimFields counts what [appendClaim] writes; a newer build may write more.
+const claimFields = 7
+
+// readClaim applies a claim that follows a record.
+func readClaim(r *reader, t *task.Task) error {
+	n := r.arrayLen()
+	if r.err == nil && n < claimFields {
+		return fmt.Errorf("a claim of %d fields, want %d", n, claimFields)
+	}
+	l, epoch := new(task.Lease), r.uint()
+	r.array(l.Claim[:])
+	r.array(l.Session[:])
+	l.Worker = r.name()
+	l.Local = r.bool()
+	l.ClaimedAt = r.time()
+	l.Until = r.since(l.ClaimedAt)
+	for ; n > claimFields && r.err == nil; n-- {
+		r.skip()
+	}
+	switch {
+	case r.err != nil:
+		return r.err
+	case t.Lease != nil:
+		return errors.New("a claim of a task that has a lease")
+	case epoch < t.Epoch:
+		return fmt.Errorf("a claim of epoch %d after epoch %d", epoch, t.Epoch)
+	}
+	t.Epoch, t.Lease = epoch, l
+	return nil
+}
+
+func appendAttempt(b []byte, a *task.Attempt, created time.Time) []byte {
+	m := openSmallMap(b)
 	m.int(fNumber, int64(a.Number))
-	m.text(fWorker, a.Worker)
-	m.time(fStartedAt, a.StartedAt)
-	m.time(fAttemptFinishedAt, a.FinishedAt)
-	m.text(fEnd, string(a.End))
+	m.name(fWorker, a.Worker)
+	m.since(fStartedAt, a.StartedAt, created)
+	m.since(fAttemptFinishedAt, a.FinishedAt, a.StartedAt)
+	m.word(fEnd, string(a.End))
 	m.text(fReason, a.Reason)
 	return m.done()
 }
 
 func appendFailure(b []byte, f *task.Failure) []byte {
-	m := openMap(b)
+	m := openSmallMap(b)
 	m.text(fClass, string(f.Class))
 	m.text(fType, f.Type)
 	m.text(fMessage, f.Message)
 	m.text(fTraceback, f.Traceback)
-	m.text(fFailureWorker, f.Worker)
+	m.name(fFailureWorker, f.Worker)
 	m.bytes(fPickle, f.Pickle)
 	m.bytes(fForeignPickle, f.ForeignPickle)
 	return m.done()
@@ -205,13 +253,18 @@ func appendInts(b []byte, v []int) []byte {
 	return b
 }
 
-// decodeRecord reads the record of task id. It keeps nothing of b. An error names
+// decodeRecord reads the record of task id, with the claim that was merged to it. It keeps nothing of b. An error names
 // the key.
 func decodeRecord(space byte, id task.ID, b []byte) (record, error) {
 	t := &task.Task{ID: id}
 	rec := record{task: t}
 	r := &reader{b: b}
 	r.eachField(func(num int) bool { return readTaskField(r, &rec, num) })
+	if space == spaceLive && r.err == nil && len(r.b) > 0 {
+		if err := readClaim(r, t); err != nil {
+			r.fail(err)
+		}
+	}
 	if r.err == nil && len(r.b) > 0 {
 		r.fail(fmt.Errorf("%d bytes after the end of the record", len(r.b)))
 	}
@@ -252,15 +305,15 @@ func readTaskField(r *reader, rec *record, num int) bool {
 	case fFunctionName:
 		t.FunctionName = r.text()
 	case fQueue:
-		t.Queue = r.text()
+		t.Queue = r.word()
 	case fRuntime:
-		t.Runtime = r.text()
+		t.Runtime = r.word()
 	case fForm:
-		t.Form = task.Form(r.text())
+		t.Form = task.Form(r.word())
 	case fPython:
 		t.Python = r.text()
 	case fCreatedBy:
-		t.CreatedBy = r.text()
+		t.CreatedBy = r.name()
 	case fParent:
 		r.array(t.Parent[:])
 	case fHash:
@@ -268,9 +321,9 @@ func readTaskField(r *reader, rec *record, num int) bool {
 	case fPriority:
 		t.Priority = int(r.int())
 	case fArgs:
-		t.Args = task.Encoding(r.text())
+		t.Args = task.Encoding(r.word())
 	case fReturns:
-		t.Returns = task.Encoding(r.text())
+		t.Returns = task.Encoding(r.word())
 	case fArgsSize:
 		t.ArgsSize = r.count()
 	case fTimeout:
@@ -288,7 +341,7 @@ func readTaskField(r *reader, rec *record, num int) bool {
 	case fNotBefore:
 		t.NotBefore = r.time()
 	case fFinishedAt:
-		t.FinishedAt = r.time()
+		t.FinishedAt = r.since(t.CreatedAt)
 	default:
 		return readStateField(r, rec, num)
 	}
@@ -300,7 +353,7 @@ func readStateField(r *reader, rec *record, num int) bool {
 	t := rec.task
 	switch num {
 	case fStatus:
-		t.Status = task.Status(r.text())
+		t.Status = task.Status(r.word())
 	case fEpoch:
 		t.Epoch = r.uint()
 	case fLosses:
@@ -319,20 +372,20 @@ func readStateField(r *reader, rec *record, num int) bool {
 		n := r.arrayLen()
 		t.Attempts = make([]task.Attempt, 0, min(n, task.MaxAttemptsKept))
 		for ; n > 0 && r.err == nil; n-- {
-			t.Attempts = append(t.Attempts, readAttempt(r))
+			t.Attempts = append(t.Attempts, readAttempt(r, t.CreatedAt))
 		}
 	case fAttemptCount:
 		t.AttemptCount = r.count()
 	case fResultSize:
 		t.ResultSize = r.count()
 	case fResultEncoding:
-		t.ResultEncoding = task.Encoding(r.text())
+		t.ResultEncoding = task.Encoding(r.word())
 	case fResultRepr:
 		t.ResultRepr = r.text()
 	case fFailure:
 		t.Failure = readFailure(r)
 	case fKey:
-		rec.key = r.text()
+		rec.key = r.name()
 	case fLogs:
 		rec.logs = readInts(r)
 	case fInlineArgs:
@@ -354,7 +407,7 @@ func readLease(r *reader) *task.Lease {
 		case fSession:
 			r.array(l.Session[:])
 		case fLeaseWorker:
-			l.Worker = r.text()
+			l.Worker = r.name()
 		case fLocal:
 			l.Local = r.bool()
 		case fClaimedAt:
@@ -371,19 +424,19 @@ func readLease(r *reader) *task.Lease {
 	return l
 }
 
-func readAttempt(r *reader) (a task.Attempt) {
+func readAttempt(r *reader, created time.Time) (a task.Attempt) {
 	r.eachField(func(num int) bool {
 		switch num {
 		case fNumber:
 			a.Number = r.count()
 		case fWorker:
-			a.Worker = r.text()
+			a.Worker = r.name()
 		case fStartedAt:
-			a.StartedAt = r.time()
+			a.StartedAt = r.since(created)
 		case fAttemptFinishedAt:
-			a.FinishedAt = r.time()
+			a.FinishedAt = r.since(a.StartedAt)
 		case fEnd:
-			a.End = task.End(r.text())
+			a.End = task.End(r.word())
 		case fReason:
 			a.Reason = r.text()
 		default:
@@ -407,7 +460,7 @@ func readFailure(r *reader) *task.Failure {
 		case fTraceback:
 			f.Traceback = r.text()
 		case fFailureWorker:
-			f.Worker = r.text()
+			f.Worker = r.name()
 		case fPickle:
 			f.Pickle = append([]byte(nil), r.bytes()...)
 		case fForeignPickle:

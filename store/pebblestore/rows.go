@@ -123,9 +123,9 @@ const (
 func appendRetained(b []byte, row []retained) []byte {
 	b = appendArrayLen(b, len(row))
 	for i := range row {
-		m := openMap(b)
+		m := openSmallMap(b)
 		m.array(fxID, row[i].id[:])
-		m.text(fxKey, row[i].key)
+		m.name(fxKey, row[i].key)
 		m.bool(fxResult, row[i].result)
 		if len(row[i].logs) > 0 {
 			m.tag(fxLogs)
@@ -134,7 +134,7 @@ func appendRetained(b []byte, row []retained) []byte {
 		if row[i].parts > 0 {
 			m.int(fxParts, int64(row[i].parts))
 		}
-		m.text(fxOwner, row[i].owner)
+		m.name(fxOwner, row[i].owner)
 		m.int(fxSize, int64(row[i].size))
 		b = m.done()
 	}
@@ -152,7 +152,7 @@ func decodeRetained(key, b []byte) ([]retained, error) {
 			case fxID:
 				r.array(t.id[:])
 			case fxKey:
-				t.key = r.text()
+				t.key = r.name()
 			case fxResult:
 				t.result = r.bool()
 			case fxLogs:
@@ -160,7 +160,7 @@ func decodeRetained(key, b []byte) ([]retained, error) {
 			case fxParts:
 				t.parts = r.count()
 			case fxOwner:
-				t.owner = r.text()
+				t.owner = r.name()
 			case fxSize:
 				t.size = r.count()
 			default:

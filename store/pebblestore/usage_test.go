@@ -85,7 +85,7 @@ func TestRowsOfOlderBuilds(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(rec.task, want) {
 		t.Errorf("read %+v, %v, want %+v", rec.task, err, want)
 	}
-	if now := appendRecord(nil, &record{task: want}); len(now) != 3+1+7+1+8+1+7+2+1+7+1+5 {
+	if now := appendRecord(nil, &record{task: want}); len(now) != 3+1+7+1+1+1+1+2+1+1+1+5 {
 		t.Errorf("without an owner a record has %d bytes: %q", len(now), now)
 	}
 	f, err := decodeFunction(task.ID{1}, []byte("\xde\x00\x04"+"\x01\xa6double"+"\x02\xa7default"+"\x06\x09"+"\x08\xa43.12"))

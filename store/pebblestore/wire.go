@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/treadle-dev/treadle/task"
 )
 
 // Records are MessagePack maps from field numbers to values, written and read by
-// hand: a record is encoded three times in the life of a task, on the one goroutine
+// hand: a record is encoded twice in the life of a task, on the one goroutine
 // that everybody waits for. Any MessagePack tool can show them.
 
 func appendUint(b []byte, v uint64) []byte {
@@ -92,6 +94,7 @@ type fields struct {
 	b     []byte
 	start int
 	n     int
+	small bool
 }
 
 // openMap starts a map at the end of b; close it with [fields.done].
@@ -99,8 +102,17 @@ func openMap(b []byte) fields {
 	return fields{b: append(b, 0xde, 0, 0), start: len(b)}
 }
 
+// openSmallMap starts a map of at most 15 fields, whose head is one byte.
+func openSmallMap(b []byte) fields {
+	return fields{b: append(b, 0x80), start: len(b), small: true}
+}
+
 // done fills in the count and returns the buffer.
 func (f *fields) done() []byte {
+	if f.small {
+		f.b[f.start] |= byte(f.n)
+		return f.b
+	}
 	binary.BigEndian.PutUint16(f.b[f.start+1:], uint16(f.n))
 	return f.b
 }
@@ -114,6 +126,30 @@ func (f *fields) text(num int, s string) {
 	if s != "" {
 		f.tag(num)
 		f.b = appendText(f.b, s)
+	}
+}
+
+// word writes one of [words] as its number and any other text as it is.
+func (f *fields) word(num int, s string) {
+	if s != "" {
+		f.tag(num)
+		f.b = appendWord(f.b, s)
+	}
+}
+
+// name writes a text that is mostly a UUID, see [appendName].
+func (f *fields) name(num int, s string) {
+	if s != "" {
+		f.tag(num)
+		f.b = appendName(f.b, s)
+	}
+}
+
+// since writes a time by what has passed since an earlier one, see [appendSince].
+func (f *fields) since(num int, t, base time.Time) {
+	if !t.IsZero() {
+		f.tag(num)
+		f.b = appendSince(f.b, t, base)
 	}
 }
 
@@ -160,6 +196,86 @@ func (f *fields) time(num int, t time.Time) {
 		f.tag(num)
 		f.b = appendTime(f.b, t)
 	}
+}
+
+// words are texts that nearly every record has. Their numbers are on disk: the list only
+// grows at its end, and with a new format, as older builds do not know the new number.
+var words = [...]string{
+	"", string(task.Queued), string(task.Running), string(task.Completed), string(task.Failed), string(task.Cancelled),
+	string(task.FormPickle), string(task.FormSource), string(task.FormNone), string(task.EncodingJSON),
+	task.DefaultQueue, task.RuntimePython, "go",
+	string(task.EndSucceeded), string(task.EndRaised), string(task.EndLost), string(task.EndLapsed), string(task.EndReturned),
+	string(task.EndTimedOut), string(task.EndExhausted), string(task.EndUnreadable), string(task.EndCancelled),
+}
+
+// numbers are the places in words.
+var numbers = func() map[string]uint64 {
+	m := make(map[string]uint64, len(words))
+	for i, w := range words {
+		m[w] = uint64(i)
+	}
+	return m
+}()
+
+func appendWord(b []byte, s string) []byte {
+	if n, ok := numbers[s]; ok {
+		return appendUint(b, n)
+	}
+	return appendText(b, s)
+}
+
+// appendName writes a UUID in its canonical form as its 16 bytes and any other text as it
+// is. Ids of workers and request ids are UUIDs unless somebody chose them.
+func appendName(b []byte, s string) []byte {
+	if id, ok := canonical(s); ok {
+		return appendBytes(b, id[:])
+	}
+	return appendText(b, s)
+}
+
+// canonical reads a UUID that is written as [task.ID.String] writes it. Unlike
+// [task.ParseID] it takes no capitals, as the text must be the same when it is read back,
+// and makes no garbage.
+func canonical(s string) (id task.ID, ok bool) {
+	if len(s) != 36 {
+		return id, false
+	}
+	at := 0
+	for i := 0; i < len(s); {
+		if i == 8 || i == 13 || i == 18 || i == 23 {
+			if s[i] != '-' {
+				return id, false
+			}
+			i++
+		}
+		high, low := nibble(s[i]), nibble(s[i+1])
+		if high|low > 0xf {
+			return id, false
+		}
+		id[at] = high<<4 | low
+		at, i = at+1, i+2
+	}
+	return id, true
+}
+
+// nibble is the value of a small hexadecimal digit, 0xff for other characters.
+func nibble(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 0xff
+}
+
+// appendSince writes the nanoseconds from base to t, which mostly take half the room, or t
+// as it is where it is before base or far from it.
+func appendSince(b []byte, t, base time.Time) []byte {
+	if d := t.Sub(base); !base.IsZero() && d >= 0 && d < math.MaxInt64 {
+		return appendInt(b, int64(d))
+	}
+	return appendTime(b, t)
 }
 
 // reader reads MessagePack. The first error sticks and everything after it reads
@@ -282,6 +398,49 @@ func (r *reader) text() string {
 	}
 	r.unexpected("text", c)
 	return ""
+}
+
+// kind returns the first byte of the next value without reading it.
+func (r *reader) kind() byte {
+	if len(r.b) == 0 {
+		return 0xc1 // never used: whoever reads the value fails
+	}
+	return r.b[0]
+}
+
+// word reads what [appendWord] wrote.
+func (r *reader) word() string {
+	if r.kind() >= 0x80 {
+		return r.text()
+	}
+	n := int(r.byte())
+	if n >= len(words) {
+		r.fail(fmt.Errorf("word %d is not known", n))
+		return ""
+	}
+	return words[n]
+}
+
+// name reads what [appendName] wrote.
+func (r *reader) name() string {
+	if r.kind() != 0xc4 {
+		return r.text()
+	}
+	var id task.ID
+	r.array(id[:])
+	if r.err != nil {
+		return ""
+	}
+	return id.String()
+}
+
+// since reads what [appendSince] wrote.
+func (r *reader) since(base time.Time) time.Time {
+	switch r.kind() {
+	case 0xd7, 0xc7:
+		return r.time()
+	}
+	return base.Add(time.Duration(r.int()))
 }
 
 // bytes returns a slice of the input.
