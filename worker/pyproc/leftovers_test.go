@@ -77,6 +77,12 @@ var leftovers = []struct {
 	{name: "traced memory", culprit: "import tracemalloc; tracemalloc.start()", victim: `__import__("tracemalloc").is_tracing()`},
 	{name: "patched socket", culprit: "import socket; socket.getaddrinfo = None", module: "import socket", victim: `__import__("socket").getaddrinfo is None`},
 	{name: "patched warnings", culprit: "import warnings; warnings.warn = None", victim: `__import__("warnings").warn is None`},
+	{name: "patched builtins", culprit: "import builtins; builtins.len = lambda x: 99", victim: `len([1])`},
+	{name: "builtins that are gone", culprit: "import builtins; builtins.isinstance = builtins.getattr = builtins.bytes = builtins.OSError = None", victim: `isinstance(b"", bytes)`},
+	{name: "hook of threads", culprit: "import threading; threading.excepthook = None", victim: `__import__("threading").excepthook is None`},
+	{name: "decimal's default", culprit: "import decimal; decimal.DefaultContext.prec = 3", victim: `__import__("decimal").DefaultContext.prec`},
+	{name: "effective user", culprit: "import os\n    if os.geteuid() == 0: os.seteuid(65534)", victim: `__import__("os").geteuid()`},
+	{name: "a dump that ends the process later", culprit: "import faulthandler; faulthandler.dump_traceback_later(0.1, exit=True)", victim: `__import__("time").sleep(0.3)`, kept: true},
 	{name: "the runner's own modules", culprit: `import sys
     for name in ("main", "values", "pickling", "functions", "failures", "wire", "state", "settings"):
         try: module = __import__("treadle_runner." + name, fromlist=["x"])

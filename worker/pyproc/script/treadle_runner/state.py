@@ -12,8 +12,10 @@ second call fast, and it is documented.
 from __future__ import annotations
 
 import _thread
+import builtins
 import ctypes
 import errno
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -34,6 +36,9 @@ _GRACE = 0.02
 # How many descriptors attempts may leave open, in all, before the runner is replaced: the
 # eighth part of what the process may have, within these bounds.
 _FD_SHARE, _FD_LEAST, _FD_MOST = 8, 8, 512
+
+# As in wire.py: what a function has put into builtins is found, not used.
+__builtins__ = dict(vars(builtins))
 
 # The functions of C: those of the signal module turn each answer into an enum, slowly.
 _signal: Any = importlib.import_module("_signal")
@@ -91,11 +96,18 @@ _getrlimit = resource.getrlimit
 _getpriority, _waitpid, _count = os.getpriority, os.waitpid, _thread._count
 _getsignal, _setsignal, _alarm = _signal.getsignal, _signal.signal, _signal.alarm
 _wakeup = _signal.set_wakeup_fd
+_uids, _no_dump = (os.geteuid, os.getegid), faulthandler.cancel_dump_traceback_later
 _getitimer, _sigmask = _signal.getitimer, _signal.pthread_sigmask
 _affinity: Callable[[int], Any] = getattr(os, "sched_getaffinity", lambda _: None)
 _getrecursion, _setrecursion = sys.getrecursionlimit, sys.setrecursionlimit
 _gettrace, _settrace, _getprofile, _setprofile = sys.gettrace, sys.settrace, sys.getprofile, sys.setprofile
 
+
+# DefaultContext as decimal makes it.
+_DECIMAL = (
+    "Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999, capitals=1, clamp=0, flags=[], "
+    "traps=[InvalidOperation, DivisionByZero, Overflow])"
+)
 
 _ioctl, _FIONREAD = fcntl.ioctl, termios.FIONREAD
 _NOTHING = bytes(4)
@@ -234,6 +246,7 @@ class Process:
         self._path = list(sys.path)
         self._modules = dict(sys.modules)
         self._finders = [*sys.meta_path, *sys.path_hooks]
+        self._decimal = _decimal_default()
         modules = [importlib.import_module(name) for name in _CORE]
         modules += [sys.modules[name] for name in _SHARED if sys.modules.get(name) is not None]
         self._names = [(module.__dict__, _names(module)) for module in modules]
@@ -247,7 +260,7 @@ class Process:
         """
         if _limits() != self._limits or _rest() != self._rest:
             return True
-        if not self._modules.items() <= sys.modules.items():
+        if not self._modules.items() <= sys.modules.items() or _decimal_default() != self._decimal:
             return True
         # New ones come with imports, and stay with them.
         now = [*sys.meta_path, *sys.path_hooks]
@@ -270,6 +283,7 @@ class Process:
                 _setprofile(None)
             # Without asking, as asking costs the same.
             _alarm(0)
+            _no_dump()  # it may be one that ends the process
             _umask(self._umask)
             _dup2(self._log, 1)
             _dup2(self._log, 2)
@@ -428,6 +442,7 @@ def _rest() -> tuple[Any, ...]:
         _getitimer(_signal.ITIMER_VIRTUAL),
         _getitimer(_signal.ITIMER_PROF),
         _affinity(0),
+        [ask() for ask in _uids],
         # Asked by putting it back: a signal would write into whatever has that descriptor by then.
         _wakeup(-1),
         gc.get_debug(),
@@ -441,7 +456,15 @@ def _limits() -> list[tuple[int, int]]:
 
 
 def _names(module: Any) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if name not in _LOOSE}
+    # settle puts the hooks of sys back.
+    loose = _LOOSE - {"excepthook"} if module is threading else _LOOSE
+    return {name: value for name, value in module.__dict__.items() if name not in loose}
+
+
+def _decimal_default() -> str:
+    """What new contexts of decimal, and so those of other threads and functions, begin with."""
+    default = getattr(_module("decimal"), "DefaultContext", None)
+    return _DECIMAL if default is None else repr(default)
 
 
 def _usable(stream: io.TextIOWrapper) -> bool:

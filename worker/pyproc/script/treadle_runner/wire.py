@@ -9,9 +9,14 @@ frame: what the runner has not read, the agent can take back. Integers are littl
 
 from __future__ import annotations
 
+import builtins
 import os
 import struct
 from typing import NamedTuple
+
+# What functions defined below find as len and the like. A function of a task may put another one
+# into builtins; a frame of a wrong length would have the agent wait for ever.
+__builtins__ = dict(vars(builtins))
 
 MAGIC = b"TRDL"
 HEAD = struct.Struct("<4sIII")
