@@ -48,7 +48,7 @@ func (a *Agent) awaitOrder(slot int, woken bool) bool {
 		return err == nil
 	}
 	if late {
-		err = fmt.Errorf("none has started for %s", a.cfg.StartPatience)
+		err = fmt.Errorf("its runner has not started for %s", a.cfg.StartPatience)
 	}
 	a.breakDown(err)
 	_ = a.prepare(a.repairing, slot, true) // an error is the agent's end

@@ -198,7 +198,7 @@ func TestRunnersThatDoNotStart(t *testing.T) {
 	e.ack(token(1))
 	e.send(offers(2))
 	r := e.report(token(2))
-	if r.Outcome.End != task.EndReturned || !strings.Contains(r.Outcome.Failure.Message, "none has started for 50ms") {
+	if r.Outcome.End != task.EndReturned || !strings.Contains(r.Outcome.Failure.Message, "its runner has not started for 50ms") {
 		t.Fatalf("%+v", r.Outcome)
 	}
 	e.ack(token(2))

@@ -51,7 +51,7 @@ def test_jobs(client: treadle.Client) -> None:
     from treadle.joblib import TreadleBackend
 
     backend = TreadleBackend(client=client)
-    assert [backend.effective_n_jobs(n) for n in (None, 3, -1, -2, -9)] == [1, 3, 4, 3, 2]
+    assert [backend.effective_n_jobs(n) for n in (None, 3, -1, -2, -9)] == [4, 3, 4, 3, 2]
     with pytest.raises(ValueError):
         backend.effective_n_jobs(0)
 

@@ -42,11 +42,14 @@ class TreadleBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._open: set[TaskFuture[Any]] = set()
 
     def effective_n_jobs(self, n_jobs: Optional[int]) -> int:
-        """How many batches are under way: n_jobs, and for negative ones what the workers' slots allow, as in joblib."""
+        """How many batches are under way: n_jobs, and for negative ones what the workers' slots allow, as in joblib.
+
+        None is the default, all slots, as in a Parallel that is told no number.
+        """
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
-            return 1
+            n_jobs = self.default_n_jobs
         if n_jobs > 0:
             return n_jobs
         slots = sum(worker.slots for worker in self._connected().workers())
