@@ -6,7 +6,8 @@ import "github.com/treadle-dev/treadle/store"
 // sessions are idle: a few ask, and while they get something, a few more are woken. With 10,000 idle
 // workers a task cost as many claim requests as there were workers.
 const (
-	// wakeAtMost is how many sessions a signal wakes at once. A burst for thousands of idle workers
+	// wakeAtMost is how many sessions a signal wakes at once, at most: no more than there are tasks, where it
+	// says that. A burst for thousands of idle workers
 	// reaches all of them in a few rounds, as each claim that brings something wakes as many again.
 	wakeAtMost = 16
 	// pollAtMost bounds the sessions that are woken by the poll between two batches of effects.
@@ -15,20 +16,25 @@ const (
 
 // ready takes the bell's word that there is work in a lane.
 func (e *Engine) ready(sig store.Signal) {
+	most := wakeAtMost
+	if sig.Count > 0 {
+		// One more than there are tasks: it may turn out that one of those that are woken takes none.
+		most = min(sig.Count+1, wakeAtMost)
+	}
 	if b := e.crews.byLane[laneKey{sig.Queue, sig.Runtime}]; b != nil {
-		e.ring(b)
+		e.ring(b, most)
 	}
 	for p := e.crews.wide.first; p != nil; p = p.next {
 		e.looked++
 		if c := p.of; c.serves(sig.Queue, sig.Runtime) {
-			e.ring(c.bells[0])
+			e.ring(c.bells[0], most)
 		}
 	}
 }
 
-func (e *Engine) ring(b *laneBell) {
+func (e *Engine) ring(b *laneBell, most int) {
 	b.rings++
-	e.wakeAt(b, wakeAtMost)
+	e.wakeAt(b, most)
 }
 
 // wakeAt wakes up to so many sessions of the crews that hear a bell, those with an empty slot first. It

@@ -80,6 +80,12 @@ func TestSignalsWakeFew(t *testing.T) {
 	if n := f.do(ready); n != wakeAtMost {
 		t.Errorf("one signal led to %d claims, want %d", n, wakeAtMost)
 	}
+	for count, want := range map[int]int{1: 2, 2: 3, 15: 16, 16: 16, 1000: 16} {
+		counted := rung{signals: []store.Signal{{Kind: store.Ready, Queue: "default", Runtime: "python", Count: count}}}
+		if n := f.do(counted); n != want {
+			t.Errorf("a signal of %d tasks led to %d claims, want %d", count, n, want)
+		}
+	}
 	// Work for everybody: each claim brings a task for each slot that it asks for.
 	f.e.step(f.now, ready)
 	served, rounds := map[task.ID]int{}, 0
@@ -314,7 +320,7 @@ func BenchmarkLoneTask(b *testing.B) {
 			b.ResetTimer()
 			for range b.N {
 				f.now = f.now.Add(10 * time.Microsecond)
-				f.e.step(f.now, rung{signals: []store.Signal{{Kind: store.Ready, Queue: "default", Runtime: "python"}}})
+				f.e.step(f.now, rung{signals: []store.Signal{{Kind: store.Ready, Queue: "default", Runtime: "python", Count: 1}}})
 				var tok task.Token
 				var session task.ID
 				for out := f.e.take(f.now); len(out.claims) > 0; out = f.e.take(f.now) {

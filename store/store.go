@@ -363,7 +363,8 @@ type SignalKind int
 
 // Signals.
 const (
-	// Ready: tasks of Queue and Runtime may be claimed.
+	// Ready: tasks of Queue and Runtime may be claimed. Count is how many became ready, or more;
+	// 0 where that is not known.
 	Ready SignalKind = iota + 1
 	// Wanted: a session of dispatcher From has an idle slot for Queue and Runtime and
 	// found nothing; whoever has offers that did not start gives Count of them back.

@@ -230,6 +230,11 @@ func (s *Store) commitGroup(group []*change) error {
 	}
 	x.serveStanding()
 	x.ready = slices.DeleteFunc(x.ready, func(l *lane) bool { return l.ready == 0 })
+	for _, l := range x.ready {
+		sig := readySignal(l)
+		sig.Count = l.ready
+		x.signals = append(x.signals, sig)
+	}
 	changed := !x.empty()
 	if changed {
 		x.seal()
@@ -315,9 +320,6 @@ func (s *Store) finish(x *txn) {
 func (x *txn) tell() {
 	for _, st := range x.served {
 		st.deliver(st.claimed)
-	}
-	for _, l := range x.ready {
-		x.signals = append(x.signals, readySignal(l))
 	}
 	x.s.bell.Ring(context.Background(), x.signals)
 }

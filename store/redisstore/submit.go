@@ -301,14 +301,25 @@ func (x *submitting) ready() []store.Signal {
 			lanes = append(lanes, laneOf(t.Queue, t.Runtime))
 		}
 	}
-	return readySignals(lanes)
+	out := readySignals(lanes) // and lanes are in order
+	for i, at := 0, 0; i < len(out); i++ {
+		first := at
+		for at < len(lanes) && lanes[at] == lanes[first] {
+			at++
+		}
+		out[i].Count = at - first
+	}
+	return out
 }
 
-// readySignals lists one signal for each different lane.
+// readySignals lists one signal for each different lane, and puts lanes in order.
 func readySignals(lanes []string) []store.Signal {
 	slices.Sort(lanes)
 	var out []store.Signal
-	for _, lane := range slices.Compact(lanes) {
+	for i, lane := range lanes {
+		if i > 0 && lane == lanes[i-1] {
+			continue
+		}
 		queue, runtime := splitLane(lane)
 		out = append(out, store.Signal{Kind: store.Ready, Queue: queue, Runtime: runtime})
 	}

@@ -88,6 +88,11 @@ func testBellReady(e *env) {
 	if len(l.got) != 2 {
 		e.Fatalf("heard %+v, want one ring for each queue", l.got)
 	}
+	for _, s := range l.got {
+		if least := map[string]int{task.DefaultQueue: 2}[s.Queue]; s.Count != 0 && s.Count < least {
+			e.Errorf("heard %+v, want a count of at least %d, or none", s, least)
+		}
+	}
 }
 
 func testBellRequeue(e *env) {
