@@ -9,9 +9,9 @@ Conventions
 - A field named request_id makes the call idempotent (AIP-155): the same id with
   the same content answers what the first call answered, with other content
   ALREADY_EXISTS. Retry after UNAVAILABLE with the same id.
-- Lists are paged (AIP-158): page_size is at most 1000, 100 when 0; pass
-  next_page_token as page_token, with the other fields unchanged. A page ends early
-  at 4 MiB; the token alone says whether there is more.
+- Lists are paged (AIP-158): page_size is 100 when 0, more than 1000 counts as 1000,
+  a negative one is refused. Pass next_page_token as page_token, with the other fields
+  unchanged. A page ends early at 4 MiB; the token alone says whether there is more.
 - Every error is a google.rpc.Status with exactly one google.rpc.ErrorInfo
   (domain "treadle.dev"), whose reason is one of the words in docs/errors.md.
 - Fields of type bytes whose comment says JSON hold UTF-8 JSON text. Over REST they
