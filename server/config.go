@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 
@@ -52,8 +53,11 @@ type Config struct {
 	// running tasks: see TaskTokens.
 	WorkersOnly bool
 
-	// GRPCAddr is where gRPC listens, host:port. Port 0 picks one. Required.
+	// GRPCAddr is where gRPC listens, host:port. Port 0 picks one. Required without Local.
 	GRPCAddr string
+	// Local brings connections from inside of the process, where gRPC is spoken, too, in plain
+	// text. The server closes it.
+	Local net.Listener
 	// HTTPAddr is where REST listens; empty means nowhere.
 	HTTPAddr string
 	// AllowedHosts are further names by which browsers may reach the HTTP port, beside
@@ -133,7 +137,7 @@ func (c *Config) fill() error {
 	if c.Store == nil {
 		return fmt.Errorf("server: no store")
 	}
-	if c.GRPCAddr == "" {
+	if c.GRPCAddr == "" && c.Local == nil {
 		return fmt.Errorf("server: no gRPC address (--grpc-addr)")
 	}
 	fallback(&c.Version, "dev")

@@ -42,6 +42,8 @@ type Server struct {
 
 	grpc    *grpc.Server
 	grpcLis net.Listener
+	// local is Config.Local, counted.
+	local net.Listener
 	// plain answers those who speak plain text to TLS; nil without it.
 	plain *plainText
 	// inline is how the gateway reaches the same services.
@@ -96,15 +98,22 @@ func New(cfg Config) (*Server, error) {
 // Listen binds both addresses. An error names the flag and the address.
 func (s *Server) Listen() error {
 	var err error
-	if s.grpcLis, err = listen("--grpc-addr", s.cfg.GRPCAddr); err != nil {
-		return err
+	if s.cfg.Local != nil {
+		s.local = s.limit("local", s.cfg.Local)
 	}
-	s.grpcLis = s.limit("grpc", s.grpcLis)
+	if s.cfg.GRPCAddr != "" {
+		if s.grpcLis, err = listen("--grpc-addr", s.cfg.GRPCAddr); err != nil {
+			return err
+		}
+		s.grpcLis = s.limit("grpc", s.grpcLis)
+	}
 	if s.cfg.HTTPAddr == "" {
 		return nil
 	}
 	if s.httpLis, err = listen("--http-addr", s.cfg.HTTPAddr); err != nil {
-		_ = s.grpcLis.Close()
+		if s.grpcLis != nil {
+			_ = s.grpcLis.Close()
+		}
 		return err
 	}
 	s.httpLis = s.limit("http", s.httpLis)
@@ -131,8 +140,14 @@ func (s *Server) limit(name string, lis net.Listener) net.Listener {
 	return d
 }
 
-// GRPCAddr returns the bound address, after Listen.
-func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
+// GRPCAddr returns the bound address, after Listen; empty when gRPC is served inside of the
+// process alone.
+func (s *Server) GRPCAddr() string {
+	if s.grpcLis == nil {
+		return ""
+	}
+	return s.grpcLis.Addr().String()
+}
 
 // HTTPAddr returns the bound address, after Listen; empty when HTTP is off.
 func (s *Server) HTTPAddr() string {
@@ -146,7 +161,7 @@ func (s *Server) HTTPAddr() string {
 // shuts down by itself within Config.ShutdownTimeout. It returns when every
 // goroutine of the server has ended: nil after an orderly end.
 func (s *Server) Serve(ctx context.Context) error {
-	if s.grpcLis == nil {
+	if s.grpcLis == nil && s.local == nil {
 		return errors.New("server: Serve before Listen")
 	}
 	stopBell := s.core.Listen()
@@ -155,7 +170,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer cancel()
 
 	var group sync.WaitGroup
-	failed := make(chan error, 4)
+	failed := make(chan error, 5)
 	serve := func(what string, f func() error) {
 		group.Go(func() {
 			if err := f(); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
@@ -163,7 +178,12 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 		})
 	}
-	serve("gRPC", func() error { return s.grpc.Serve(s.grpcLis) })
+	if s.grpcLis != nil {
+		serve("gRPC", func() error { return s.grpc.Serve(s.grpcLis) })
+	}
+	if s.local != nil {
+		serve("gRPC inside of the process", func() error { return s.grpc.Serve(s.local) })
+	}
 	if s.plain != nil {
 		serve("plain text", func() error { return s.plain.grpc.Serve(s.plain) })
 	}
@@ -224,6 +244,9 @@ func (s *Server) shutdown(ctx context.Context) {
 	group.Wait()
 	if s.grpcLis != nil {
 		_ = s.grpcLis.Close() // in case it was never served
+	}
+	if s.local != nil {
+		_ = s.local.Close()
 	}
 	if s.httpLis != nil {
 		_ = s.httpLis.Close()

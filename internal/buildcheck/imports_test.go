@@ -86,6 +86,13 @@ var rules = []rule{
 	},
 	{part: "clients/go", imports: []string{"gen", "internal"}, outside: []string{"*"}},
 
+	// The whole in one process, for programs and tests: parts, and the client that calls them.
+	{
+		part:    "embed",
+		imports: []string{"clients/go", "dispatcher", "fabric", "internal", "link", "server", "store", "store/pebblestore", "task", "worker"},
+		outside: []string{"github.com/google/uuid", "google.golang.org/grpc"},
+	},
+
 	// What is wired up, measured or shown may use everything.
 	{part: "cmd", imports: []string{"*"}, outside: []string{"*"}},
 	{part: "bench", imports: []string{"*"}, outside: []string{"*"}},
