@@ -62,7 +62,6 @@ func TestBurst(t *testing.T) {
 		t.Fatalf("%d bytes are live, want %d at least", live(), rise)
 	}
 	runtime.KeepAlive(burst)
-	burst = nil
 	for deadline := time.Now().Add(20 * time.Second); live() >= rise; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("what the burst held is still there")

@@ -1,3 +1,6 @@
+// Package collector fits Go's garbage collector to a process that passes on what it gets:
+// it runs less often than by default while the heap is small, more often while a few
+// large values pass, and once more when a burst is over.
 package collector
 
 import (

@@ -108,7 +108,6 @@ func TestFloorLimitsGarbage(t *testing.T) {
 	runtime.GC()
 	within(t, math.MaxInt64)
 	runtime.KeepAlive(ballast)
-	ballast = nil
 	// One that follows another at once finds nobody to tell.
 	for deadline := time.Now().Add(10 * time.Second); current() != usual; runtime.GC() {
 		if time.Now().After(deadline) {
