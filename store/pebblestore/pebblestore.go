@@ -159,8 +159,9 @@ type Store struct {
 	seq   uint64
 	// commits counts the commits since the store was made.
 	commits uint64
-	// newest is the largest task id ever seen: a larger one is new without a look.
-	newest task.ID
+	// taskIDs and requestIDs know which ids are new without a look at the disk.
+	taskIDs    unseen
+	requestIDs requestIDs
 	// flight is the commit under way.
 	flight *txn
 	// waiting are the requests that wait for work.

@@ -145,7 +145,7 @@ func (s *Store) recoverTask(x *txn, rec record, n *recovered) {
 	e.startUnknown = t.Lease.StartedAt.IsZero()
 }
 
-// recoverFinished finds where retention starts and the largest id in use.
+// recoverFinished finds where retention starts and the largest ids in use.
 func (s *Store) recoverFinished() error {
 	lower, upper := bounds(spaceRetain)
 	key, err := s.edgeKey(lower, upper, (*pebble.Iterator).First)
@@ -161,11 +161,11 @@ func (s *Store) recoverFinished() error {
 		if err != nil {
 			return err
 		}
-		if id, ok := idOfKey(key); ok && string(id[:]) > string(s.newest[:]) {
-			s.newest = id
+		if id, ok := idOfKey(key); ok {
+			s.taskIDs.raise(id)
 		}
 	}
-	return nil
+	return s.recoverRequestIDs()
 }
 
 // edgeKey returns the first or last key of a range, nil when it is empty.

@@ -95,6 +95,7 @@ func (x *txn) submit(now time.Time, it *store.Submission) store.Submitted {
 			x.keys = make(map[string]keyRow)
 		}
 		x.keys[e.key] = row
+		s.requestIDs.add(e.key)
 	}
 	if e.where == whereReady {
 		x.wake(e.lane)
@@ -108,6 +109,9 @@ func (x *txn) taskKey(key string) (*keyRow, error) {
 		return &row, nil
 	}
 	if _, ok := x.dropped[key]; ok {
+		return nil, nil
+	}
+	if !x.s.requestIDs.maybe(key) {
 		return nil, nil
 	}
 	return x.s.readKeyRow(spaceTaskKey, key)
@@ -125,12 +129,11 @@ func (s *Store) readKeyRow(space byte, key string) (*keyRow, error) {
 	return &row, nil
 }
 
-// fresh refuses an id that is in use. Ids grow with time, so most are larger than
-// all before them and need no look at the disk.
+// fresh refuses an id that is in use. Most need no look at the disk for that.
 func (x *txn) fresh(id task.ID) error {
 	s := x.s
-	if string(id[:]) > string(s.newest[:]) {
-		s.newest = id
+	if !s.taskIDs.maybe(id) {
+		s.taskIDs.add(id)
 		return nil
 	}
 	used := s.ix.entries[id] != nil
