@@ -156,7 +156,8 @@ export class Awaiter {
       if (error === undefined || group.retired || (error.code === Code.NotFound && (await this.#sift(group)))) {
         continue;
       }
-      await outage.survive(error);
+      // Where nobody could say which task it was that is not there, somebody may in a moment.
+      await outage.survive(error.code === Code.NotFound ? new ConnectError(error.rawMessage, Code.Unavailable) : error);
     }
     this.#groups.delete(group);
   }
