@@ -117,6 +117,21 @@ def test_a_server_restarts(fabric: FakeFabric) -> None:
         assert [f.result(20) for f in [*futures, *late]] == ["survived"] * 4
 
 
+def test_a_wait_longer_than_the_timeout_survives_a_lost_connection(fabric: FakeFabric) -> None:
+    fabric.auto = False
+    timeout = 0.4
+    with treadle.Client(fabric.address, timeout=timeout) as client:
+        future = client.submit(operator.neg, 1)
+        fabric.fail("AwaitResults", Fault(grpc.StatusCode.UNAVAILABLE, "the server is closing"))
+        gate = fabric.hold("AwaitResults")
+        task_id = future.task_id
+        assert fabric.arrived["AwaitResults"].wait(20)
+        time.sleep(2 * timeout)  # what is tested is the passing of time
+        gate.set()
+        fabric.finish(task_id, "survived")
+        assert future.result(20) == "survived"
+
+
 def test_future_of_a_recorded_task(fabric: FakeFabric, client: treadle.Client) -> None:
     fabric.auto = False
     id = client.submit(operator.neg, 1).task_id

@@ -27,6 +27,10 @@ _MAX_STREAMS = 8
 # The server's limit of ids per stream.
 _MAX_IDS = 10_000
 
+# A stream that lasted this long, in seconds, had a server at its other end: without one it ends sooner,
+# after a failed connection or a missed ping.
+_LIVED = 40.0
+
 # Opens one AwaitResults stream.
 OpenStream = Callable[[pb.AwaitResultsRequest], Any]
 
@@ -180,22 +184,27 @@ class Awaiter:
     def _serve(self, group: _Group) -> None:
         """Keep a stream open until every future of the group is settled."""
         pauses = backoff()
-        since = time.monotonic()  # of a time without progress
+        # The first failure of a time without a server; not the start of the stream, which is silent for as
+        # long as its tasks run.
+        since: float | None = None
         while True:
             with self._changed:
                 if group.retired or not group.futures:
                     self._groups.discard(group)
                     return
                 ids = list(group.futures)
+            begun = time.monotonic()
             progress, exc = self._listen(group, ids)
-            if progress:
-                pauses, since = backoff(), time.monotonic()
+            now = time.monotonic()
+            if progress or now - begun > _LIVED:
+                pauses, since = backoff(), None
             if exc is None or self._is_retired(group):
                 continue
+            since = now if since is None else since
             if isinstance(exc, NotFound):
                 if self._sift(group, ids):
                     continue
-            elif not self._passes(exc) or time.monotonic() - since > self._patience:
+            elif not self._passes(exc) or now - since > self._patience:
                 self._give_up(group, exc)
                 return
             log.info("waiting for results again: %s", exc)
