@@ -195,10 +195,10 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		s.sync = pebble.NoSync
 	}
 	if err := s.openDB(); err != nil {
-		return nil, err
+		return nil, s.blame(err)
 	}
 	if err := s.recover(ctx); err != nil {
-		return nil, errors.Join(err, s.closeDB())
+		return nil, errors.Join(s.blame(err), s.closeDB())
 	}
 	if opts.Durability != Memory {
 		if err := s.startMarker(); err != nil {
@@ -266,9 +266,11 @@ const (
 )
 
 func (s *Store) pebbleOptions() *pebble.Options {
+	events := s.space.flushEvents()
+	events.DataCorruption = s.corrupted
 	o := &pebble.Options{
 		FS:            s.patience(),
-		EventListener: s.space.flushEvents(),
+		EventListener: events,
 		Lock:          s.lock,
 		Logger:        pebbleLog{s.log},
 		// A large memtable: most tasks begin and end within one, so that their records
@@ -321,12 +323,31 @@ func (s *Store) Err() error {
 
 // fail ends the store: what is in memory may be ahead of the disk from here on.
 func (s *Store) fail(cause error) *task.Error {
-	err := task.Errorf(task.CodeUnavailable, "store", "the store in %s is broken, restart the process: %w", s.opts.Dir, cause)
+	s.end(task.Errorf(task.CodeUnavailable, "store", "the store in %s is broken, restart the process: %w", s.opts.Dir, cause))
+	return s.broken.Load()
+}
+
+func (s *Store) end(err *task.Error) {
 	if s.broken.CompareAndSwap(nil, err) {
-		s.log.Error("the store failed", "dir", s.opts.Dir, "error", cause)
+		s.log.Error("the store failed", "dir", s.opts.Dir, "error", err)
 		close(s.failed)
 	}
-	return s.broken.Load()
+}
+
+// corrupted ends the store when Pebble has found a damaged table: what it would answer may be
+// wrong, and Pebble's own way is to end the process with its stack.
+func (s *Store) corrupted(info pebble.DataCorruptionInfo) {
+	what, _, _ := strings.Cut(info.Details.Error(), "\n") // Pebble repeats itself
+	s.end(task.Errorf(task.CodeUnavailable, "store", "the file %s of the store is damaged, and a restart does not mend it: restore a backup: %s",
+		info.Path, what))
+}
+
+// blame returns why the store has ended, if it has, and else err.
+func (s *Store) blame(err error) error {
+	if why := s.broken.Load(); why != nil {
+		return why
+	}
+	return err
 }
 
 // enter begins a call; leave ends it.
