@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -120,5 +121,32 @@ func TestMapIsInterruptedTwice(t *testing.T) {
 	_ = cmd.Wait() // the code tells
 	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || !strings.Contains(errOut.String(), "treadle tasks --function hang --filter 'create_time > ") {
 		t.Errorf("exit code %d; stderr:\n%s", code, errOut.String())
+	}
+}
+
+// TestMapEndsWithItsTerminal: what it started is cancelled, as by Ctrl-C.
+func TestMapEndsWithItsTerminal(t *testing.T) {
+	if signal.Ignored(syscall.SIGHUP) {
+		t.Skip("SIGHUP is ignored here, and children inherit that")
+	}
+	cancelled := make(chan struct{}, 100)
+	srv := fake(t, grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if strings.HasSuffix(info.FullMethod, "CancelTask") {
+			cancelled <- struct{}{}
+		}
+		return next(ctx, req)
+	}))
+	started := hang(srv)
+	cmd := process(t, "map", "hang", "1", "2")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	<-started
+	_ = cmd.Process.Signal(syscall.SIGHUP)
+	_ = cmd.Wait() // the code tells
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || len(cancelled) != 2 {
+		t.Errorf("exit code %d, %d tasks cancelled, want %d and 2", code, len(cancelled), exitInterrupted)
 	}
 }

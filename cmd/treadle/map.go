@@ -91,7 +91,12 @@ Ctrl-C cancels the tasks that have not finished; a second Ctrl-C exits at once.
 			if progress || !cmd.Flags().Changed("progress") && isTerminal(cmd.ErrOrStderr()) && !isTerminal(cmd.OutOrStdout()) {
 				m.bar = newBar(cmd.ErrOrStderr(), total, "map")
 			}
-			return m.run(cmd.Context(), values)
+			ctx, stop := endAtHangup(cmd.Context())
+			defer stop()
+			if err = m.run(ctx, values); err != nil && errors.Is(context.Cause(ctx), errHangup) {
+				return &silentError{exitInterrupted} // there is nobody to tell
+			}
+			return err
 		})
 }
 

@@ -22,6 +22,32 @@ func surviveClosedPipes() {
 	surviveOnce.Do(func() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) })
 }
 
+// endAtHangup ends the context when the terminal is closed, as Ctrl-C does: for verbs that
+// have something to undo. One that was started with SIGHUP ignored, as by nohup, goes on.
+func endAtHangup(parent context.Context) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	if signal.Ignored(syscall.SIGHUP) {
+		return ctx, func() { cancel(nil) }
+	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	done, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		select {
+		case <-hangups:
+			cancel(errHangup)
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(hangups)
+		close(done)
+		<-stopped
+		cancel(nil)
+	}
+}
+
 // hearHangups says what SIGHUP means to a server or worker: the end, in order, of one that
 // was started at a terminal; of any other one to read its files again. One that was started
 // with SIGHUP ignored, as by nohup, keeps ignoring it. stop waits for what it started.
