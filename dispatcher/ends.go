@@ -16,7 +16,7 @@ import (
 func (e *Engine) linkEnded(s *session, reason error) {
 	switch {
 	case s.state == lost:
-	case s.hello == nil || len(s.held) == 0 && !s.claiming:
+	case s.hello == nil || len(s.held) == 0 && (!s.claiming || s.saidBye && !s.moved): // what a claim brings then goes back
 		if s.hello != nil {
 			e.note(s, "worker detached", reason, 0)
 		}

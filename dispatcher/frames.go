@@ -75,6 +75,7 @@ func (e *Engine) frame(s *session, f link.Frame) {
 			e.note(s, "worker is draining: "+f.Reason, nil, len(s.held))
 		}
 	case *link.Bye:
+		s.saidBye = true
 		if f.Retry {
 			// Its next session speaks for it now, wherever that is.
 			e.show(s, true)

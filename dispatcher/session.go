@@ -57,6 +57,8 @@ type session struct {
 	// has said that it goes on in another session.
 	endsAt      time.Time
 	aged, moved bool
+	// saidBye: the worker ended the session by itself.
+	saidBye bool
 
 	// held is every claim that the worker has or is about to get, until it reports
 	// it, and whether it was started. Credit is what is left of slots and window.

@@ -341,6 +341,30 @@ func BenchmarkLoneTask(b *testing.B) {
 	}
 }
 
+// A worker that says good-bye holding nothing has detached, also while a claim is under way for it; what
+// that brings goes back.
+func TestGoodByeDuringAClaim(t *testing.T) {
+	f := newFleet(t, 1)
+	id := f.ids[0]
+	f.e.rouse(f.e.sessions[id])
+	out := f.e.take(f.now)
+	if len(out.claims) != 1 {
+		t.Fatalf("%d claims, want one", len(out.claims))
+	}
+	f.do(received{session: id, frame: &link.Bye{Reason: "it drained"}})
+	f.e.step(f.now, closed{session: id, reason: link.ErrClosed})
+	notes := f.e.take(f.now).notes
+	if len(notes) != 1 || notes[0].text != "worker detached" || f.e.sessions[id] != nil {
+		t.Errorf("the log says %+v, want that the worker detached", notes)
+	}
+	tok := task.Token{Task: f.id(), Epoch: 1, Claim: out.claims[0].Claim, Attempt: 1}
+	f.e.step(f.now, claimed{request: out.claims[0], tasks: []store.Claimed{{Token: tok, Task: &task.Task{Queue: "default", Runtime: "python"}}}})
+	settles := f.e.take(f.now).settles
+	if len(settles) != 1 || settles[0].settlement.Outcome.End != task.EndReturned {
+		t.Errorf("settled %+v, want that the task goes back", settles)
+	}
+}
+
 // Between two batches of effects no session is hungry, and idle ones stand in the list in which the
 // bell looks for them.
 func TestFlowOfASession(t *testing.T) {
