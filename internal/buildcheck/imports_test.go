@@ -46,9 +46,10 @@ var rules = []rule{
 	}},
 
 	{part: "store", imports: []string{"task", "internal"}},
+	{part: "store/moves", imports: []string{"task"}},
 	{part: "store/storetest", imports: []string{"store", "task", "internal"}, outside: []string{"*"}},
-	{part: "store/pebblestore", imports: []string{"store", "task", "internal"}, outside: []string{"*"}},
-	{part: "store/redisstore", imports: []string{"store", "task", "internal"}, outside: []string{"*"}},
+	{part: "store/pebblestore", imports: []string{"store", "store/moves", "task", "internal"}, outside: []string{"*"}},
+	{part: "store/redisstore", imports: []string{"store", "store/moves", "task", "internal"}, outside: []string{"*"}},
 
 	{part: "link", imports: []string{"task", "internal"}},
 	{

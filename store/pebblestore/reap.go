@@ -12,6 +12,7 @@ import (
 	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/moves"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -171,7 +172,7 @@ func (x *txn) lapse(e *entry, now time.Time) {
 	out := x.s.fleet.of(e.t.Lease.Worker).Named(e.t.Overdue(e.startUnknown))
 	tok, _ := e.t.Token()
 	x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
-	x.settle(e, now, tok, out, jitterOf(e.t))
+	x.settle(e, now, tok, out, moves.Jitter(e.t))
 }
 
 // nextReap returns when something will be due.

@@ -8,11 +8,9 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/treadle-dev/treadle/store/moves"
 	"github.com/treadle-dev/treadle/task"
 )
-
-// lostAtRestart is the reason of leases of the local pool found at open.
-const lostAtRestart = "the process that ran it ended"
 
 // recover rebuilds the index from the unfinished tasks on disk. Leases of remote
 // workers are granted one fresh length; those of the local pool ended with the
@@ -134,8 +132,7 @@ func (s *Store) recoverTask(x *txn, rec record, n *recovered) {
 	n.leases++
 	if t.Lease.Local {
 		n.requeued++
-		// A pool may have been killed by what it ran: the loss counts.
-		t.Settle(s.now, tok, task.Fail(task.EndLost, lostAtRestart), jitterOf(t))
+		t.Settle(s.now, tok, moves.LostWithOwner(), moves.Jitter(t))
 		s.ix.place(e, s.now)
 		x.save(e, nil)
 		return
@@ -179,16 +176,4 @@ func (s *Store) edgeKey(lower, upper []byte, edge func(*pebble.Iterator) bool) (
 		key = append([]byte(nil), it.Key()...)
 	}
 	return key, nil
-}
-
-// jitterOf spreads the delay of requeues that the store decides by itself. It
-// depends on the claim alone, so that a history can be replayed.
-func jitterOf(t *task.Task) float64 {
-	h := uint64(14695981039346656037)
-	for _, c := range t.ID {
-		h = (h ^ uint64(c)) * 1099511628211
-	}
-	h = (h ^ t.Epoch) * 1099511628211
-	h ^= h >> 32
-	return float64(h>>11) / (1 << 53)
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/moves"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -143,7 +144,7 @@ func (x *txn) resume(m moment, r *store.Resumption, out []task.Verdict) {
 	for _, e := range denied {
 		tok, _ := e.t.Token()
 		x.signals = append(x.signals, store.Signal{Kind: store.Revoked, Task: e.id, Claim: tok.Claim})
-		x.settle(e, m.at, tok, task.Fail(task.EndReturned, "the worker reconnected without it"), 0)
+		x.settle(e, m.at, tok, moves.Missing(), moves.Jitter(e.t))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/treadle-dev/treadle/internal/failpoint"
 	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/moves"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -197,19 +198,7 @@ func (s *Store) lapse(rec *record, t *task.Task, at time.Time, names fleetNames)
 	if p := names[t.Lease.Worker]; p != nil {
 		out = p.Named(out)
 	}
-	return t.Settle(at, tok, out, jitterOf(t)) == task.VerdictRecorded
-}
-
-// jitterOf spreads the delays of tasks that lost their worker together. It is drawn from
-// id and epoch, so every process that tries comes to the same.
-func jitterOf(t *task.Task) float64 {
-	h := uint64(14695981039346656037)
-	for _, c := range t.ID {
-		h = (h ^ uint64(c)) * 1099511628211
-	}
-	h = (h ^ t.Epoch) * 1099511628211
-	h ^= h >> 32
-	return float64(h>>11) / (1 << 53)
+	return t.Settle(at, tok, out, moves.Jitter(t)) == task.VerdictRecorded
 }
 
 // forget removes finished tasks past their retention and returns how many.
@@ -442,7 +431,7 @@ func endLocal(claim task.ID) func(*record, *task.Task, time.Time) bool {
 			return false
 		}
 		out := task.Fail(task.EndLost, "the process of its local pool ended")
-		return t.Settle(at, tok, out, jitterOf(t)) == task.VerdictRecorded
+		return t.Settle(at, tok, out, moves.Jitter(t)) == task.VerdictRecorded
 	}
 }
 

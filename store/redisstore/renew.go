@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/moves"
 	"github.com/treadle-dev/treadle/task"
 )
 
@@ -178,7 +179,7 @@ func disowned(r *store.Resumption) func(*record, *task.Task, time.Time) bool {
 		if !held || t.Lease.Worker != r.Worker || t.Lease.Session == r.Session {
 			return false
 		}
-		return t.Settle(at, tok, task.Fail(task.EndReturned, "the worker reconnected without it"), jitterOf(t)) == task.VerdictRecorded
+		return t.Settle(at, tok, moves.Missing(), moves.Jitter(t)) == task.VerdictRecorded
 	}
 }
 
