@@ -33,7 +33,7 @@ run: build ## build, then run everything in one process
 	exec bin/treadle up $(ARGS)
 
 .PHONY: test
-test: lint generate-check build build-elsewhere test-go test-python test-typescript test-e2e test-security-quick test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
+test: lint generate-check build build-elsewhere test-go test-simulation test-python test-typescript test-e2e test-security-quick test-deploy test-chaos chaos-selftest fuzz-short ## everything that CI runs
 	@echo "make test: ok"
 
 # The folder of `make test-quick`: make test-quick DIR=server.
@@ -50,6 +50,18 @@ test-go: ## Go tests, under the race detector, in random order
 		-race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 	gotestsum --format pkgname -- -race -tags chaos -timeout $(TEST_TIMEOUT) -run 'Lag' ./dispatcher
 	cd chaos && gotestsum --format pkgname -- -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
+
+# How many steps of the engines `make test-simulation` makes, and `make test-long`.
+SIM_STEPS ?= 1000000
+SIM_STEPS_LONG ?= 1000000000
+# How many states of each small world they visit.
+EXPLORE_STATES ?= 8000
+EXPLORE_STATES_LONG ?= 1000000
+
+.PHONY: test-simulation
+test-simulation: ## the engines on simulated time, a million steps (20 s), and every state of small worlds within a bound (40 s)
+	go test -count=1 -timeout $(TEST_TIMEOUT) -run '^TestSimulation$$' ./dispatcher -steps=$(SIM_STEPS)
+	go test -count=1 -timeout $(TEST_TIMEOUT) -run '^TestExplore$$' ./dispatcher -explore-states=$(EXPLORE_STATES)
 
 .PHONY: test-python
 test-python: build ## the Python client: format, lint, types, tests
@@ -85,6 +97,8 @@ test-long: build chaos-needs ## the same with all cases, more streams and longer
 	TREADLE_SECURITY=short TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 20m ./security
 	TREADLE_SECURITY=long TREADLE_BIN="$(CURDIR)/bin/treadle" go test -count=1 -parallel 8 -timeout 90m ./security
 	cd chaos && $(CHAOS) selftest -scenario
+	go test -count=1 -timeout 24h -run '^TestExplore$$' ./dispatcher -explore-states=$(EXPLORE_STATES_LONG) -explore-delays=2
+	go test -count=1 -timeout 24h -run '^TestSimulation$$' ./dispatcher -steps=$(SIM_STEPS_LONG)
 
 .PHONY: test-deploy
 test-deploy: ## deploy/: Dockerfile, compose file and manifests; what they start is started

@@ -4,9 +4,14 @@ import (
 	"container/heap"
 	"context"
 	"flag"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +27,7 @@ import (
 var (
 	simSeed  = flag.Uint64("seed", 0, "run the simulation with this seed only")
 	simSeeds = flag.Int("seeds", 30, "how many seeds the simulation runs with")
+	simSteps = flag.Int("steps", 0, "run the simulation with as many seeds as it takes for so many steps of the engines; overrules -seeds")
 )
 
 // TestSimulation runs engines and the embedded store on simulated time with
@@ -29,31 +35,89 @@ var (
 // freeze, lose their link or come back late, dispatchers and stores that restart,
 // replies that are lost. Invariants are checked at every step and at the end. A
 // seed decides everything.
+//
+// One seed makes some 5,000 steps. `make test-simulation` makes a million of them without the
+// race detector, which takes 20 s on one core; `make test-long` a thousand times as many.
 func TestSimulation(t *testing.T) {
-	seeds := make([]uint64, 0, *simSeeds)
-	if *simSeed != 0 {
-		seeds = append(seeds, *simSeed)
-	} else {
+	switch {
+	case *simSeed != 0:
+		simulate(t, *simSeed)
+	case *simSteps > 0:
+		simulateLong(t, *simSteps)
+	default:
+		var total simStats
 		for i := range *simSeeds {
-			seeds = append(seeds, uint64(i)+1)
+			total.add(simulate(t, uint64(i)+1))
 		}
 		if !testing.Short() {
 			// One that nobody has seen yet.
-			seeds = append(seeds, rand.Uint64())
+			total.add(simulate(t, rand.Uint64()))
 		}
+		total.seen(t, *simSeeds)
 	}
-	var total simStats
-	for _, seed := range seeds {
-		s := newSim(t, seed)
-		s.run()
-		total.add(s.stats)
+}
+
+// simulate runs one seed.
+func simulate(t *testing.T, seed uint64) simStats {
+	// Fatalf ends the run in the middle, and the seed is told all the same.
+	defer func() {
 		if t.Failed() {
-			t.Fatalf("reproduce: go test ./dispatcher -run TestSimulation -seed=%d", seed)
+			t.Logf("reproduce: go test ./dispatcher -run TestSimulation -seed=%d", seed)
 		}
+	}()
+	s := newSim(t, seed)
+	s.run()
+	if t.Failed() {
+		t.FailNow()
 	}
-	t.Logf("%+v", total)
-	if len(seeds) > 10 && (total.Stale == 0 || total.Lost == 0 || total.Lapsed == 0 || total.Resumed == 0 || total.Expired == 0 || total.Cancelled == 0 || total.Stood == 0 || total.Moved == 0 || total.Grown == 0 || total.Shrunk == 0 || total.Overran == 0) {
-		t.Errorf("a fault that must be seen was not: %+v", total)
+	return s.stats
+}
+
+// simulateLong runs as many seeds as it takes for so many steps, on all processors. The first
+// seed is drawn, so that each run sees new ones.
+func simulateLong(t *testing.T, steps int) {
+	first := rand.Uint64()
+	fmt.Fprintf(os.Stderr, "simulation: %d steps, seeds from %d on\n", steps, first)
+	var (
+		seeds, failed atomic.Uint64
+		mu            sync.Mutex
+		total         simStats
+		told          = time.Now()
+	)
+	t.Run("Seeds", func(t *testing.T) {
+		for range runtime.GOMAXPROCS(0) {
+			t.Run("", func(t *testing.T) {
+				t.Parallel()
+				defer func() {
+					if t.Failed() {
+						failed.Store(1)
+					}
+				}()
+				for failed.Load() == 0 {
+					got := simulate(t, first+seeds.Add(1))
+					mu.Lock()
+					total.add(got)
+					enough := total.Steps >= steps
+					if time.Since(told) > 10*time.Second {
+						told = time.Now()
+						fmt.Fprintf(os.Stderr, "simulation: %d of %d steps, %d seeds\n", total.Steps, steps, seeds.Load())
+					}
+					mu.Unlock()
+					if enough {
+						return
+					}
+				}
+			})
+		}
+	})
+	total.seen(t, int(seeds.Load()))
+}
+
+// seen fails the test when a run was long enough to see every fault and did not.
+func (a *simStats) seen(t *testing.T, seeds int) {
+	t.Logf("%d seeds: %+v", seeds, *a)
+	if seeds > 10 && !t.Failed() && (a.Stale == 0 || a.Lost == 0 || a.Lapsed == 0 || a.Resumed == 0 || a.Expired == 0 || a.Cancelled == 0 || a.Stood == 0 || a.Moved == 0 || a.Grown == 0 || a.Shrunk == 0 || a.Overran == 0) {
+		t.Errorf("a fault that must be seen was not: %+v", *a)
 	}
 }
 
