@@ -48,7 +48,7 @@ test-go: ## Go tests, under the race detector, in random order
 	tools/install.sh cc redis gotools python
 	PATH="$(CURDIR)/.tools/python/bin:$$PATH" gotestsum --format pkgname -- \
 		-race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
-	gotestsum --format pkgname -- -race -tags chaos -timeout $(TEST_TIMEOUT) -run 'Lag' ./dispatcher
+	gotestsum --format pkgname -- -race -tags chaos -timeout $(TEST_TIMEOUT) -run 'Lag|ExploreFinds' ./dispatcher
 	cd chaos && gotestsum --format pkgname -- -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 
 # How many steps of the engines `make test-simulation` makes, and `make test-long`.

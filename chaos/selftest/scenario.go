@@ -51,6 +51,8 @@ var hunts = []hunt{
 	{seededbug.GCLive, on("short-retention", "embedded"), []string{"I1: "}},
 	{seededbug.LocalDeadline, on("clock-steps", "redis"), []string{"I14: ", "I7: "}},
 	{seededbug.ResultOverwrite, on("worker-freeze", "embedded", "-lease", "4s"), []string{"I4: ", "I11: "}},
+	{seededbug.FalseAck, on("worker-freeze", "embedded", "-lease", "4s"), []string{"I6, I8: "}},
+	{seededbug.NoRenewalFence, on("worker-freeze", "embedded", "-lease", "4s"), []string{"I9: "}},
 	{seededbug.DrainLoses, on("rolling-restart", "embedded"), []string{"none was struck", "I7: ", "I11: "}},
 	{seededbug.FalseRaise, on("kill-after-report", "embedded"), lies},
 	{seededbug.FalseTimeout, on("kill-after-report", "embedded"), lies},

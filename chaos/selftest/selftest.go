@@ -45,6 +45,8 @@ var catches = []catch{
 	{bug: seededbug.GCLive, pkg: "store/pebblestore", run: "^TestConformance$/^CrashableMemory$/^Retention$"},
 	{bug: seededbug.LocalDeadline, pkg: "store/redisstore", run: "^TestCallerClockIsOff$"},
 	{bug: seededbug.ResultOverwrite, pkg: "store/pebblestore", run: "^TestConformance$/^CrashableMemory$/^(Settle|Lease)$"},
+	{bug: seededbug.FalseAck, pkg: "store/pebblestore", run: "^TestConformance$/^CrashableMemory$/^(Settle|Lease)$"},
+	{bug: seededbug.NoRenewalFence, pkg: "store/pebblestore", run: "^TestConformance$/^CrashableMemory$/^(Settle|Lease)$"},
 	{bug: seededbug.DrainLoses, pkg: "worker", run: "^TestDrainFinishesWhatRuns$"},
 	{bug: seededbug.FalseRaise, pkg: "worker", run: "^TestTruthful$"},
 	{bug: seededbug.FalseTimeout, pkg: "worker", run: "^TestTruthful$"},

@@ -48,7 +48,7 @@ var rules = []rule{
 	{part: "store", imports: []string{"task", "internal"}},
 	{part: "store/moves", imports: []string{"task"}},
 	{part: "store/storetest", imports: []string{"store", "task", "internal"}, outside: []string{"*"}},
-	{part: "store/pebblestore", imports: []string{"store", "store/moves", "task", "internal"}, outside: []string{"*"}},
+	{part: "store/pebblestore", imports: []string{"store", "store/moves", "task", "internal"}, outside: []string{"*"}, tests: []string{"store/storetap"}},
 	{part: "store/redisstore", imports: []string{"store", "store/moves", "task", "internal"}, outside: []string{"*"}},
 
 	{part: "link", imports: []string{"task", "internal"}},
@@ -69,7 +69,7 @@ var rules = []rule{
 	{
 		part:    "dispatcher",
 		imports: []string{"task", "store", "link", "internal"},
-		tests:   []string{"fabric", "store/pebblestore", "store/redisstore", "worker"},
+		tests:   []string{"fabric", "store/pebblestore", "store/redisstore", "store/storetap", "worker"},
 	},
 	{
 		part:    "worker",

@@ -19,6 +19,12 @@ func choose(b Bug) Bug {
 	return b
 }
 
+// Any says whether this process makes a mistake at all.
+func Any() bool { return chosen != "" }
+
+// Choose changes which mistake this process makes, for tests of one goroutine.
+func Choose(b Bug) { chosen = choose(b) }
+
 // On says whether this process makes that mistake.
 func On(b Bug) bool { return b == chosen }
 

@@ -36,6 +36,10 @@ const (
 	LocalDeadline Bug = "deadline-by-local-clock"
 	// ResultOverwrite: a report about a finished task replaces its result.
 	ResultOverwrite Bug = "result-overwrite"
+	// FalseAck: a report that was refused is answered as recorded.
+	FalseAck Bug = "false-ack"
+	// NoRenewalFence: a renewal counts whatever claim it belongs to.
+	NoRenewalFence Bug = "no-renewal-fence"
 	// DrainLoses: a worker that drains forgets what it has accepted.
 	DrainLoses Bug = "drain-loses-accepted"
 	// FalseRaise and the following: a worker reports every 20th success as another end.
@@ -52,5 +56,6 @@ func Bugs() []Bug {
 	return []Bug{
 		NoFence, AckBeforeSync, DoubleReap, LostCancel, OffByOneRetries, ReusedEpoch, ReplyBeforeWait, ClaimTwice, GCLive,
 		LocalDeadline, ResultOverwrite, DrainLoses, FalseRaise, FalseTimeout, FalseExhausted, FalseUnread, FalseLoss, FalseCancel,
+		FalseAck, NoRenewalFence,
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/treadle-dev/treadle/store"
+	"github.com/treadle-dev/treadle/store/storetap"
 	"github.com/treadle-dev/treadle/store/storetest"
 )
 
@@ -93,8 +94,8 @@ func (f *fixture) crash(t *testing.T, rng *rand.Rand, percent int) *Store {
 
 func (f *fixture) harness() storetest.Harness {
 	return storetest.Harness{
-		Store: f.s, Now: f.clock.Now, Advance: f.clock.Advance, Retention: f.opts.Retention, Lease: f.opts.Lease,
-		Reopen:      func(t *testing.T) store.Store { return f.reopen(t) },
+		Store: storetap.Wrap(f.s), Now: f.clock.Now, Advance: f.clock.Advance, Retention: f.opts.Retention, Lease: f.opts.Lease,
+		Reopen:      func(t *testing.T) store.Store { return storetap.Wrap(f.reopen(t)) },
 		OwnerMemory: true,
 		Check:       func() error { return f.s.CheckInvariants(context.Background()) },
 		Keys:        func() (int, error) { return f.s.CountKeys() },
@@ -108,7 +109,7 @@ func TestConformance(t *testing.T) {
 		storetest.Run(t, func(t *testing.T) storetest.Harness {
 			f := newFixture(t, func(o *Options) { o.FS = vfs.NewCrashableMem() })
 			h := f.harness()
-			h.Crash = func(t *testing.T) store.Store { return f.crash(t, nil, 0) }
+			h.Crash = func(t *testing.T) store.Store { return storetap.Wrap(f.crash(t, nil, 0)) }
 			return h
 		})
 	})

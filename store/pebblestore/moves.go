@@ -117,9 +117,6 @@ func (x *txn) saveOutput(e *entry, attempt int) {
 // settle applies an outcome to an entry whose claim is in force.
 func (x *txn) settle(e *entry, now time.Time, tok task.Token, out task.Outcome, jitter float64) task.Verdict {
 	s, t := x.s, e.t
-	if have, ok := t.Token(); ok && seededbug.On(seededbug.NoFence) {
-		tok = have
-	}
 	if have, ok := t.Token(); !ok || have.Epoch != tok.Epoch || have.Claim != tok.Claim {
 		// Settle answers without changing anything.
 		return t.Settle(now, tok, out, jitter)

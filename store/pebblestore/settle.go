@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/store/moves"
 	"github.com/treadle-dev/treadle/task"
@@ -204,19 +203,5 @@ func (s *Store) settleEnded(ctx context.Context, now time.Time, it *store.Settle
 	if v.task == nil || !v.task.Status.Terminal() {
 		return task.VerdictStale, nil
 	}
-	if seededbug.On(seededbug.ResultOverwrite) {
-		return task.VerdictRecorded, s.overwrite(v.task.ID, it.Outcome.Result)
-	}
 	return v.task.Settle(now, it.Token, it.Outcome, it.Jitter), nil
-}
-
-// overwrite replaces a result: the mistake [seededbug.ResultOverwrite], which no build that
-// users get can make.
-func (s *Store) overwrite(id task.ID, result []byte) error {
-	rec, err := s.readRecord(spaceFinished, id)
-	if err != nil || rec.task == nil {
-		return err
-	}
-	rec.result, rec.task.ResultSize = result, len(result)
-	return s.db.Set(idKey(spaceFinished, id), appendRecord(nil, &rec), s.sync)
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/treadle-dev/treadle/internal/seededbug"
 	"github.com/treadle-dev/treadle/store"
 	"github.com/treadle-dev/treadle/task"
 )
@@ -318,11 +317,6 @@ func (s *Store) Cancel(ctx context.Context, now time.Time, ids []task.ID, onlyQu
 			}
 			if onlyQueued && e.t.Status == task.Running {
 				out[i] = e.t.Clone()
-				continue
-			}
-			if e.t.Status == task.Running && seededbug.On(seededbug.LostCancel) {
-				out[i] = e.t.Clone()
-				out[i].Cancel(at)
 				continue
 			}
 			if e.where != whereEnded {

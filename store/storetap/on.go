@@ -27,6 +27,7 @@ const maxDelay = 50 * time.Millisecond
 // Wrap returns a store that writes its history and has the faults that the environment
 // asks for; s itself when it asks for neither.
 func Wrap(s store.Store) store.Store {
+	s = Mistaken(s)
 	dir, faults := os.Getenv(EnvHistory), os.Getenv(EnvFaults)
 	if dir == "" && faults == "" {
 		return s
