@@ -220,3 +220,38 @@ def test_own_exceptions_travel() -> None:
     back = pickle.loads(pickle.dumps(exc))
     assert type(back) is treadle.WorkerFailureError
     assert (str(back), back.task_id, back.worker_id) == ("gone", "t", "w")
+
+
+# Imports cloudpickle on a thread, which stops half way until the other one has asked for it.
+HALF_IMPORTED = """
+import importlib.abc, sys, threading
+from treadle import _value
+
+half, go = threading.Event(), threading.Event()
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "cloudpickle.cloudpickle":
+            half.set()
+            assert go.wait(20)
+        return None
+
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=__import__, args=("cloudpickle",))
+thread.start()
+assert half.wait(20) and "cloudpickle" in sys.modules
+threading.Timer(0.1, go.set).start()
+print(_value.modules_by_value())
+thread.join()
+"""
+
+
+def test_a_module_that_another_thread_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HALF_IMPORTED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import importlib
 import io
 import os
 import sys
@@ -34,10 +35,10 @@ _CacheInfo: Any = vars(functools)["_CacheInfo"]
 
 def modules_by_value() -> set[str]:
     """The modules that the program gave to cloudpickle.register_pickle_by_value."""
-    cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is None:
+    if sys.modules.get("cloudpickle") is None:
         return set()
-    found: set[str] = cloudpickle.list_registry_pickle_by_value()
+    # What stands there may be half a module, as another thread imports it: this waits for it.
+    found: set[str] = importlib.import_module("cloudpickle").list_registry_pickle_by_value()
     return found
 
 
