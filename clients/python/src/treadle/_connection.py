@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Callable, Union
 
 import grpc
+import grpc.experimental
 
 from . import _address, _await, _cancel, _nested, _status, _submit
 from ._gen.treadle.v1 import fabric_pb2 as pb
@@ -451,6 +452,10 @@ def _dial_nested(at: _nested.Endpoint) -> grpc.Channel:
 
 def _dial(address: str, tls: Tls, more: Iterable[tuple[str, Any]] = ()) -> grpc.Channel:
     options: list[tuple[str, Any]] = [
+        # A stream of answers is read by the thread that wants it. By default a thread of the channel reads
+        # it, and a stream that cannot connect may get its status and never the end of its reads: whoever
+        # iterates over it then waits for ever (grpcio 1.78 to 1.85.3, one time in ten in a trial).
+        (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
         *more,
         ("grpc.max_receive_message_length", _MAX_MESSAGE),
         ("grpc.max_send_message_length", _MAX_MESSAGE),
