@@ -185,7 +185,7 @@ func (p *plan) scan(b []byte, s *scanner) *Error {
 	var seen uint32 // messages that were given
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
+		if n < 0 || num > protowire.MaxValidNumber {
 			return &Error{Text: malformed}
 		}
 		b = b[n:]

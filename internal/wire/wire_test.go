@@ -396,6 +396,7 @@ func FuzzScan(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	f.Add([]byte("\xd8\xd8\xd8\xd800")) // a field's number over the highest that there is
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, m := range []proto.Message{&treadlev1.WorkerFrame{}, &treadlev1.DispatcherFrame{}, &treadlev1.ExecuteBatchRequest{}, &treadlev1.CallRequest{}} {
 			p := limits.plan(m)
