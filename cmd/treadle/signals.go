@@ -22,36 +22,9 @@ func surviveClosedPipes() {
 	surviveOnce.Do(func() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) })
 }
 
-// endAtHangup ends the context when the terminal is closed, as Ctrl-C does: for verbs that
-// have something to undo. One that was started with SIGHUP ignored, as by nohup, goes on.
-func endAtHangup(parent context.Context) (ctx context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(parent)
-	if signal.Ignored(syscall.SIGHUP) {
-		return ctx, func() { cancel(nil) }
-	}
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	done, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		select {
-		case <-hangups:
-			cancel(errHangup)
-		case <-done:
-		}
-	}()
-	return ctx, func() {
-		signal.Stop(hangups)
-		close(done)
-		<-stopped
-		cancel(nil)
-	}
-}
-
-// hearHangups says what SIGHUP means to a server or worker: the end, in order, of one that
-// was started at a terminal; of any other one to read its files again. One that was started
-// with SIGHUP ignored, as by nohup, keeps ignoring it. stop waits for what it started.
-func (n *node) hearHangups(parent context.Context) (ctx context.Context, stop func()) {
+// onHangup calls heard for each SIGHUP until stop, which waits for what it started; heard may end
+// the context. One that was started with SIGHUP ignored, as by nohup, keeps ignoring it.
+func onHangup(parent context.Context, heard func(context.CancelCauseFunc)) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	if signal.Ignored(syscall.SIGHUP) {
 		return ctx, func() { cancel(nil) }
@@ -64,7 +37,7 @@ func (n *node) hearHangups(parent context.Context) (ctx context.Context, stop fu
 		for {
 			select {
 			case <-hangups:
-				n.hangUp(cancel)
+				heard(cancel)
 			case <-done:
 				return
 			}
@@ -76,6 +49,18 @@ func (n *node) hearHangups(parent context.Context) (ctx context.Context, stop fu
 		<-stopped
 		cancel(nil)
 	}
+}
+
+// endAtHangup ends the context when the terminal is closed, as Ctrl-C does: for verbs that
+// have something to undo.
+func endAtHangup(parent context.Context) (ctx context.Context, stop func()) {
+	return onHangup(parent, func(cancel context.CancelCauseFunc) { cancel(errHangup) })
+}
+
+// hearHangups says what SIGHUP means to a server or worker: the end, in order, of one that
+// was started at a terminal; of any other one to read its files again.
+func (n *node) hearHangups(parent context.Context) (ctx context.Context, stop func()) {
+	return onHangup(parent, n.hangUp)
 }
 
 func (n *node) hangUp(end context.CancelCauseFunc) {
